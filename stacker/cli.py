@@ -1,0 +1,308 @@
+"""The command line: every command opens a config or a run, calls one function and prints.
+
+Heavy packages are imported inside the commands, so that `stacker --help` answers at once. Results go to
+stdout; progress and the log go to stderr. Only a StackerError becomes a one-line message: anything else
+is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from stacker import __version__
+from stacker.errors import StackerError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from stacker.config import Config
+
+
+class Failure(click.ClickException):
+    """A message and an exit code for a person at the terminal."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance too
+
+
+class Commands(click.Group):
+    """A group that turns what a user can mend into one message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; translate errors, a full disk and Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except StackerError as error:
+            raise Failure(str(error), error.exit_code) from error
+        except KeyboardInterrupt:
+            raise Failure("interrupted; what is finished is kept, run it again to go on", 130) from None
+        except Exception as error:
+            if not _is_disk_full(error):
+                raise
+            raise Failure(
+                f"the disk is full ({error}); what is finished is kept: make room, or point 'artifacts' "
+                "at another disk, and run the same command again",
+                1,
+            ) from error
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Recognise a full disk: HDF5 and safetensors report it in the text alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    texts = ("No space left on device", f"errno = {errno.ENOSPC}", "Disk quota exceeded")
+    return any(text in str(error) for text in texts)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stacker")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings only.")
+def main(quiet: bool) -> None:
+    """Stack breast-histopathology classifiers on their Grad-CAM maps, split by case.
+
+    Three stages share one run directory: train base models, cache their maps, stack a meta-learner.
+    Begin with 'stacker demo', then copy configs/breakhis.yaml.
+    """
+    import warnings
+
+    from rich.logging import RichHandler
+
+    from stacker.progress import console
+
+    rich = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+    handler = rich if console.is_terminal else logging.StreamHandler(console.file)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("stacker")
+    package.handlers = [handler]
+    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    package.propagate = False
+    warnings.filterwarnings("ignore", module="torch|timm|xgboost")
+
+
+CONFIG = click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+RUN = click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting, e.g. --set train.epochs=5. May be repeated.",
+)
+
+
+def _load(config_file: Path, overrides: tuple[str, ...]) -> Config:
+    from stacker.config import load_config
+
+    return load_config(config_file, overrides)
+
+
+@main.command()
+@SET
+def demo(overrides: tuple[str, ...]) -> None:
+    """Write a synthetic data set and run all three stages on it.
+
+    Everything lands in artifacts/: the images in artifacts/demo-data, the run in artifacts/demo.
+    """
+    from stacker.demo import run_demo
+
+    done = run_demo(overrides)
+    _print_scores(done.metrics)
+    click.echo(f"\nA picture of what the base models looked at: {done.heatmaps}")
+    click.echo(f"All results: {done.run}/metrics.json, predictions.csv, figures/")
+    click.echo(f"Next: stacker inspect {done.run} --sample 4, or copy configs/breakhis.yaml")
+
+
+@main.command()
+@CONFIG
+@SET
+def train(config_file: Path, overrides: tuple[str, ...]) -> None:
+    """Stage one: fine-tune every backbone on every fold of CONFIG."""
+    from stacker import pipeline
+
+    study = pipeline.begin(_load(config_file, overrides))
+    pipeline.train(study)
+    click.echo(f"{len(study.jobs())} base models in {study.run.path}/models")
+
+
+@main.command()
+@CONFIG
+@SET
+def cache(config_file: Path, overrides: tuple[str, ...]) -> None:
+    """Stage two: cache maps, embeddings and logits of images that a base model never saw."""
+    from stacker import pipeline
+
+    study = pipeline.reopen(_load(config_file, overrides))
+    pipeline.cache(study)
+    click.echo(f"{len(study.jobs())} caches in {study.run.path}/cache")
+
+
+@main.command()
+@CONFIG
+@SET
+@click.option(
+    "--meta",
+    "metas",
+    multiple=True,
+    metavar="NAME",
+    help="Meta-learner: logistic, mlp or xgboost. May be repeated; default: stack.meta.",
+)
+def stack(config_file: Path, overrides: tuple[str, ...], metas: tuple[str, ...]) -> None:
+    """Stage three: train meta-learners on the cached maps and score them on the test cases."""
+    from stacker import pipeline
+    from stacker.config import MetaName
+    from stacker.errors import require_one_of
+
+    require_one_of("meta-learner", metas, get_args(MetaName))
+    study = pipeline.reopen(_load(config_file, overrides))
+    metrics = pipeline.stack(study, metas or study.run.config.stack.meta)
+    _print_scores(metrics)
+    click.echo(f"\n{study.run.path}/metrics.json, predictions.csv, figures/")
+
+
+@main.command()
+@CONFIG
+@SET
+def run(config_file: Path, overrides: tuple[str, ...]) -> None:
+    """All three stages of CONFIG; what is done already is skipped."""
+    from stacker import pipeline
+
+    config = _load(config_file, overrides)
+    _print_scores(pipeline.run_all(config))
+    click.echo(f"\n{config.run_path}/metrics.json, predictions.csv, figures/")
+
+
+@main.command()
+@RUN
+@click.argument(
+    "images",
+    nargs=-1,
+    required=True,
+    metavar="IMAGE...",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option("--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the heatmap overlays; default: RUN/predictions.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def predict(
+    run_folder: Path, images: tuple[Path, ...], meta: str | None, out: Path | None, as_json: bool
+) -> None:
+    """Classify IMAGEs with the whole stack of RUN and draw their heatmaps.
+
+    An image that cannot be read is reported and skipped; the exit code is then 1.
+    """
+    from dataclasses import asdict
+
+    from stacker.pipeline import open_study
+    from stacker.predict import predict as classify
+    from stacker.terminal import predictions_table
+
+    run = open_study(run_folder).run
+    meta = meta or run.config.stack.meta[0]
+    predictions, failures = classify(run, images, meta, out or run.path / "predictions")
+    if as_json:
+        click.echo(json.dumps([asdict(p) for p in predictions], indent=1))
+    elif predictions:
+        _print(predictions_table(predictions))
+    if failures:
+        raise Failure("\n  ".join([f"{len(failures)} images skipped:", *failures]), 1)
+
+
+@main.command()
+@RUN
+@click.option(
+    "--image",
+    "image_ids",
+    multiple=True,
+    metavar="ID",
+    help="Draw this cached image (its file name without .png). May be repeated.",
+)
+@click.option(
+    "--sample", type=click.IntRange(1), metavar="N", help="Draw N test images, the classes in turn."
+)
+@click.option("--seed", default=0, show_default=True, help="Which images --sample takes.")
+@click.option(
+    "--backbone",
+    "backbones",
+    multiple=True,
+    metavar="NAME",
+    help="Only this backbone. May be repeated.",
+)
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="NAME",
+    help="The class whose map is drawn; default: the last one. May be repeated.",
+)
+@click.option("--signed", is_flag=True, help="Draw evidence against the class too, in blue.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The PNG to write; default: RUN/figures/heatmaps.png.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def inspect(
+    run_folder: Path,
+    image_ids: tuple[str, ...],
+    sample: int | None,
+    seed: int,
+    backbones: tuple[str, ...],
+    classes: tuple[str, ...],
+    signed: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what the caches of RUN hold, and draw cached heatmaps over their images."""
+    from dataclasses import asdict
+
+    from stacker import inspection
+    from stacker.figures import save_figure
+    from stacker.pipeline import open_study
+    from stacker.terminal import caches_table
+
+    run = open_study(run_folder).run
+    caches = inspection.find_caches(run)
+    summaries = [inspection.summarise(cache) for cache in caches.values()]
+    if as_json:
+        click.echo(json.dumps([asdict(summary) for summary in summaries], indent=1))
+    else:
+        _print(caches_table(summaries))
+    if sample:
+        image_ids += tuple(inspection.sample(caches, sample, seed))
+    if image_ids:
+        path = out or run.figures / "heatmaps.png"
+        save_figure(inspection.draw(run, caches, image_ids, backbones, classes, signed), path)
+        click.echo(f"heatmaps of {len(image_ids)} images: {path}", err=as_json)
+
+
+def _print_scores(metrics: dict[str, Any]) -> None:
+    from stacker.terminal import differences_table, localisation_table, scores_table
+
+    tables: list[RenderableType] = [scores_table(metrics)]
+    if metrics["differences"]:
+        tables.append(differences_table(metrics))
+    if "localisation" in metrics:
+        tables.append(localisation_table(metrics))
+    _print(*tables)
+
+
+def _print(*renderables: RenderableType) -> None:
+    """Print tables to stdout, wide enough to be read when it is a file or a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for renderable in renderables:
+        console.print(renderable)

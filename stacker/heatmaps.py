@@ -1,0 +1,88 @@
+"""What happens to a map when somebody looks: a native-grid map becomes a heatmap over the pixels.
+
+The cache holds maps signed, unscaled and small. Here they are upsampled for a person, and scored against
+masks of the lesion where the data set has some: does the map's peak fall inside (pointing game, Zhang et
+al. 2016), and how much of its positive mass does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Picture
+
+from stacker.cache import open_cache
+from stacker.config import Config, ImagesConfig
+from stacker.errors import DataError
+from stacker.folds import Folds
+from stacker.images import decode
+from stacker.manifest import Image, Manifest
+from stacker.run import Run
+
+
+def upsample(map_hw: np.ndarray, size: int) -> np.ndarray:
+    """Return a map as (size, size) float32, bilinearly interpolated."""
+    small = Picture.fromarray(np.ascontiguousarray(map_hw, dtype=np.float32))
+    return np.asarray(small.resize((size, size), Picture.Resampling.BILINEAR))
+
+
+def read_mask(image: Image, config: Config) -> np.ndarray | None:
+    """Return an image's lesion mask as (size, size) bool, or None when it has none."""
+    if config.data.masks is None:
+        return None
+    path = config.data.masks / Path(image.path).name
+    return _binary_mask(path, config.images) if path.exists() else None
+
+
+def _binary_mask(path: Path, config: ImagesConfig) -> np.ndarray:
+    mask: np.ndarray = decode(path, config)[..., 0] > 127
+    return mask
+
+
+def pointing_and_mass(map_hw: np.ndarray, mask: np.ndarray) -> tuple[bool, float]:
+    """Say whether the map's peak lies inside the mask, and which share of its positive mass does.
+
+    A map without any positive value points nowhere: a miss, with no mass inside.
+    """
+    heat = upsample(map_hw, len(mask)).clip(min=0)
+    if heat.max() <= 0:
+        return False, 0.0
+    return bool(mask.flat[heat.argmax()]), float(heat[mask].sum() / heat.sum())
+
+
+def localise(run: Run, manifest: Manifest, folds: Folds) -> dict[str, Any]:
+    """Score each backbone's maps of the true class on the test images that have a mask.
+
+    `mask_area` is what a map that knows nothing would reach. Labels are used to look, never to stack.
+    """
+    masks = {image.id: read_mask(image, run.config) for image in manifest.images}
+    known = {name: mask for name, mask in masks.items() if mask is not None and mask.any()}
+    if not known:
+        raise DataError(
+            f"data.masks: no mask in {run.config.data.masks} has the name of an image and is not empty"
+        )
+    result: dict[str, Any] = {}
+    for backbone in run.config.backbones:
+        hits, inside, areas = [], [], []
+        for fold in folds.folds:
+            cache = open_cache(run.cache_folder(backbone, fold.name))
+            wanted = np.array([i.decode() in known for i in cache.rows.image_id])
+            wanted &= cache.rows.fold == b"test"
+            rows = cache.rows.take(wanted)
+            found = cache.read("maps", wanted)
+            for maps, label, image_id in zip(found, rows.label, rows.image_id, strict=True):
+                mask = known[image_id.decode()]
+                hit, mass = pointing_and_mass(maps[label], mask)
+                hits.append(hit)
+                inside.append(mass)
+                areas.append(mask.mean())
+        if hits:
+            result[backbone] = {
+                "pointing_game": round(float(np.mean(hits)), 4),
+                "mass_inside": round(float(np.mean(inside)), 4),
+                "mask_area": round(float(np.mean(areas)), 4),
+                "maps": len(hits),
+            }
+    return result

@@ -1,0 +1,298 @@
+"""The stages in order: what to do, in which run, and what is done already.
+
+Stage one and two are lists of jobs, one per backbone and fold, worked off in this process. A job's
+result says in itself from what it was made (an identity digest in a checkpoint, the provenance in a
+cache); a job whose result is there is skipped, and anything else that lies in its place is refused or
+made anew. Torch is imported by the stages that need it, so stage three runs without it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stacker.cache import Provenance, Rows, describe_preprocessing, fixed_text
+from stacker.config import Config, TrainConfig
+from stacker.errors import RunError, UnreadableImages
+from stacker.folds import Fold, Folds, load_folds, make_folds, save_folds
+from stacker.images import open_store
+from stacker.manifest import Manifest, load_manifest, read_manifest, save_manifest
+from stacker.progress import bar
+from stacker.run import Run, create_run, digest, file_sha256, open_run, require_space, versions
+
+if TYPE_CHECKING:
+    from stacker.finetune import Epoch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A run with its images and its split: what every stage works on."""
+
+    run: Run
+    manifest: Manifest
+    folds: Folds
+
+    def jobs(self) -> list[tuple[str, Fold]]:
+        """Return the base models of the run: every backbone in every fold."""
+        return [(name, fold) for name in self.run.config.backbones for fold in self.folds.folds]
+
+    def pixels(self) -> np.ndarray:
+        """Return the decoded images in the manifest's order."""
+        config = self.run.config
+        return open_store(config.artifacts / "images", self.manifest, config.images)
+
+
+def begin(config: Config) -> Study:
+    """Start a run, or reopen it; raise before anything is written when the data is unusable."""
+    from stacker.backbone import require_known
+
+    require_known(list(config.backbones))
+    if (config.run_path / "manifest.csv").exists():
+        return reopen(config)
+    manifest = read_manifest(config.data)
+    try:
+        open_store(config.artifacts / "images", manifest, config.images)
+    except UnreadableImages as error:
+        if config.data.on_error == "stop":
+            raise
+        for reason in error.reasons.values():
+            log.warning("left out: %s", reason)
+        manifest = manifest.without(error.reasons)
+    folds = make_folds(manifest, config.folds, config.seed)
+    run = create_run(config)
+    save_folds(folds, run.folds_file)
+    save_manifest(manifest, run.manifest_file)
+    log.info("%s; %s", manifest.describe(), folds.label)
+    return Study(run, manifest, folds)
+
+
+def reopen(config: Config) -> Study:
+    """Reopen a run that has been started; raise RunError when it has not, or by another config."""
+    if not (config.run_path / "manifest.csv").exists():
+        raise RunError(f"{config.run_path}: nothing is here yet; run 'stacker train CONFIG' first")
+    return _study(create_run(config))
+
+
+def open_study(path: Path) -> Study:
+    """Open a run directory as it is, for looking and predicting."""
+    return _study(open_run(path))
+
+
+def _study(run: Run) -> Study:
+    manifest = load_manifest(run.manifest_file)
+    return Study(run, manifest, load_folds(run.folds_file, manifest))
+
+
+def train(study: Study) -> None:
+    """Stage one: fine-tune the base models that are not there yet."""
+    from stacker import backbone as backbones
+
+    config = study.run.config
+    device = backbones.choose_device(config.device)
+    precision = backbones.choose_precision(config.precision, device)
+    pixels = study.pixels()
+    jobs = study.jobs()
+    total = sum(_recipe(config, name).epochs for name, _ in jobs)
+    with bar("train", total) as advance:
+        for name, fold in jobs:
+            path = study.run.model_file(name, fold.name)
+            if path.exists():
+                _require_same(path, backbones.read_facts(path)["identity"], _identity(study, name, fold))
+                log.info("train %s/%s: done already", name, fold.name)
+                advance(_recipe(config, name).epochs)
+            else:
+                _train_one(study, name, fold, pixels, device, precision, advance)
+
+
+def _recipe(config: Config, name: str) -> TrainConfig:
+    """Return the training recipe of a backbone: `train`, with what its own section changes."""
+    own = config.backbones[name].model_dump(include={"lr", "epochs"}, exclude_none=True)
+    return config.train.model_copy(update=own)
+
+
+def _identity(study: Study, name: str, fold: Fold) -> str:
+    """Return the digest of all that decides a base model's weights."""
+    config = study.run.config
+    return digest(
+        {
+            "backbone": name,
+            "settings": config.backbones[name].model_dump(mode="json"),
+            "train": config.train.model_dump(mode="json"),
+            "images": config.images.model_dump(mode="json"),
+            "seed": config.seed,
+            "fold": fold.name,
+            "manifest": study.manifest.digest,
+            "folds": study.folds.digest,
+        }
+    )
+
+
+def _require_same(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise RunError(
+            f"{path} was trained for another run (identity {found}, expected {expected}); delete it and "
+            "run 'stacker train CONFIG' again"
+        )
+
+
+def _train_one(
+    study: Study,
+    name: str,
+    fold: Fold,
+    pixels: np.ndarray,
+    device: Any,
+    precision: Any,
+    advance: Any,
+) -> None:
+    import torch
+
+    from stacker.backbone import create, save_checkpoint
+    from stacker.finetune import Part, finetune
+
+    run, config, manifest = study.run, study.run.config, study.manifest
+    started = time.perf_counter()
+    seed = int(digest([config.seed, name, fold.name]), 16) % 2**31
+    torch.manual_seed(seed)
+    backbone = create(name, len(manifest.classes), config.backbones[name])
+    path = run.model_file(name, fold.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    require_space(path.parent, sum(t.nbytes for t in backbone.model.state_dict().values()))
+    curve = path.with_name("metrics.jsonl")
+    curve.unlink(missing_ok=True)
+
+    def log_epoch(epoch: Epoch) -> None:
+        with curve.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(epoch) + "\n")
+        log.info(
+            "train %s/%s: epoch %d/%d  loss %.3f  val loss %.3f  acc %.3f  AUC %.3f  %.0f img/s",
+            *(name, fold.name, epoch["epoch"], _recipe(config, name).epochs, epoch["train_loss"]),
+            *(
+                epoch["val_loss"],
+                epoch["val_accuracy"],
+                epoch["val_auc"],
+                epoch["images_per_second"],
+            ),
+        )
+        advance(1)
+
+    fit, validation = (
+        Part(pixels, manifest.labels, manifest.rows_of(study.folds.group, groups))
+        for groups in (fold.fit, fold.validation)
+    )
+    recipe = _recipe(config, name)
+    best = finetune(backbone, fit, validation, recipe, seed, device, precision, log_epoch)
+    trained = np.concatenate([fit.rows, validation.rows])
+    save_checkpoint(
+        path,
+        backbone,
+        {
+            "identity": _identity(study, name, fold),
+            "classes": manifest.classes,
+            "fold": fold.name,
+            "group": study.folds.group,
+            "training_cases": sorted({manifest.images[row].case for row in trained}),
+            "manifest_digest": manifest.digest,
+            "folds_digest": study.folds.digest,
+            "images": config.images.model_dump(mode="json"),
+            "target_layer": backbone.target_layer,
+            "config": config.results(),
+            "best": {k: v for k, v in best.items() if k != "images_per_second"},
+            "versions": versions(),
+        },
+    )
+    seconds = round(time.perf_counter() - started, 1)
+    facts = {"seconds": seconds, "best_epoch": best["epoch"], "device": str(device)}
+    run.record("train", {f"{name}/{fold.name}": facts | {"precision": str(precision)}})
+
+
+def cache(study: Study) -> None:
+    """Stage two: fill the caches of all base models with the images that they never saw."""
+    from stacker import backbone as backbones
+    from stacker.extract import cache_is_done, fill_cache
+
+    run, config = study.run, study.run.config
+    device = backbones.choose_device(config.device)
+    precision = backbones.choose_precision(config.precision, device)
+    checkpoints = [(name, fold, run.model_file(name, fold.name)) for name, fold in study.jobs()]
+    for name, fold, path in checkpoints:
+        if not path.exists():
+            raise RunError(f"{path}: no such base model; run 'stacker train CONFIG' first")
+        _require_same(path, backbones.read_facts(path)["identity"], _identity(study, name, fold))
+    plans = [(*job, *_rows(study, job[1])) for job in checkpoints]
+    with bar("cache", sum(len(rows) for *_, rows in plans)) as advance:
+        for name, fold, path, store_rows, rows in plans:
+            folder = run.cache_folder(name, fold.name)
+            origin = _provenance(study, name, fold, path, str(precision))
+            if cache_is_done(folder, rows, origin, config.cam):
+                log.info("cache %s/%s: done already", name, fold.name)
+                advance(len(rows))
+                continue
+            started = time.perf_counter()
+            backbone, _ = backbones.load_checkpoint(path)
+            plan = (folder, backbone, study.pixels(), store_rows, rows, origin, config.cam)
+            written = fill_cache(*plan, device, precision, advance)
+            seconds = round(time.perf_counter() - started, 1)
+            run.record("cache", {f"{name}/{fold.name}": {"seconds": seconds, "parts_written": written}})
+            log.info("cache %s/%s: %d images in %.1f s", name, fold.name, len(rows), seconds)
+
+
+def _rows(study: Study, fold: Fold) -> tuple[np.ndarray, Rows]:
+    """Return the images that a fold's model never saw, held-out ones and test, and who they are."""
+    manifest, folds = study.manifest, study.folds
+    held_out = manifest.rows_of(folds.group, fold.held_out)
+    tests = manifest.rows_of(folds.group, folds.test)
+    part = fold.name if folds.protocol == "crossfit" else "stack"
+    store_rows = np.concatenate([held_out, tests])
+    images = [manifest.images[row] for row in store_rows]
+    return store_rows, Rows(
+        label=manifest.labels[store_rows],
+        image_id=fixed_text([image.id for image in images]),
+        case_id=fixed_text([image.case for image in images]),
+        fold=fixed_text([part] * len(held_out) + ["test"] * len(tests)),
+    )
+
+
+def _provenance(study: Study, name: str, fold: Fold, path: Path, precision: str) -> Provenance:
+    from stacker.backbone import read_facts
+
+    facts = read_facts(path)
+    images = study.run.config.images
+    return Provenance(
+        backbone=name,
+        model_fold=fold.name,
+        classes=study.manifest.classes,
+        group=study.folds.group,
+        checkpoint_sha256=file_sha256(path),
+        manifest_digest=study.manifest.digest,
+        folds_digest=study.folds.digest,
+        training_cases=tuple(facts["training_cases"]),
+        target_layer=facts["target_layer"],
+        method=study.run.config.cam.method,
+        preprocessing=describe_preprocessing(images.size, images.resize, facts["mean"], facts["std"]),
+        precision=precision.removeprefix("torch."),
+        versions=json.dumps(versions()),
+    )
+
+
+def stack(study: Study, metas: Sequence[str]) -> dict[str, Any]:
+    """Stage three: fit the meta-learners that are not fitted yet; return the run's metrics."""
+    from stacker.stack import fit_stack
+
+    return fit_stack(study.run, study.manifest, study.folds, metas)
+
+
+def run_all(config: Config) -> dict[str, Any]:
+    """Do all three stages, skipping what is done; return the run's metrics."""
+    study = begin(config)
+    train(study)
+    cache(study)
+    return stack(study, config.stack.meta)

@@ -1,0 +1,125 @@
+"""Classify new images with the whole stack: base models, their maps, the meta-learner.
+
+The one place where the torch half and the scikit-learn half meet in a process: the features of new
+images go straight from the base models to the meta-learner, by the same functions that fill and read
+the cache. Maps drawn over the image are those of the predicted class, averaged over the folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stacker.backbone import choose_device, choose_precision, load_checkpoint
+from stacker.errors import BackboneError, DataError
+from stacker.extract import Arrays, extract
+from stacker.features import assemble, probabilities
+from stacker.figures import Picture, heatmap_sheet, save_figure
+from stacker.images import decode
+from stacker.meta import load_meta
+from stacker.progress import track
+from stacker.run import Run, file_sha256
+from stacker.stack import stack_facts
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the stack says of one image; `base` is each base model's own say."""
+
+    path: str
+    predicted: str
+    probabilities: dict[str, float]
+    base: dict[str, dict[str, float]]
+    heatmaps: str
+
+
+def predict(run: Run, paths: Sequence[Path], meta: str, out: Path) -> tuple[list[Prediction], list[str]]:
+    """Return one prediction per readable image and the reasons for the others; write the overlays."""
+    facts = stack_facts(run, meta)
+    classes, settings = facts["classes"], run.config.images
+    _require_checkpoints(run, facts["checkpoints"])
+    readable, pixels, failures = [], [], []
+    for path in paths:
+        try:
+            pixels.append(decode(path, settings))
+            readable.append(path)
+        except DataError as error:
+            failures.append(str(error))
+    if not readable:
+        return [], failures
+    model = load_meta(meta, run.stack_folder(meta))
+    folds = list(dict.fromkeys(key.split("/")[1] for key in facts["checkpoints"]))
+    shares, by_fold = [], []
+    for fold in track(folds, "predict", total=len(folds)):
+        arrays = {name: _extract(run, name, fold, pixels) for name in run.config.backbones}
+        values, _ = assemble(arrays, classes, facts["features"])
+        shares.append(model.predict_proba(values))
+        by_fold.append(arrays)
+    stacked = np.mean(shares, axis=0)
+    names = _overlay_names(readable)
+    predictions = []
+    for i, path in enumerate(readable):
+        k = int(stacked[i].argmax())
+        base = {n: np.mean([probabilities(f[n]["logits"])[i] for f in by_fold], 0) for n in by_fold[0]}
+        file = out / names[i]
+        title = f"{path.name}\n{meta}: {classes[k]} {stacked[i, k]:.2f}"
+        panels = {
+            f"{name}\n{classes[k]} {base[name][k]:.2f}": [
+                np.mean([f[name]["maps"][i, k] for f in by_fold], 0)
+            ]
+            for name in base
+        }
+        save_figure(heatmap_sheet([Picture(title, pixels[i])], panels, signed=False), file)
+        predictions.append(
+            Prediction(
+                path=str(path),
+                predicted=classes[k],
+                probabilities=_named(classes, stacked[i]),
+                base={name: _named(classes, share) for name, share in base.items()},
+                heatmaps=str(file),
+            )
+        )
+    return predictions, failures
+
+
+def _extract(run: Run, name: str, fold: str, pixels: list[np.ndarray]) -> Arrays:
+    device = choose_device(run.config.device)
+    precision = choose_precision(run.config.precision, device)
+    backbone, _ = load_checkpoint(run.model_file(name, fold))
+    backbone.freeze().model.to(device)
+    size = run.config.cam.batch_size
+    batches = (np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size))
+    return extract(backbone, batches, run.config.cam.method, device, precision)
+
+
+def _require_checkpoints(run: Run, expected: dict[str, str]) -> None:
+    """Raise BackboneError when a base model is not the one that the meta-learner was fitted on."""
+    for key, sha256 in expected.items():
+        path = run.model_file(*key.split("/"))
+        if not path.exists():
+            raise BackboneError(f"{path}: this base model is missing; run 'stacker run CONFIG' again")
+        found = file_sha256(path)
+        if found != sha256:
+            raise BackboneError(
+                f"{path} is not the base model that the meta-learner was fitted on (sha256 "
+                f"{found[:12]}, expected {sha256[:12]}); run 'stacker run CONFIG' again"
+            )
+
+
+def _named(classes: Sequence[str], shares: np.ndarray) -> dict[str, float]:
+    return {name: round(float(share), 6) for name, share in zip(classes, shares, strict=True)}
+
+
+def _overlay_names(paths: Sequence[Path]) -> list[str]:
+    """Return a file name per image; images of one name in several folders are numbered."""
+    seen: dict[str, Any] = {}
+    names = []
+    for path in paths:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        number = f"-{seen[path.stem]}" if seen[path.stem] > 1 else ""
+        names.append(f"{path.stem}{number}.png")
+    return names

@@ -1,0 +1,182 @@
+"""The run directory: where everything lies, how a file is published, what a run refuses.
+
+    artifacts/<run>/config.yaml run.json manifest.csv folds.json
+                    models/<backbone>/<fold>/model.safetensors metrics.jsonl
+                    cache/<backbone>/<fold>/part-00000.h5 ... index.h5
+                    stack/<meta-learner>/...
+                    metrics.json predictions.csv figures/*.png
+
+A file appears under its name only when it is complete: it is written beside it under a temporary name,
+synced and renamed. That is why a process killed at any moment leaves nothing that could be mistaken
+for a result, and why "done" can be decided by what a file says of its origin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from stacker import __version__
+from stacker.config import Config, load_config
+from stacker.errors import RunError
+
+PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "xgboost", "numpy", "h5py")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory and the config that produced it."""
+
+    path: Path
+    config: Config
+
+    @property
+    def manifest_file(self) -> Path:
+        """The table of images."""
+        return self.path / "manifest.csv"
+
+    @property
+    def folds_file(self) -> Path:
+        """Which case is held out from which model."""
+        return self.path / "folds.json"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the run's figures."""
+        return self.path / "figures"
+
+    def model_file(self, backbone: str, fold: str) -> Path:
+        """The checkpoint of one base model."""
+        return self.path / "models" / backbone / fold / "model.safetensors"
+
+    def cache_folder(self, backbone: str, fold: str) -> Path:
+        """The folder of one base model's cache."""
+        return self.path / "cache" / backbone / fold
+
+    def stack_folder(self, meta: str) -> Path:
+        """The folder of one meta-learner."""
+        return self.path / "stack" / meta
+
+    def record(self, section: str, entry: dict[str, Any]) -> None:
+        """Merge an entry into a section of run.json, the run's logbook."""
+        book = read_json(self.path / "run.json")
+        book.setdefault(section, {}).update(entry)
+        write_json(self.path / "run.json", book)
+
+
+def create_run(config: Config) -> Run:
+    """Make or reopen the run directory; raise RunError when it was made by another config."""
+    path = config.run_path
+    if (path / "config.yaml").exists():
+        _refuse_another_config(path, load_config(path / "config.yaml"), config)
+    elif path.exists() and any(path.iterdir()):
+        raise RunError(f"{path} is not empty and holds no config.yaml; choose another 'run' name")
+    path.mkdir(parents=True, exist_ok=True)
+    if not (path / "run.json").exists():
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path / "run.json", {"stacker": __version__, "created": created})
+    with publish(path / "config.yaml") as temporary:
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+    return Run(path, config)
+
+
+def open_run(path: Path) -> Run:
+    """Open an existing run; raise RunError when there is none."""
+    if not (path / "config.yaml").exists():
+        hint = "give the folder that holds config.yaml, e.g. artifacts/demo"
+        raise RunError(f"{path} is not a run directory; {hint}")
+    return Run(path, load_config(path / "config.yaml"))
+
+
+def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
+    old, new = _flat(before.results()), _flat(now.results())
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if changed:
+        key = changed[0]
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise RunError(
+            f"{path} was made by another config: {key} was {old.get(key)!r}, is {new.get(key)!r}"
+            f"{more}; give this config another 'run' name (--set run=NAME) or delete the folder"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success sync and rename it, on failure remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that dead processes left in a folder."""
+    for leftover in folder.glob(".*.tmp"):
+        owner = leftover.name.split(".")[-2]
+        if owner == str(os.getpid()) or not Path("/proc", owner).exists():
+            leftover.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Publish JSON that a person can read."""
+    with publish(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest(content: Any) -> str:
+    """Return 16 hex digits that stand for plain data."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide a result."""
+    found = {"stacker": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # xgboost is also distributed as xgboost-cpu
+            found[package] = "absent"
+    return found
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise RunError before work starts that the disk cannot hold."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RunError(
+            f"{folder}: {needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; make room "
+            "or point 'artifacts' at another disk, then run the same command again"
+        )
