@@ -12,7 +12,7 @@ or random initialisation, and a partial match never passes silently.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -62,9 +62,20 @@ def require_known(names: list[str]) -> None:
     require_one_of("timm model", [n for n in names if not timm.is_model(n)], timm.list_models())
 
 
+def require_files(backbones: Mapping[str, BackboneConfig]) -> None:
+    """Raise BackboneError for weights that are to come from a file which is not there."""
+    for name, settings in backbones.items():
+        if settings.weights not in ("hub", "random") and not Path(settings.weights).is_file():
+            raise BackboneError(
+                f"backbones.{name}.weights: no file at {settings.weights}; "
+                "expected 'hub', 'random' or a path"
+            )
+
+
 def create(name: str, classes: int, settings: BackboneConfig) -> Backbone:
     """Build a backbone with a fresh head of `classes` outputs, starting from the wanted weights."""
     require_known([name])
+    require_files({name: settings})
     if settings.weights == "hub":
         model = _from_hub(name, classes)
     else:
@@ -155,10 +166,6 @@ def _load_weights(name: str, model: Any, path: Path, partial: bool) -> None:
 
 
 def _read_tensors(name: str, path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise BackboneError(
-            f"backbones.{name}.weights: no file at {path}; expected 'hub', 'random' or a path"
-        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -110,11 +110,12 @@ def fixed_text(texts: Sequence[str]) -> np.ndarray:
 
 def write_part(path: Path, arrays: Mapping[str, np.ndarray], rows: Rows, provenance: Provenance) -> None:
     """Publish one part; raise CacheError when a value is not finite in its stored type."""
-    stored: dict[str, np.ndarray] = {
-        "maps": arrays["maps"].astype(np.float16),
-        "features": arrays["features"].astype(np.float32),
-        "logits": arrays["logits"].astype(np.float32),
-    }
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below
+        stored: dict[str, np.ndarray] = {
+            "maps": arrays["maps"].astype(np.float16),
+            "features": arrays["features"].astype(np.float32),
+            "logits": arrays["logits"].astype(np.float32),
+        }
     for name, values in stored.items():
         bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
         if len(bad):
@@ -143,6 +144,7 @@ def write_index(folder: Path, parts: Sequence[Path]) -> None:
             for name in (*ARRAYS, *ROWS):
                 first = opened[0][name]
                 layout = h5py.VirtualLayout((int(ends[-1]), *first.shape[1:]), first.dtype)
+                layout.dcpl.set_obj_track_times(False)  # equal content, equal bytes
                 for part, file, end in zip(parts, opened, ends, strict=True):
                     source = h5py.VirtualSource(part.name, name, file[name].shape, first.dtype)
                     layout[end - len(file["label"]) : end] = source

@@ -187,7 +187,9 @@ def run(config_file: Path, overrides: tuple[str, ...]) -> None:
     metavar="IMAGE...",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
-@click.option("--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta.")
+@click.option(
+    "--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta that is fitted."
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -208,7 +210,6 @@ def predict(
     from stacker.terminal import predictions_table
 
     run = open_study(run_folder).run
-    meta = meta or run.config.stack.meta[0]
     predictions, failures = classify(run, images, meta, out or run.path / "predictions")
     if as_json:
         click.echo(json.dumps([asdict(p) for p in predictions], indent=1))

@@ -38,11 +38,9 @@ class Part:
     def batches(
         self, order: np.ndarray, size: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (pixels_BHWC uint8, labels_B) on the device; a last batch of one is left out."""
+        """Yield (pixels_BHWC uint8, labels_B) on the device, in the given order of rows."""
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            if len(chosen) == 1 and len(order) > 1:  # BatchNorm cannot train on a single image
-                continue
             pixels = torch.from_numpy(self.pixels[chosen])
             labels = torch.from_numpy(self.labels[chosen])
             if device.type == "cuda":
@@ -73,7 +71,8 @@ def finetune(
     optimizer = torch.optim.AdamW(
         _parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=True
     )
-    steps_per_epoch = math.ceil(len(fit.rows) / recipe.batch_size)
+    images = len(fit.rows) - (len(fit.rows) % recipe.batch_size == 1)  # BatchNorm cannot train on one
+    steps_per_epoch = math.ceil(images / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, _warmup_then_cosine(recipe.epochs * steps_per_epoch, recipe.warmup)
     )
@@ -83,9 +82,8 @@ def finetune(
         started = time.perf_counter()
         model.train()
         losses = []
-        for pixels_BHWC, labels_B in fit.batches(
-            order_rng.permutation(fit.rows), recipe.batch_size, device
-        ):
+        order = order_rng.permutation(fit.rows)[:images]
+        for pixels_BHWC, labels_B in fit.batches(order, recipe.batch_size, device):
             images_BCHW = _augment(backbone.normalise(pixels_BHWC), recipe, augment_rng)
             with autocast(device, precision):
                 logits_BK = model(images_BCHW)
@@ -111,7 +109,7 @@ def finetune(
             "train_loss": round(train_loss, 6),
             **_validate(backbone, validation, recipe.batch_size, device, precision),
             "lr": schedule.get_last_lr()[0],
-            "images_per_second": round(len(fit.rows) / seconds, 1),
+            "images_per_second": round(images / seconds, 1),
         }
         if not best or epoch["val_loss"] < best["val_loss"]:
             best = epoch

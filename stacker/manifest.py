@@ -103,6 +103,8 @@ def read_manifest(config: DataConfig) -> Manifest:
     """Read the data set; raise DataError when the folder, the names or the classes are unusable."""
     if not config.path.is_dir():
         raise DataError(f"data.path: no folder at {config.path}; give the data set's folder")
+    if config.masks is not None and not config.masks.is_dir():
+        raise DataError(f"data.masks: no folder at {config.masks}; give the masks' folder, or null")
     images = READERS[config.format](config.path, config.task)
     if config.magnifications is not None:
         found = sorted({image.magnification for image in images})
@@ -150,7 +152,7 @@ def read_breakhis(root: Path, task: str) -> list[Image]:
         images.append(
             Image(
                 id=path.stem,
-                path=str(path),
+                path=str(path.absolute()),
                 label=tumour if task == "binary" else subtype,
                 case=case,
                 slide=case + match["part"],

@@ -48,19 +48,20 @@ class Study:
     def pixels(self) -> np.ndarray:
         """Return the decoded images in the manifest's order."""
         config = self.run.config
-        return open_store(config.artifacts / "images", self.manifest, config.images)
+        return open_store(config.artifacts / ".images", self.manifest, config.images)
 
 
 def begin(config: Config) -> Study:
     """Start a run, or reopen it; raise before anything is written when the data is unusable."""
-    from stacker.backbone import require_known
+    from stacker.backbone import require_files, require_known
 
     require_known(list(config.backbones))
+    require_files(config.backbones)
     if (config.run_path / "manifest.csv").exists():
         return reopen(config)
     manifest = read_manifest(config.data)
     try:
-        open_store(config.artifacts / "images", manifest, config.images)
+        open_store(config.artifacts / ".images", manifest, config.images)
     except UnreadableImages as error:
         if config.data.on_error == "stop":
             raise

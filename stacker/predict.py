@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from stacker.backbone import choose_device, choose_precision, load_checkpoint
-from stacker.errors import BackboneError, DataError
+from stacker.errors import BackboneError, DataError, require_one_of
 from stacker.extract import Arrays, extract
 from stacker.features import assemble, probabilities
 from stacker.figures import Picture, heatmap_sheet, save_figure
 from stacker.images import decode
-from stacker.meta import load_meta
+from stacker.meta import META, load_meta
 from stacker.progress import track
 from stacker.run import Run, file_sha256
-from stacker.stack import stack_facts
+from stacker.stack import default_meta, stack_facts
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,12 @@ class Prediction:
     heatmaps: str
 
 
-def predict(run: Run, paths: Sequence[Path], meta: str, out: Path) -> tuple[list[Prediction], list[str]]:
+def predict(
+    run: Run, paths: Sequence[Path], meta: str | None, out: Path
+) -> tuple[list[Prediction], list[str]]:
     """Return one prediction per readable image and the reasons for the others; write the overlays."""
+    meta = meta or default_meta(run)
+    require_one_of("meta-learner", [meta], META)
     facts = stack_facts(run, meta)
     classes, settings = facts["classes"], run.config.images
     _require_checkpoints(run, facts["checkpoints"])

@@ -74,11 +74,14 @@ class Run:
 
 
 def create_run(config: Config) -> Run:
-    """Make or reopen the run directory; raise RunError when it was made by another config."""
+    """Make or reopen the run directory; raise RunError when it was made by another config.
+
+    The manifest is the last thing that a starting run writes: before it, nothing is frozen yet.
+    """
     path = config.run_path
-    if (path / "config.yaml").exists():
+    if (path / "manifest.csv").exists():
         _refuse_another_config(path, load_config(path / "config.yaml"), config)
-    elif path.exists() and any(path.iterdir()):
+    elif path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
         raise RunError(f"{path} is not empty and holds no config.yaml; choose another 'run' name")
     path.mkdir(parents=True, exist_ok=True)
     if not (path / "run.json").exists():
@@ -91,8 +94,8 @@ def create_run(config: Config) -> Run:
 
 def open_run(path: Path) -> Run:
     """Open an existing run; raise RunError when there is none."""
-    if not (path / "config.yaml").exists():
-        hint = "give the folder that holds config.yaml, e.g. artifacts/demo"
+    if not (path / "manifest.csv").exists():
+        hint = "give the folder of a run, e.g. artifacts/demo"
         raise RunError(f"{path} is not a run directory; {hint}")
     return Run(path, load_config(path / "config.yaml"))
 

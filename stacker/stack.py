@@ -100,6 +100,15 @@ def stack_facts(run: Run, name: str) -> dict[str, Any]:
     return facts
 
 
+def default_meta(run: Run) -> str:
+    """Return the first of `stack.meta` that is fitted, or else any other that is."""
+    names = [*run.config.stack.meta, *META]
+    fitted = [name for name in names if (run.stack_folder(name) / "stack.json").exists()]
+    if not fitted:
+        raise RunError(f"{run.path}: no meta-learner is fitted yet; run 'stacker stack CONFIG' first")
+    return fitted[0]
+
+
 def _summarise(run: Run, manifest: Manifest, folds: Folds, tables: Tables) -> dict[str, Any]:
     """Score everything that is fitted, and write metrics.json, predictions.csv and the figures."""
     fitted = [name for name in META if _is_fitted(run, name, tables)]

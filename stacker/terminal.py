@@ -33,7 +33,8 @@ def scores_table(metrics: dict[str, Any]) -> Table:
         mark += " (!)" if scores["constant_prediction"] else ""
         cells = (_with_interval(scores[unit], score) for unit, score, _ in COLUMNS)
         table.add_row(name + mark, *cells)
-    table.caption = f"Intervals: {metrics['intervals']}. * best base model on held-out cases. (!) predicts one class only."
+    marks = "* best base model on held-out cases; (!) predicts one class"
+    table.caption = f"Intervals: {metrics['intervals']}. {marks}"
     table.caption_justify = "left"
     return table
 

@@ -1,0 +1,1 @@
+"""Tests of stacker. They need neither network nor data."""

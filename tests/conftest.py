@@ -1,0 +1,85 @@
+"""What the tests share: a small synthetic BreakHis, a small config, and one finished run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stacker import pipeline
+from stacker.config import Config, load_config
+from stacker.synthetic import write_breakhis
+
+MakeConfig = Callable[..., Config]
+
+
+def small_settings(artifacts: Path, data: Path) -> dict[str, Any]:
+    """Return the settings of a run that takes seconds: timm's test models on tiny images."""
+    return {
+        "run": "small",
+        "artifacts": str(artifacts),
+        "data": {"path": str(data), "masks": str(data / "masks")},
+        "images": {"size": 32},
+        "folds": {"protocol": "holdout", "test": 0.25, "stack": 0.25, "validation": 0.25},
+        "backbones": {
+            "test_resnet": {"weights": "random", "lr": 1e-3},
+            "test_efficientnet": {"weights": "random", "lr": 1e-3},
+        },
+        "train": {"epochs": 2, "batch_size": 16},
+        "cam": {"part_rows": 10},
+        "stack": {"meta": ["logistic", "mlp", "xgboost"], "mlp": {"epochs": 5}, "bootstrap": 100},
+    }
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a synthetic BreakHis of 24 cases and 72 images."""
+    root = tmp_path_factory.mktemp("data") / "breakhis"
+    write_breakhis(root, cases=24, images_per_case=3, size=(70, 46), seed=3, workers=1)
+    return root
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, data: Path) -> Callable[..., Path]:
+    """Return a function that writes the small config as YAML, with some sections changed."""
+
+    def write(**changes: Any) -> Path:
+        settings = small_settings(tmp_path / "artifacts", data)
+        for section, change in changes.items():
+            old = settings.get(section)
+            if isinstance(old, dict) and section != "backbones":
+                settings[section] = {**old, **change}
+            else:
+                settings[section] = change
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_config(write_config: Callable[..., Path]) -> MakeConfig:
+    """Return a function that makes the small config, with some sections changed."""
+    return lambda **changes: load_config(write_config(**changes))
+
+
+@pytest.fixture(scope="session")
+def finished_artifacts(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Return an artifacts folder that holds one finished run, `small`. Do not write into it."""
+    artifacts = tmp_path_factory.mktemp("finished") / "artifacts"
+    pipeline.run_all(Config.model_validate(small_settings(artifacts, data)))
+    return artifacts
+
+
+@pytest.fixture
+def finished(finished_artifacts: Path, tmp_path: Path, data: Path) -> Config:
+    """Return the config of a finished run of the test's own, which it may damage."""
+    shutil.copytree(finished_artifacts, tmp_path / "artifacts")
+    config = Config.model_validate(small_settings(tmp_path / "artifacts", data))
+    (config.run_path / "config.yaml").write_text(config.to_yaml())
+    return config

@@ -1,0 +1,77 @@
+"""The house stands as drawn: imports run one way, and the two halves meet in the cache alone."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import stacker
+
+PACKAGE = Path(stacker.__file__).parent
+ORDER = (  # every module imports only from modules above it
+    *("__init__", "errors", "config", "run", "progress"),
+    *("tissue", "synthetic", "manifest", "images", "folds"),
+    *("backbone", "cam", "metrics", "cache", "finetune", "extract"),
+    *("heatmaps", "figures", "features", "mlp", "meta", "stack"),
+    *("inspection", "predict", "terminal", "pipeline", "demo", "cli", "__main__"),
+)
+TORCH_HALF = {"backbone", "cam", "finetune", "extract"}
+SKLEARN_HALF = {"features", "meta", "stack", "mlp"}
+
+
+def imports(module: str, top_level_only: bool = False) -> set[str]:
+    """Return the stacker modules that a module imports, those for type checking left out."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    nodes = list(tree.body if top_level_only else ast.walk(tree))
+    guarded = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and id(node) not in guarded and node.module:
+            if node.module == "stacker":
+                found |= {a.name for a in node.names if (PACKAGE / f"{a.name}.py").exists()}
+            elif node.module.startswith("stacker."):
+                found.add(node.module.split(".")[1])
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    """A new module is given a place in the order."""
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ORDER)
+
+
+def test_imports_run_one_way() -> None:
+    """Data flows from the manifest to the stack, and so do the imports."""
+    for position, module in enumerate(ORDER):
+        later = imports(module) & set(ORDER[position:])
+        assert not later, f"{module} imports {later}"
+
+
+def test_the_halves_do_not_import_each_other() -> None:
+    """The torch half writes the cache, the scikit-learn half reads it."""
+    for module in TORCH_HALF:
+        assert not imports(module) & SKLEARN_HALF
+    for module in SKLEARN_HALF:
+        assert not imports(module) & TORCH_HALF
+
+
+def test_commands_import_nothing_at_the_top() -> None:
+    """Only the errors: everything else is imported inside a command."""
+    assert imports("cli", top_level_only=True) == {"errors"}
+
+
+def test_nothing_prints_but_the_command_line() -> None:
+    """Modules return values and log."""
+    for path in PACKAGE.glob("*.py"):
+        calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        assert not any(isinstance(c.func, ast.Name) and c.func.id == "print" for c in calls), path
+
+
+def test_modules_are_short_enough_to_read() -> None:
+    """No module grows beyond what fits in a head."""
+    for path in PACKAGE.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 320, path

@@ -1,0 +1,109 @@
+"""The config is checked whole before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stacker.config import Config, load_config
+from stacker.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path: Path) -> None:
+    """A config that ships with the program loads without a fault."""
+    assert load_config(path).backbones
+
+
+def test_resolved_yaml_loads_to_the_same_config(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What a run stores as its config is the config."""
+    config = load_config(write_config(images={"size": 48}))
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_all_faults_are_named_at_once(write_config: Callable[..., Path]) -> None:
+    """A typo, a wrong type, a value out of bounds and a wrong choice are four lines of one message."""
+    path = write_config(
+        train={"epocs": 3, "batch_size": "many"},
+        folds={"test": 1.5},
+        stack={"meta": ["xgbost"]},
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert "4 faults" in message
+    assert "train.epocs: unknown key; did you mean 'epochs'?" in message
+    assert "train.batch_size" in message
+    assert "folds.test" in message
+    assert "did you mean 'xgboost'?" in message
+
+
+def test_unknown_key_of_a_backbone_is_named_with_the_nearest(write_config: Callable[..., Path]) -> None:
+    """Settings below a backbone's own name are checked like all others."""
+    path = write_config(backbones={"test_resnet": {"wieghts": "random"}})
+    with pytest.raises(ConfigError, match=r"test_resnet\.wieghts: unknown key; did you mean 'weights'"):
+        load_config(path)
+
+
+def test_overrides_reach_nested_settings(write_config: Callable[..., Path]) -> None:
+    """--set a.b.c=value sets a number, a list and a backbone's setting."""
+    overrides = ("train.epochs=7", "stack.meta=[mlp]", "backbones.test_resnet.lr=1e-5")
+    config = load_config(write_config(), overrides)
+    assert config.train.epochs == 7
+    assert config.stack.meta == ["mlp"]
+    assert config.backbones["test_resnet"].lr == 1e-5
+
+
+def test_a_bare_backbone_name_means_the_defaults(write_config: Callable[..., Path]) -> None:
+    """`resnet50:` with nothing behind it is a backbone with default settings."""
+    config = load_config(write_config(), ("backbones.resnet50=null",))
+    assert config.backbones["resnet50"].weights == "hub"
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3", "run.name=3", "seed=["])
+def test_malformed_override_is_refused(write_config: Callable[..., Path], override: str) -> None:
+    """An override that is not section.key=value says so."""
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(write_config(), (override,))
+
+
+@pytest.mark.parametrize("text", ["run: [", "just text", "- a\n- b", ""])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    """Broken YAML, text, a list and an empty file are refused with the path."""
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load_config(path)
+
+
+def test_missing_config_file_is_refused(tmp_path: Path) -> None:
+    """A wrong path is an error of usage."""
+    with pytest.raises(ConfigError, match="no config file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_embeddings_of_fold_models_are_never_concatenated(write_config: Callable[..., Path]) -> None:
+    """Under crossfit, embeddings of different fold models cannot share a table."""
+    path = write_config(folds={"protocol": "crossfit"}, stack={"features": ["embeddings"]})
+    with pytest.raises(ConfigError, match="different bases"):
+        load_config(path)
+
+
+def test_holdout_leaves_cases_to_train_on(write_config: Callable[..., Path]) -> None:
+    """Shares that leave nothing for training are refused with the sum."""
+    with pytest.raises(ConfigError, match="95% of the cases"):
+        load_config(write_config(folds={"test": 0.5, "stack": 0.45}))
+
+
+def test_only_what_decides_results_is_frozen(make_config: Callable[..., Config]) -> None:
+    """The stack section and the device may change within a run, the training recipe may not."""
+    config = make_config()
+    assert make_config(stack={"meta": ["mlp"]}, device="cpu").results() == config.results()
+    assert make_config(train={"epochs": 9}).results() != config.results()

@@ -1,0 +1,168 @@
+"""Tables have named columns and an origin for every row; leaked rows are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from stacker import pipeline
+from stacker.cache import Rows, fixed_text, open_cache, part_file, write_index, write_part
+from stacker.config import Config
+from stacker.errors import CacheError, LeakError
+from stacker.features import assemble, load_tables, probabilities, refuse_leaks
+from tests.conftest import MakeConfig
+from tests.test_cache import ORIGIN, some_rows
+
+CLASSES = ("benign", "malignant")
+
+
+def rewrite(folder: Path, rows: Rows | None = None, **origin: Any) -> None:
+    """Write a cache again with other rows or another provenance, as one part."""
+    cache = open_cache(folder)
+    arrays = {name: cache.read(name) for name in ("maps", "features", "logits")}
+    for path in folder.glob("*.h5"):
+        path.unlink()
+    changed = replace(cache.provenance, **origin)
+    write_part(part_file(folder, 0), arrays, rows or cache.rows, changed)
+    write_index(folder, [part_file(folder, 0)])
+
+
+def test_columns_say_what_they_are() -> None:
+    """Backbone, block, class and place on the grid; embeddings are numbered."""
+    arrays = {
+        "vgg16": {
+            "maps": np.arange(12.0).reshape(1, 2, 2, 3),
+            "logits": np.array([[1.0, 2.0]]),
+            "features": np.zeros((1, 3)),
+        }
+    }
+    values, columns = assemble(arrays, CLASSES, ["maps", "logits", "embeddings"])
+    assert values.shape == (1, 12 + 2 + 3)
+    assert values.dtype == np.float32
+    table = dict(zip(columns, values[0], strict=True))
+    assert table["vgg16/maps/malignant/r1c2"] == 11
+    assert table["vgg16/maps/benign/r0c1"] == 1
+    assert table["vgg16/logits/malignant"] == 2
+    assert "vgg16/embeddings/0002" in table
+
+
+def test_maps_are_rounded_as_the_cache_rounds_them() -> None:
+    """A new image's features equal those that went through the cache."""
+    values = np.random.default_rng(0).normal(size=(4, 2, 3, 3))
+    direct, _ = assemble({"a": {"maps": values}}, CLASSES, ["maps"])
+    cached, _ = assemble({"a": {"maps": values.astype(np.float16)}}, CLASSES, ["maps"])
+    assert np.array_equal(direct, cached)
+
+
+def test_probabilities_are_the_softmax() -> None:
+    """Large logits do not overflow."""
+    shares = probabilities(np.array([[1000.0, 1000.0], [0.0, np.log(3.0)]]))
+    np.testing.assert_allclose(shares, [[0.5, 0.5], [0.25, 0.75]])
+
+
+def test_holdout_tables(finished: Config) -> None:
+    """The meta-learner's rows are the stack cases, the test table holds the test cases."""
+    study = pipeline.reopen(finished)
+    tables = load_tables(study.run, study.manifest, study.folds, ["maps", "embeddings"])
+    (fold,) = study.folds.folds
+    assert {case.decode() for case in tables.development.rows.case_id} == set(fold.held_out)
+    assert {case.decode() for case in tables.tests["holdout"].rows.case_id} == set(study.folds.test)
+    assert set(tables.development.made_by) == {"holdout"}
+    assert tables.development.values.shape == (
+        len(tables.development.rows),
+        len(tables.development.columns),
+    )
+
+
+def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: MakeConfig) -> None:
+    """Every development case appears once, made by its own fold; test cases appear in every fold."""
+    config = make_config(
+        folds={"protocol": "crossfit", "k": 3},
+        backbones={"test_resnet": {"weights": "random"}},
+        train={"epochs": 1},
+        stack={"meta": ["logistic"]},
+    )
+    metrics = pipeline.run_all(config)
+    study = pipeline.reopen(config)
+    tables = load_tables(study.run, study.manifest, study.folds, ["maps", "logits"])
+    rows = tables.development.rows
+    made_by = dict(
+        zip((case.decode() for case in rows.case_id), tables.development.made_by, strict=True)
+    )
+    assert made_by == {case: fold.name for fold in study.folds.folds for case in fold.held_out}
+    assert (
+        len(rows)
+        == len(set(rows.image_id))
+        == len(study.manifest.images) - len(tables.tests["fold0"].rows)
+    )
+    assert set(tables.tests) == {"fold0", "fold1", "fold2"}
+    assert set(metrics["test"]) == {"constant", "test_resnet", "mean", "logistic"}
+    for fold, table in tables.tests.items():
+        assert np.array_equal(table.rows.image_id, tables.tests["fold0"].rows.image_id), fold
+
+
+def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
+    """A row of a training case smuggled into a cache stops stage three and is named."""
+    study = pipeline.reopen(finished)
+    folder = study.run.cache_folder("test_resnet", "holdout")
+    rows = open_cache(folder).rows
+    stolen = study.folds.folds[0].fit[0]
+    cases = [case.decode() for case in rows.case_id]
+    rewrite(folder, replace(rows, case_id=fixed_text([stolen, *cases[1:]])))
+    with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 cases trained.*{stolen}"):
+        pipeline.stack(study, ["logistic"])
+
+
+def test_planted_leak_in_the_provenance_is_refused(finished: Config) -> None:
+    """A model that was trained on a held-out case gives rows that cannot be stacked."""
+    study = pipeline.reopen(finished)
+    fold = study.folds.folds[0]
+    folder = study.run.cache_folder("test_efficientnet", "holdout")
+    rewrite(folder, training_cases=(*fold.fit, *fold.validation, study.folds.test[0]))
+    with pytest.raises(LeakError, match=study.folds.test[0]):
+        load_tables(study.run, study.manifest, study.folds, ["logits"])
+
+
+def test_a_split_by_slide_was_asked_for() -> None:
+    """Only a split by case promises that no case straddles."""
+    leaky = replace(ORIGIN, training_cases=("15-0",))
+    with pytest.raises(LeakError):
+        refuse_leaks(some_rows(3), leaky, "x")
+    refuse_leaks(some_rows(3), replace(leaky, group="slide"), "x")
+
+
+@pytest.mark.parametrize(
+    "change", [{"manifest_digest": "3f2a"}, {"folds_digest": "3f2a"}, {"model_fold": "fold9"}]
+)
+def test_a_cache_of_another_run_is_refused(finished: Config, change: dict[str, Any]) -> None:
+    """The message gives what was found and what this run uses."""
+    study = pipeline.reopen(finished)
+    rewrite(study.run.cache_folder("test_resnet", "holdout"), **change)
+    with pytest.raises(
+        CacheError, match=f"was made with {next(iter(change))} {next(iter(change.values()))}"
+    ):
+        load_tables(study.run, study.manifest, study.folds, ["logits"])
+
+
+def test_caches_of_different_images_are_not_joined(finished: Config) -> None:
+    """Side by side columns must be of the same image."""
+    study = pipeline.reopen(finished)
+    folder = study.run.cache_folder("test_resnet", "holdout")
+    rows = open_cache(folder).rows
+    order = np.arange(len(rows))[::-1]
+    rewrite(folder, rows.take(order))
+    with pytest.raises(CacheError, match="hold different images"):
+        load_tables(study.run, study.manifest, study.folds, ["logits"])
+
+
+def test_index_is_the_only_link(finished: Config) -> None:
+    """What stage three reads is the virtual dataset over the parts."""
+    folder = finished.run_path / "cache" / "test_resnet" / "holdout"
+    with h5py.File(folder / "index.h5") as file:
+        assert file["maps"].is_virtual
+        assert list(file.attrs["parts"]) == [path.name for path in sorted(folder.glob("part-*.h5"))]

@@ -1,0 +1,144 @@
+"""No group is on two sides, every part has every class, and a split is reloaded verbatim."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stacker.config import FoldsConfig
+from stacker.errors import DataError, RunError
+from stacker.folds import Fold, Folds, load_folds, make_folds, save_folds
+from stacker.manifest import Image, Manifest, make_manifest
+
+SUBTYPES = {
+    "benign": ("adenosis", "fibroadenoma"),
+    "malignant": ("ductal_carcinoma", "papillary_carcinoma"),
+}
+
+
+def random_manifest(seed: int, fewest: int = 8) -> Manifest:
+    """Return a manifest of random cases, some with several slides, of one to forty images each."""
+    rng = np.random.default_rng(seed)
+    images: list[Image] = []
+    for label, subtypes in SUBTYPES.items():
+        for _ in range(int(rng.integers(fewest, fewest + 20))):
+            case, subtype = f"14-{len(images)}", str(rng.choice(subtypes))
+            for n in range(int(rng.integers(1, 40))):
+                slide = case + str(rng.choice(["A", "B"]))
+                images.append(
+                    Image(
+                        f"{case}-{n}",
+                        "",
+                        label,
+                        case,
+                        slide,
+                        100,
+                        subtype,
+                        "",
+                    )
+                )
+    return make_manifest(images)
+
+
+CONFIGS = [
+    FoldsConfig(protocol="crossfit", k=5, test=0.2),
+    FoldsConfig(protocol="crossfit", k=2, test=0.3, validation=0.3),
+    FoldsConfig(protocol="holdout", test=0.25, stack=0.25),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.protocol}-{c.k}")
+@pytest.mark.parametrize("seed", range(15))
+def test_no_case_is_on_two_sides(config: FoldsConfig, seed: int) -> None:
+    """In every fold each case is in exactly one of fit, validation, held-out and test."""
+    manifest = random_manifest(seed)
+    folds = make_folds(manifest, config, seed)
+    cases = {image.case for image in manifest.images}
+    for fold in folds.folds:
+        parts = [set(fold.fit), set(fold.validation), set(fold.held_out), set(folds.test)]
+        assert sum(len(part) for part in parts) == len(cases)
+        assert set().union(*parts) == cases
+    if config.protocol == "crossfit":
+        held_out = [case for fold in folds.folds for case in fold.held_out]
+        assert sorted([*held_out, *folds.test]) == sorted(cases)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.protocol}-{c.k}")
+@pytest.mark.parametrize("seed", range(15))
+def test_every_part_has_every_class(config: FoldsConfig, seed: int) -> None:
+    """Fit, validation, held-out and test parts hold benign and malignant cases."""
+    manifest = random_manifest(seed)
+    folds = make_folds(manifest, config, seed)
+    for fold in folds.folds:
+        for part in (fold.fit, fold.validation, fold.held_out, folds.test):
+            assert len(set(manifest.labels[manifest.rows_of("case", part)])) == 2
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_parts_are_balanced(seed: int) -> None:
+    """Each fold has its share of a class's cases to within one, of its images to within a third."""
+    manifest = random_manifest(seed, fewest=20)
+    folds = make_folds(manifest, FoldsConfig(k=4, test=0.2), seed)
+    for label in range(2):
+        rows = np.flatnonzero(manifest.labels == label)
+        cases = {manifest.images[row].case for row in rows}
+        for fold in folds.folds:
+            assert abs(len(cases & set(fold.held_out)) - 0.2 * len(cases)) <= 1
+            mine = np.intersect1d(manifest.rows_of("case", fold.held_out), rows)
+            assert abs(len(mine) / len(rows) - 0.2) < 0.2 / 3 + 40 / len(rows)
+
+
+def test_same_seed_same_split_and_another_seed_another() -> None:
+    """A split is a function of the manifest, the policy and the seed."""
+    manifest = random_manifest(0)
+    assert make_folds(manifest, CONFIGS[0], 7) == make_folds(manifest, CONFIGS[0], 7)
+    assert make_folds(manifest, CONFIGS[0], 7) != make_folds(manifest, CONFIGS[0], 8)
+
+
+def test_more_folds_than_cases_of_a_class_is_refused() -> None:
+    """The refusal gives the class and both numbers."""
+    manifest = random_manifest(1, fewest=3)
+    with pytest.raises(DataError, match=r"'benign' has \d+ cases, and 41 parts"):
+        make_folds(manifest, FoldsConfig(k=40), 0)
+
+
+def test_splits_by_slide_and_image_are_labelled_as_leaking() -> None:
+    """Other groupings can be asked for, and every output that names the split says what they are."""
+    manifest = random_manifest(2)
+    by_slide = make_folds(manifest, FoldsConfig(group="slide"), 0)
+    assert set(by_slide.test) <= {image.slide for image in manifest.images}
+    assert by_slide.label == "crossfit split by slide, leaks across cases"
+    assert make_folds(manifest, FoldsConfig(group="image"), 0).label.endswith("leaks across cases")
+    assert make_folds(manifest, FoldsConfig(), 0).label == "crossfit split by case"
+
+
+def test_a_straddling_split_cannot_be_made() -> None:
+    """Whoever builds Folds with a case on two sides is stopped."""
+    with pytest.raises(RunError, match="case b is in fit and in held out"):
+        Folds("holdout", "case", 0, "", (Fold("holdout", ("a", "b"), ("c",), ("b",)),), ("d",))
+
+
+def test_reloaded_verbatim(tmp_path: Path) -> None:
+    """folds.json holds the whole split."""
+    manifest = random_manifest(3)
+    folds = make_folds(manifest, CONFIGS[2], 3)
+    save_folds(folds, tmp_path / "folds.json")
+    assert load_folds(tmp_path / "folds.json", manifest) == folds
+
+
+def test_edited_or_foreign_split_is_refused(tmp_path: Path) -> None:
+    """Moving a case by hand, or using the split with other images, is noticed."""
+    path = tmp_path / "folds.json"
+    manifest = random_manifest(4)
+    save_folds(make_folds(manifest, CONFIGS[0], 4), path)
+    with pytest.raises(RunError, match="was made for manifest"):
+        load_folds(path, replace(manifest, images=manifest.images[1:]))
+    content = json.loads(path.read_text())
+    content["folds"][0]["fit"].append(content["test"].pop())
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="was edited"):
+        load_folds(path, manifest)

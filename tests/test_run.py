@@ -1,0 +1,76 @@
+"""A run directory publishes whole files and refuses another config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stacker.errors import RunError
+from stacker.run import create_run, open_run, publish, read_json, require_space, sweep
+from tests.conftest import MakeConfig
+
+
+def test_publish_shows_a_file_only_when_it_is_complete(tmp_path: Path) -> None:
+    """Until the block ends the name is free; after a failure nothing is left."""
+    path = tmp_path / "deep" / "result.txt"
+    with publish(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    with pytest.raises(TypeError), publish(path) as temporary:
+        temporary.write_text(None)  # type: ignore[arg-type]
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_sweep_removes_what_dead_processes_left(tmp_path: Path) -> None:
+    """A temporary file of a process that is gone is removed, one of a living process stays."""
+    dead, alive = tmp_path / ".a.npy.999999999.tmp", tmp_path / ".a.npy.1.tmp"
+    dead.touch()
+    alive.touch()
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [alive]
+
+
+def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
+    """The changed setting is named with both values; a changed stack section is welcome."""
+    run = create_run(make_config())
+    run.manifest_file.touch()
+    assert open_run(run.path).config == run.config
+    with pytest.raises(RunError, match=r"train\.epochs was 2, is 3"):
+        create_run(make_config(train={"epochs": 3}))
+    changed = make_config(stack={"meta": ["mlp"]})
+    assert create_run(changed).config == changed
+
+
+def test_a_config_may_be_mended_before_anything_is_made(make_config: MakeConfig) -> None:
+    """A run that holds no manifest yet takes the config that comes."""
+    create_run(make_config())
+    assert create_run(make_config(train={"epochs": 3})).config.train.epochs == 3
+
+
+def test_a_strange_folder_is_not_taken_for_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Neither to write into nor to open."""
+    config = make_config()
+    config.run_path.mkdir(parents=True)
+    (config.run_path / "thesis.tex").touch()
+    with pytest.raises(RunError, match="holds no config"):
+        create_run(config)
+    with pytest.raises(RunError, match="not a run directory"):
+        open_run(tmp_path)
+
+
+def test_logbook_merges_entries(make_config: MakeConfig) -> None:
+    """Each stage adds to run.json and keeps what others wrote."""
+    run = create_run(make_config())
+    run.record("train", {"a": {"seconds": 1}})
+    run.record("train", {"b": {"seconds": 2}})
+    assert read_json(run.path / "run.json")["train"] == {"a": {"seconds": 1}, "b": {"seconds": 2}}
+
+
+def test_space_is_asked_for_before_work_starts(tmp_path: Path) -> None:
+    """More than the disk holds is refused with both numbers."""
+    require_space(tmp_path, 1)
+    with pytest.raises(RunError, match="MB are needed"):
+        require_space(tmp_path, 10**18)

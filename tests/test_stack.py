@@ -1,0 +1,106 @@
+"""Stage three: what it writes, what it skips, and that its numbers are those of the predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stacker import pipeline
+from stacker.config import Config
+from stacker.stack import stack_facts
+
+MODELS = ["constant", "test_resnet", "test_efficientnet", "mean", "logistic", "mlp", "xgboost"]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_follow_the_contract(finished_artifacts: Path) -> None:
+    """{"test": {MODEL: {"image": {...}, "case": {...}}}}, from the constant to the meta-learners."""
+    metrics = json.loads((finished_artifacts / "small" / "metrics.json").read_text())
+    assert list(metrics["test"]) == MODELS
+    for found in metrics["test"].values():
+        for unit in ("image", "case"):
+            assert {"accuracy", "balanced_accuracy", "auc", "f1", "n", "interval"} <= set(found[unit])
+            for score, bounds in found[unit]["interval"].items():
+                assert bounds is None or bounds[0] <= bounds[1], score
+        assert 0 <= found["case"]["recognition_rate"] <= 1
+    assert metrics["test"]["constant"]["constant_prediction"]
+    assert metrics["split"] == "holdout split by case"
+    assert set(metrics["held_out"]) == {"test_resnet", "test_efficientnet", "mean"}
+    held_out = {name: metrics["held_out"][name]["image"]["auc"] for name in MODELS[1:3]}
+    assert held_out[metrics["best_base"]] == max(held_out.values())
+    assert {row["second"] for row in metrics["differences"]} == {metrics["best_base"], "mean"}
+    assert set(metrics["localisation"]) == set(MODELS[1:3])
+
+
+def test_metrics_are_those_of_the_predictions(finished_artifacts: Path) -> None:
+    """Accuracy recomputed from predictions.csv, and the mean from the backbones."""
+    run = finished_artifacts / "small"
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = read_csv(run / "predictions.csv")
+    shares: dict[str, list[float]] = {}
+    for name in MODELS:
+        mine = [row for row in rows if row["model"] == name]
+        right = np.mean([row["predicted"] == row["label"] for row in mine])
+        assert metrics["test"][name]["image"]["accuracy"] == pytest.approx(right, abs=1e-4)
+        assert metrics["test"][name]["image"]["n"] == len(mine)
+        shares[name] = [float(row["p_malignant"]) for row in mine]
+    mean = np.mean([shares["test_resnet"], shares["test_efficientnet"]], axis=0)
+    np.testing.assert_allclose(shares["mean"], mean, atol=1e-5)
+
+
+def test_test_rows_are_the_test_cases(finished: Config) -> None:
+    """No prediction is scored on a case that trained or stacked anything."""
+    study = pipeline.reopen(finished)
+    cases = {row["case_id"] for row in read_csv(study.run.path / "predictions.csv")}
+    assert cases == set(study.folds.test)
+
+
+def test_figures_are_there(finished_artifacts: Path) -> None:
+    """A confusion matrix and a ROC curve, as PNG."""
+    for name in ("confusion.png", "roc.png"):
+        content = (finished_artifacts / "small" / "figures" / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 10_000
+
+
+def test_what_is_fitted_is_skipped_and_what_changed_is_fitted_again(finished: Config) -> None:
+    """A meta-learner is refitted when its own parameters change, the others stay."""
+    run = finished.run_path
+    before = {path: path.stat().st_mtime_ns for path in run.glob("stack/*/model.*")}
+    pipeline.stack(pipeline.reopen(finished), ["logistic", "mlp", "xgboost"])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    stack = finished.stack.model_copy(
+        update={"logistic": finished.stack.logistic.model_copy(update={"C": 5.0})}
+    )
+    changed = finished.model_copy(update={"stack": stack})
+    pipeline.stack(pipeline.reopen(changed), ["logistic", "xgboost"])
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path.parent.name for path in before if after[path] != before[path]} == {"logistic"}
+    assert stack_facts(pipeline.reopen(changed).run, "logistic")["parameters"] == {"C": 5.0}
+
+
+def test_a_stale_meta_learner_is_left_out(finished: Config) -> None:
+    """After a change of features only what was fitted on them is scored."""
+    stack = finished.stack.model_copy(update={"features": ["logits"]})
+    changed = finished.model_copy(update={"stack": stack})
+    metrics = pipeline.stack(pipeline.reopen(changed), ["logistic"])
+    assert list(metrics["test"]) == ["constant", "test_resnet", "test_efficientnet", "mean", "logistic"]
+
+
+def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
+    """Metrics cover what is fitted, in whatever order it was."""
+    for name in ("logistic", "mlp", "xgboost"):
+        for path in (finished.run_path / "stack" / name).iterdir():
+            path.unlink()
+    study = pipeline.reopen(finished)
+    assert list(pipeline.stack(study, ["xgboost"])["test"])[-1] == "xgboost"
+    assert list(pipeline.stack(study, ["logistic"])["test"])[-2:] == ["logistic", "xgboost"]
