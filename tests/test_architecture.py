@@ -10,7 +10,7 @@ import stacker
 PACKAGE = Path(stacker.__file__).parent
 ORDER = (  # every module imports only from modules above it
     *("__init__", "errors", "config", "run", "progress"),
-    *("tissue", "synthetic", "manifest", "images", "folds"),
+    *("tissue", "lesions", "synthetic", "manifest", "images", "folds"),
     *("backbone", "cam", "metrics", "cache", "finetune", "extract"),
     *("heatmaps", "figures", "features", "mlp", "meta", "stack"),
     *("inspection", "predict", "terminal", "pipeline", "demo", "cli", "__main__"),
