@@ -31,6 +31,8 @@ from stacker.tissue import ATYPICAL, EPITHELIAL, FIBROBLAST, LYMPHOCYTE, Array, 
 VERSION = 1
 SETTINGS = "synthetic.json"
 MAGNIFICATIONS = (100, 200)
+INFLAMED = 0.6  # share of benign images whose haematoxylin is not in foci but in scattered lymphocytes
+INFILTRATE = 48.0  # lymphocytes per 1000 square units that hold as much of it as foci of the whole area
 SUBTYPES = {
     "benign": {
         "A": "adenosis",
@@ -108,9 +110,12 @@ def _draw(job: _Job, size: tuple[int, int], seed: int) -> tuple[Array, Array]:
         BACKDROPS[rng.choice(list(BACKDROPS))](scene)
     else:
         foci *= 1.2
-    share = foci * rng.dirichlet(np.full(rng.integers(1, 4), 6.0))
-    radii = np.sqrt(share * scene.width * scene.height / np.pi)
-    FOCI[job.code if malignant else rng.choice(list(FOCI))](scene, radii, look, malignant)
+    if not malignant and rng.random() < INFLAMED:
+        scene.scatter(INFILTRATE * foci, LYMPHOCYTE)
+    else:
+        share = foci * rng.dirichlet(np.full(rng.integers(1, 4), 6.0))
+        radii = np.sqrt(share * scene.width * scene.height / np.pi)
+        FOCI[job.code if malignant else rng.choice(list(FOCI))](scene, radii, look, malignant)
     stains, light = _stain(job, seed)
     picture = scene.rgb(stains, light)
     return picture, np.where(scene.mask > 0.5, 255, 0).astype(np.uint8)
