@@ -187,7 +187,8 @@ def save_checkpoint(path: Path, backbone: Backbone, facts: dict[str, Any]) -> No
     The facts go in as one JSON string: safetensors does not keep the order of several entries, and
     equal models should be equal files.
     """
-    facts = {"name": backbone.name, "mean": backbone.mean, "std": backbone.std, **facts}
+    layer = {"target_layer": backbone.target_layer}
+    facts = {"name": backbone.name, "mean": backbone.mean, "std": backbone.std, **layer, **facts}
     state = {k: v.detach().cpu().contiguous() for k, v in backbone.model.state_dict().items()}
     with publish(path) as temporary:
         save_file(state, temporary, metadata={"stacker": json.dumps(facts)})
@@ -208,9 +209,14 @@ def read_facts(path: Path) -> dict[str, Any]:
 def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:
     """Rebuild a fine-tuned base model from its file alone."""
     facts = read_facts(path)
-    model = timm.create_model(facts["name"], num_classes=len(facts["classes"]))
-    model.load_state_dict(load_file(path))
-    return _cut(facts["name"], model, facts["mean"], facts["std"]), facts
+    name, classes = facts["name"], len(facts["classes"])
+    with torch.device("meta"):  # VGG-16 needs seconds to draw random weights that are replaced at once
+        model = timm.create_model(name, num_classes=classes)
+    model.load_state_dict(load_file(path), assign=True)
+    if any(buffer.is_meta for buffer in model.buffers()):  # not all buffers are part of the state
+        model = timm.create_model(name, num_classes=classes)
+        model.load_state_dict(load_file(path))
+    return _cut(name, model, facts["mean"], facts["std"]), facts
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -19,7 +19,8 @@ a Fletcher-32 checksum. Chunks are not compressed: float16 activations hardly sh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def fixed_text(texts: Sequence[str]) -> np.ndarray:
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
 
 
+@contextmanager
+def _hdf5(path: Path) -> Iterator[h5py.File]:
+    """Yield an HDF5 file to fill, in memory, and publish it; HDF5 itself crashes on a full disk."""
+    with h5py.File(path.name, "w", driver="core", backing_store=False, libver=HDF5_1_10) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    with publish(path) as temporary:
+        temporary.write_bytes(image)
+
+
 def write_part(path: Path, arrays: Mapping[str, np.ndarray], rows: Rows, provenance: Provenance) -> None:
     """Publish one part; raise CacheError when a value is not finite in its stored type."""
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below
@@ -124,7 +136,7 @@ def write_part(path: Path, arrays: Mapping[str, np.ndarray], rows: Rows, provena
                 f"{path.parent}: {name} of {len(bad)} images are not finite as {values.dtype}, first "
                 f"{image}: the base model has diverged; train it again with a lower lr"
             )
-    with publish(path) as temporary, h5py.File(temporary, "w", libver=HDF5_1_10) as file:
+    with _hdf5(path) as file:
         for name, values in stored.items():
             file.create_dataset(name, data=values, chunks=_chunks(values), fletcher32=True)
         for name in ROWS:
@@ -137,10 +149,7 @@ def write_index(folder: Path, parts: Sequence[Path]) -> None:
     opened = [h5py.File(part) for part in parts]
     try:
         ends = np.cumsum([len(file["label"]) for file in opened])
-        with (
-            publish(folder / "index.h5") as temporary,
-            h5py.File(temporary, "w", libver=HDF5_1_10) as index,
-        ):
+        with _hdf5(folder / "index.h5") as index:
             for name in (*ARRAYS, *ROWS):
                 first = opened[0][name]
                 layout = h5py.VirtualLayout((int(ends[-1]), *first.shape[1:]), first.dtype)

@@ -146,24 +146,18 @@ def _require_same(path: Path, found: str, expected: str) -> None:
 
 
 def _train_one(
-    study: Study,
-    name: str,
-    fold: Fold,
-    pixels: np.ndarray,
-    device: Any,
-    precision: Any,
-    advance: Any,
+    study: Study, name: str, fold: Fold, pixels: np.ndarray, device: Any, precision: Any, advance: Any
 ) -> None:
     import torch
 
     from stacker.backbone import create, save_checkpoint
     from stacker.finetune import Part, finetune
 
-    run, config, manifest = study.run, study.run.config, study.manifest
+    run, manifest, recipe = study.run, study.manifest, _recipe(study.run.config, name)
     started = time.perf_counter()
-    seed = int(digest([config.seed, name, fold.name]), 16) % 2**31
+    seed = int(digest([run.config.seed, name, fold.name]), 16) % 2**31
     torch.manual_seed(seed)
-    backbone = create(name, len(manifest.classes), config.backbones[name])
+    backbone = create(name, len(manifest.classes), run.config.backbones[name])
     path = run.model_file(name, fold.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     require_space(path.parent, sum(t.nbytes for t in backbone.model.state_dict().values()))
@@ -175,13 +169,8 @@ def _train_one(
             file.write(json.dumps(epoch) + "\n")
         log.info(
             "train %s/%s: epoch %d/%d  loss %.3f  val loss %.3f  acc %.3f  AUC %.3f  %.0f img/s",
-            *(name, fold.name, epoch["epoch"], _recipe(config, name).epochs, epoch["train_loss"]),
-            *(
-                epoch["val_loss"],
-                epoch["val_accuracy"],
-                epoch["val_auc"],
-                epoch["images_per_second"],
-            ),
+            *(name, fold.name, epoch["epoch"], recipe.epochs, epoch["train_loss"]),
+            *(epoch["val_loss"], epoch["val_accuracy"], epoch["val_auc"], epoch["images_per_second"]),
         )
         advance(1)
 
@@ -189,30 +178,29 @@ def _train_one(
         Part(pixels, manifest.labels, manifest.rows_of(study.folds.group, groups))
         for groups in (fold.fit, fold.validation)
     )
-    recipe = _recipe(config, name)
     best = finetune(backbone, fit, validation, recipe, seed, device, precision, log_epoch)
-    trained = np.concatenate([fit.rows, validation.rows])
-    save_checkpoint(
-        path,
-        backbone,
-        {
-            "identity": _identity(study, name, fold),
-            "classes": manifest.classes,
-            "fold": fold.name,
-            "group": study.folds.group,
-            "training_cases": sorted({manifest.images[row].case for row in trained}),
-            "manifest_digest": manifest.digest,
-            "folds_digest": study.folds.digest,
-            "images": config.images.model_dump(mode="json"),
-            "target_layer": backbone.target_layer,
-            "config": config.results(),
-            "best": {k: v for k, v in best.items() if k != "images_per_second"},
-            "versions": versions(),
-        },
-    )
+    facts = _facts(study, name, fold, np.concatenate([fit.rows, validation.rows]))
+    best_scores = {k: v for k, v in best.items() if k != "images_per_second"}
+    save_checkpoint(path, backbone, {**facts, "best": best_scores})
     seconds = round(time.perf_counter() - started, 1)
-    facts = {"seconds": seconds, "best_epoch": best["epoch"], "device": str(device)}
-    run.record("train", {f"{name}/{fold.name}": facts | {"precision": str(precision)}})
+    entry = {"seconds": seconds, "best_epoch": best["epoch"], "device": str(device)}
+    run.record("train", {f"{name}/{fold.name}": entry | {"precision": str(precision)}})
+
+
+def _facts(study: Study, name: str, fold: Fold, trained: np.ndarray) -> dict[str, Any]:
+    """Return what a checkpoint says of its origin; `trained` are the rows that it has seen."""
+    manifest, folds = study.manifest, study.folds
+    return {
+        "identity": _identity(study, name, fold),
+        "classes": manifest.classes,
+        "fold": fold.name,
+        "group": folds.group,
+        "training_cases": sorted({manifest.images[row].case for row in trained}),
+        "manifest_digest": manifest.digest,
+        "folds_digest": folds.digest,
+        "config": study.run.config.results(),
+        "versions": versions(),
+    }
 
 
 def cache(study: Study) -> None:

@@ -180,6 +180,6 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise RunError(
-            f"{folder}: {needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; make room "
+            f"{folder}: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make room "
             "or point 'artifacts' at another disk, then run the same command again"
         )

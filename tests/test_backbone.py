@@ -112,12 +112,13 @@ def test_no_hub_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         create("resnet50", 2, BackboneConfig(weights="hub"))
 
 
-def test_checkpoint_rebuilds_the_model_and_is_reproducible(tmp_path: Path) -> None:
-    """The file alone rebuilds the model; the same model is the same bytes."""
-    base = create("test_resnet", 2, BackboneConfig(weights="random", mean=(0.1, 0.2, 0.3)))
+@pytest.mark.parametrize("name", ["test_resnet", "resnetblur18"])
+def test_checkpoint_rebuilds_the_model_and_is_reproducible(name: str, tmp_path: Path) -> None:
+    """The file alone rebuilds the model, constant buffers too; the same model is the same bytes."""
+    base = create(name, 2, BackboneConfig(weights="random", mean=(0.1, 0.2, 0.3)))
     facts = {"classes": ["benign", "malignant"], "identity": "abc", "fold": "fold0"}
-    for name in ("one.safetensors", "two.safetensors"):
-        save_checkpoint(tmp_path / name, base, facts)
+    for file in ("one.safetensors", "two.safetensors"):
+        save_checkpoint(tmp_path / file, base, facts)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     again, found = load_checkpoint(tmp_path / "one.safetensors")
     assert found["identity"] == "abc"

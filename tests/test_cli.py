@@ -29,7 +29,7 @@ def call(*arguments: object) -> Result:
     return result
 
 
-def refused(result: Result, code: int, *texts: str) -> None:
+def expect_refusal(result: Result, code: int, *texts: str) -> None:
     """Expect a short message with these texts and this exit code."""
     assert result.exit_code == code, result.output
     for text in texts:
@@ -118,12 +118,12 @@ def test_predict_reports_a_broken_image_and_goes_on(
     bad = tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:100])
     result = call("predict", finished.run_path, bad, good, good, "--out", tmp_path / "out")
-    refused(result, 1, "1 images skipped", "bad.png")
+    expect_refusal(result, 1, "1 images skipped", "bad.png")
     assert "malignant" in result.stdout
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{good.stem}.png", f"{good.stem}-2.png"}
-    refused(call("predict", finished.run_path, bad), 1, "bad.png")
-    refused(call("predict", finished.run_path, tmp_path / "nowhere.png"), 2, "nowhere.png")
-    refused(call("predict", finished.run_path, good, "--meta", "mpl"), 2, "did you mean 'mlp'")
+    expect_refusal(call("predict", finished.run_path, bad), 1, "bad.png")
+    expect_refusal(call("predict", finished.run_path, tmp_path / "nowhere.png"), 2, "nowhere.png")
+    expect_refusal(call("predict", finished.run_path, good, "--meta", "mpl"), 2, "did you mean 'mlp'")
 
 
 def test_predict_takes_a_meta_learner_that_is_fitted(
@@ -135,7 +135,7 @@ def test_predict_takes_a_meta_learner_that_is_fitted(
         (finished.run_path / "stack" / name / "stack.json").unlink()
     assert call("predict", finished.run_path, good, "--out", tmp_path / "out").exit_code == 0
     (finished.run_path / "stack" / "xgboost" / "stack.json").unlink()
-    refused(call("predict", finished.run_path, good), 1, "no meta-learner is fitted yet")
+    expect_refusal(call("predict", finished.run_path, good), 1, "no meta-learner is fitted yet")
 
 
 def test_predict_refuses_base_models_that_changed(finished: Config, data: Path) -> None:
@@ -143,9 +143,9 @@ def test_predict_refuses_base_models_that_changed(finished: Config, data: Path) 
     good = next((data / "histology_slides").rglob("*.png"))
     models = sorted(finished.run_path.glob("models/*/*/model.safetensors"))
     models[0].write_bytes(models[0].read_bytes() + b"\0")
-    refused(call("predict", finished.run_path, good), 1, "is not the base model")
+    expect_refusal(call("predict", finished.run_path, good), 1, "is not the base model")
     models[0].unlink()
-    refused(call("predict", finished.run_path, good), 1, "is missing")
+    expect_refusal(call("predict", finished.run_path, good), 1, "is missing")
 
 
 def test_inspect_shows_and_draws(finished: Config, tmp_path: Path) -> None:
@@ -165,30 +165,34 @@ def test_inspect_shows_and_draws(finished: Config, tmp_path: Path) -> None:
 
 def test_usage_errors_exit_with_2(write_config: WriteConfig, tmp_path: Path) -> None:
     """A wrong path, key, backbone or meta-learner is an error of usage, with a hint."""
-    refused(call("run", tmp_path / "nowhere.yaml"), 2, "no config file")
-    refused(call("run", write_config(train={"epocs": 1})), 2, "did you mean 'epochs'")
-    refused(call("train", write_config(backbones={"resnet5O": None})), 2, "did you mean 'resnet50'")
-    refused(call("stack", write_config(), "--meta", "xgbost"), 2, "did you mean 'xgboost'")
-    refused(
+    expect_refusal(call("run", tmp_path / "nowhere.yaml"), 2, "no config file")
+    expect_refusal(call("run", write_config(train={"epocs": 1})), 2, "did you mean 'epochs'")
+    expect_refusal(
+        call("train", write_config(backbones={"resnet5O": None})), 2, "did you mean 'resnet50'"
+    )
+    expect_refusal(call("stack", write_config(), "--meta", "xgbost"), 2, "did you mean 'xgboost'")
+    expect_refusal(
         call("train", write_config(backbones={"resnet18": {"weights": "no.pth"}})),
         1,
         "no file at no.pth",
     )
-    refused(call("stack", write_config(), "--set", "nonsense"), 2, "section.key=value")
+    expect_refusal(call("stack", write_config(), "--set", "nonsense"), 2, "section.key=value")
     assert not (tmp_path / "artifacts").exists()
 
 
 def test_failures_exit_with_1(write_config: WriteConfig, tmp_path: Path) -> None:
     """An empty folder, a stage too early and a run of another config fail with what to do."""
     (tmp_path / "empty").mkdir()
-    refused(call("run", write_config(data={"path": str(tmp_path / "empty")})), 1, "no BreakHis image")
-    refused(call("run", write_config(data={"path": str(tmp_path / "none")})), 1, "no folder at")
-    refused(call("cache", write_config()), 1, "run 'stacker train CONFIG' first")
-    refused(call("inspect", tmp_path), 1, "not a run directory")
-    refused(call("predict", tmp_path, write_config()), 1, "not a run directory")
+    expect_refusal(
+        call("run", write_config(data={"path": str(tmp_path / "empty")})), 1, "no BreakHis image"
+    )
+    expect_refusal(call("run", write_config(data={"path": str(tmp_path / "none")})), 1, "no folder at")
+    expect_refusal(call("cache", write_config()), 1, "run 'stacker train CONFIG' first")
+    expect_refusal(call("inspect", tmp_path), 1, "not a run directory")
+    expect_refusal(call("predict", tmp_path, write_config()), 1, "not a run directory")
     assert call("train", write_config()).exit_code == 0
-    refused(call("stack", write_config()), 1, "run 'stacker cache CONFIG' again")
-    refused(call("train", write_config(images={"size": 48})), 1, "images.size was 32, is 48")
+    expect_refusal(call("stack", write_config()), 1, "run 'stacker cache CONFIG' again")
+    expect_refusal(call("train", write_config(images={"size": 48})), 1, "images.size was 32, is 48")
 
 
 def test_unreadable_images_stop_or_are_skipped(
@@ -203,7 +207,9 @@ def test_unreadable_images_stop_or_are_skipped(
     for path in bad:
         path.write_bytes(b"broken")
     stopped = call("train", write_config(data={"path": str(folder)}))
-    refused(stopped, 1, "2 of 72 images cannot be decoded", bad[0].name, bad[1].name, "on_error=skip")
+    expect_refusal(
+        stopped, 1, "2 of 72 images cannot be decoded", bad[0].name, bad[1].name, "on_error=skip"
+    )
     assert not (tmp_path / "artifacts" / "small").exists()
     assert call("train", write_config(data={"path": str(folder), "on_error": "skip"})).exit_code == 0
     manifest = (tmp_path / "artifacts" / "small" / "manifest.csv").read_text()
@@ -228,7 +234,7 @@ def test_a_full_disk_is_one_line(
         raise error
 
     monkeypatch.setattr("stacker.pipeline.train", full)
-    refused(call("train", write_config()), 1, "the disk is full", "run the same command again")
+    expect_refusal(call("train", write_config()), 1, "the disk is full", "run the same command again")
 
 
 def test_ctrl_c_is_one_line(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +244,7 @@ def test_ctrl_c_is_one_line(write_config: WriteConfig, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stacker.pipeline.train", interrupt)
-    refused(call("run", write_config()), 130, "interrupted")
+    expect_refusal(call("run", write_config()), 130, "interrupted")
 
 
 def test_a_bug_keeps_its_traceback(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,4 +267,4 @@ def test_hub_without_network_says_what_else_there_is(
         raise BackboneError(f"backbones.{name}, {classes} classes: no hub; try weights=random")
 
     monkeypatch.setattr("stacker.backbone._from_hub", offline)
-    refused(call("train", write_config(backbones={"resnet50": None})), 1, "weights=random")
+    expect_refusal(call("train", write_config(backbones={"resnet50": None})), 1, "weights=random")
