@@ -46,6 +46,12 @@ class DataConfig(Section):
     masks: Path | None = None
     on_error: Literal["stop", "skip"] = "stop"
 
+    @field_validator("path", "masks")
+    @classmethod
+    def _found_from_anywhere(cls, path: Path | None) -> Path | None:
+        """Make paths absolute: a run's stored config is read from other working directories."""
+        return None if path is None else path.expanduser().absolute()
+
 
 class ImagesConfig(Section):
     """How an image becomes a square of pixels."""

@@ -37,7 +37,14 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Publish a figure as PNG."""
     FigureCanvasAgg(figure)
     with publish(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+        figure.savefig(
+            temporary,
+            format="png",
+            dpi=120,
+            bbox_inches="tight",  # the constrained layout alone cuts titles of two lines
+            pad_inches=0.1,
+            metadata={"Software": None},
+        )
 
 
 def confusion_figure(models: Mapping[str, Predictions], classes: Sequence[str], split: str) -> Figure:

@@ -28,6 +28,16 @@ def test_resolved_yaml_loads_to_the_same_config(
     assert load_config(tmp_path / "resolved.yaml") == config
 
 
+def test_data_is_found_from_another_working_directory(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is relative to where the run was started, wherever it is looked at later."""
+    monkeypatch.chdir(tmp_path)
+    config = load_config(write_config(data={"path": "here", "masks": "there"}))
+    assert config.data.path == tmp_path / "here"
+    assert config.data.masks == tmp_path / "there"
+
+
 def test_all_faults_are_named_at_once(write_config: Callable[..., Path]) -> None:
     """A typo, a wrong type, a value out of bounds and a wrong choice are four lines of one message."""
     path = write_config(
