@@ -105,7 +105,7 @@ def _cut(name: str, model: Any, mean: Sequence[float], std: Sequence[float]) -> 
         embedding_BD = model.forward_head(last_pool(activations_BChw), pre_logits=True)
         return embedding_BD, classifier(embedding_BD)
 
-    _require_grid(name, model, trunk)
+    _require_grid(name, model, trunk, head)
     return Backbone(name, model, trunk, head, layer, _channels(mean), _channels(std))
 
 
@@ -114,17 +114,24 @@ def _channels(values: Sequence[float]) -> Channels:
     return red, green, blue
 
 
-def _require_grid(name: str, model: Any, trunk: Trunk) -> None:
-    """Try the trunk on one small image: what it returns must be (1, C, h, w) activations."""
-    fixed = model.pretrained_cfg.get("fixed_input_size", False)
-    side = model.pretrained_cfg["input_size"][-1] if fixed else 64
+def _require_grid(name: str, model: Any, trunk: Trunk, head: Head) -> None:
+    """Try trunk and head on one image; raise BackboneError unless they are the model, over a grid."""
+    side = model.pretrained_cfg["input_size"][-1]
+    image = torch.zeros(1, 3, side, side)
     model.eval()
-    with torch.no_grad():
-        shape = tuple(trunk(torch.zeros(1, 3, side, side)).shape)
-    if len(shape) != 4 or shape[1] != model.num_features:
+    try:
+        with torch.no_grad():
+            activations = trunk(image)
+            grid = tuple(activations.shape)
+            same = len(grid) == 4 and grid[1] == model.num_features
+            same = same and torch.allclose(head(activations)[1], model(image), atol=1e-3)
+    except RuntimeError as error:
+        raise BackboneError(f"backbones.{name}: cannot be cut into trunk and head ({error})") from None
+    if not same:
         raise BackboneError(
-            f"backbones.{name}: its last features are of shape {shape}, expected (1, "
-            f"{model.num_features}, h, w); only convolutional backbones can be mapped, e.g. resnet50"
+            f"backbones.{name}: its last features are of shape {grid}, expected (1, "
+            f"{model.num_features}, h, w) with a linear classifier behind them; choose a convolutional "
+            "backbone, e.g. resnet50"
         )
 
 

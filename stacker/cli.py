@@ -195,21 +195,29 @@ def run(config_file: Path, overrides: tuple[str, ...]) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the heatmap overlays; default: RUN/predictions.",
 )
+@click.option("--device", metavar="NAME", help="auto, cpu or cuda; default: the run's own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def predict(
-    run_folder: Path, images: tuple[Path, ...], meta: str | None, out: Path | None, as_json: bool
+    run_folder: Path,
+    images: tuple[Path, ...],
+    meta: str | None,
+    out: Path | None,
+    as_json: bool,
+    device: str | None,
 ) -> None:
     """Classify IMAGEs with the whole stack of RUN and draw their heatmaps.
 
     An image that cannot be read is reported and skipped; the exit code is then 1.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from stacker.pipeline import open_study
     from stacker.predict import predict as classify
     from stacker.terminal import predictions_table
 
     run = open_study(run_folder).run
+    if device is not None:
+        run = replace(run, config=run.config.model_copy(update={"device": device}))
     predictions, failures = classify(run, images, meta, out or run.path / "predictions")
     if as_json:
         click.echo(json.dumps([asdict(p) for p in predictions], indent=1))

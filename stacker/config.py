@@ -2,8 +2,8 @@
 
 Every setting of the three stages is a field here with a type, a bound and a default, so that a config
 file is checked whole before anything runs: unknown keys are rejected with the nearest known name and
-all faults are reported at once. `Config.results()` is the part that decides what is trained and cached;
-a run directory keeps it frozen, while the `stack` section may change between two calls.
+all faults are reported at once. `Config.results()` is the part that decides what is trained; a run keeps
+it frozen, while other settings (`cam`, `stack`, the device) may change between two calls.
 """
 
 from __future__ import annotations
@@ -191,9 +191,12 @@ class Config(Section):
         return self.artifacts / self.run
 
     def results(self) -> dict[str, Any]:
-        """Return the settings that decide what is trained and cached, as plain data."""
-        free = {"run", "artifacts", "device", "precision", "stack"}
-        return {k: v for k, v in self.model_dump(mode="json").items() if k not in free}
+        """Return the settings that decide what is trained, as plain data.
+
+        What is cached is decided by `cam` too; the caches say themselves how they were made.
+        """
+        free = dict.fromkeys(("run", "artifacts", "device", "precision", "cam", "stack"), True)
+        return self.model_dump(mode="json", exclude={**free, "data": {"masks", "on_error"}})
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that loads to an equal config."""

@@ -14,9 +14,18 @@ import numpy as np
 import torch
 
 from stacker.backbone import Backbone, autocast
-from stacker.cache import Provenance, Rows, part_file, part_is_done, write_index, write_part
+from stacker.cache import (
+    Provenance,
+    Rows,
+    open_cache,
+    part_file,
+    part_is_done,
+    write_index,
+    write_part,
+)
 from stacker.cam import class_maps
 from stacker.config import CamConfig
+from stacker.errors import CacheError
 from stacker.run import sweep
 
 Arrays = dict[str, np.ndarray]
@@ -58,6 +67,7 @@ def fill_cache(
     `store_rows` are the positions of `rows` in the store; `on_part` hears the size of every part.
     """
     sweep(folder)
+    (folder / "index.h5").unlink(missing_ok=True)  # it must never speak of other parts
     backbone.freeze().model.to(device)
     parts, written = [], 0
     for number, start in enumerate(range(0, len(rows), settings.part_rows)):
@@ -74,14 +84,24 @@ def fill_cache(
             write_part(part, arrays, rows.take(chosen), provenance)
             written += 1
         on_part(len(rows.take(chosen)))
+    for stale in set(folder.glob("part-*.h5")) - set(parts):
+        stale.unlink()
     write_index(folder, parts)
     return written
 
 
 def cache_is_done(folder: Path, rows: Rows, provenance: Provenance, settings: CamConfig) -> bool:
-    """Say whether every part of a cache is there, of this origin, and readable to the end."""
+    """Say whether the index and every part are there, of this origin, and readable to the end."""
+    try:
+        cache = open_cache(folder)
+    except CacheError:
+        return False
     starts = range(0, len(rows), settings.part_rows)
-    return (folder / "index.h5").exists() and all(
-        part_is_done(part_file(folder, number), rows.take(slice(i, i + settings.part_rows)), provenance)
-        for number, i in enumerate(starts)
+    return (
+        cache.provenance == provenance
+        and np.array_equal(cache.rows.image_id, rows.image_id)
+        and all(
+            part_is_done(part_file(folder, n), rows.take(slice(i, i + settings.part_rows)), provenance)
+            for n, i in enumerate(starts)
+        )
     )

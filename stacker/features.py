@@ -9,7 +9,8 @@ refused here, whatever the config, the split or the file names say.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from stacker.cache import ARRAYS, Cache, Provenance, Rows, open_cache
 from stacker.errors import CacheError, LeakError
 from stacker.folds import Folds
 from stacker.manifest import Manifest
-from stacker.run import Run
+from stacker.run import Run, digest, file_sha256
 
 Arrays = Mapping[str, np.ndarray]
 ARRAY_OF_BLOCK = {"maps": "maps", "logits": "logits", "embeddings": "features"}
@@ -38,7 +39,8 @@ class Tables:
     """What stage three works on: development rows, test rows per fold, and each base model's say.
 
     `base_test` and `base_development` hold probabilities (N, K) per backbone; on test cases they are
-    averaged over the folds.
+    averaged over the folds. `checkpoints` and `origins` hold the SHA-256 and the digest of the whole
+    provenance behind each cache, by "backbone/fold".
     """
 
     development: Table
@@ -46,6 +48,7 @@ class Tables:
     base_development: dict[str, np.ndarray]
     base_test: dict[str, np.ndarray]
     checkpoints: dict[str, str]
+    origins: dict[str, str]
 
 
 def assemble(
@@ -85,12 +88,14 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
     development, tests = [], {}
     logits_development: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
     logits_test: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
-    checkpoints = {}
+    checkpoints, origins = {}, {}
     for fold in folds.folds:
         caches = {name: open_cache(run.cache_folder(name, fold.name)) for name in backbones}
         for name, cache in caches.items():
             _check_origin(cache, name, fold.name, manifest, folds)
+            _check_model(cache, run.model_file(name, fold.name))
             checkpoints[f"{name}/{fold.name}"] = cache.provenance.checkpoint_sha256
+            origins[f"{name}/{fold.name}"] = digest({**asdict(cache.provenance), "versions": None})
         arrays = {name: {a: c.read(a) for a in _arrays_of(blocks)} for name, c in caches.items()}
         rows = _common_rows(caches)
         is_test = rows.fold == b"test"
@@ -111,6 +116,7 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
         base_development={name: np.concatenate(p) for name, p in logits_development.items()},
         base_test={name: np.mean(p, axis=0) for name, p in logits_test.items()},
         checkpoints=checkpoints,
+        origins=origins,
     )
 
 
@@ -173,6 +179,14 @@ def _check_origin(cache: Cache, backbone: str, fold: str, manifest: Manifest, fo
                 f"{value}; run 'stacker cache CONFIG' again"
             )
     refuse_leaks(cache.rows, found, f"{backbone}/{fold}")
+
+
+def _check_model(cache: Cache, model: Path) -> None:
+    """Raise CacheError when the base model was trained again after it was cached."""
+    if model.exists() and file_sha256(model) != cache.provenance.checkpoint_sha256:
+        raise CacheError(
+            f"{cache.folder} was made by another model than {model}; run 'stacker cache CONFIG' again"
+        )
 
 
 def refuse_leaks(rows: Rows, provenance: Provenance, where: str) -> None:

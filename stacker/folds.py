@@ -84,7 +84,7 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
         held_out = ["stack"]
         shares = {"train": rest - config.stack, "stack": config.stack, "test": config.test}
     rng = np.random.default_rng(seed)
-    parts = assign(strata, sizes, shares, rng)
+    parts = assign(strata, sizes, shares, rng, config.group)
     folds = []
     for name in held_out:
         development = [g for part in shares if part not in (name, "test") for g in parts[part]]
@@ -93,6 +93,7 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
             sizes,
             {"fit": 1 - config.validation, "validation": config.validation},
             rng,
+            config.group,
         )
         fold = name if config.protocol == "crossfit" else "holdout"
         names = (tuple(sorted(groups)) for groups in (inner["fit"], inner["validation"], parts[name]))
@@ -106,6 +107,7 @@ def assign(
     sizes: Mapping[str, int],
     shares: Mapping[str, float],
     rng: np.random.Generator,
+    unit: str = "case",
 ) -> dict[str, list[str]]:
     """Place every group in one part, class by class.
 
@@ -120,8 +122,8 @@ def assign(
     for label, groups in sorted(by_label.items()):
         if len(groups) < len(shares):
             raise DataError(
-                f"'{label}' has {len(groups)} cases, and {len(shares)} parts ({', '.join(shares)}) "
-                "need one each; ask for fewer folds or add cases"
+                f"'{label}' has {len(groups)} {unit}s, and {len(shares)} parts ({', '.join(shares)}) "
+                f"need one each; lower folds.k, take folds.protocol=holdout, or add {unit}s"
             )
         room = _quotas(len(groups), shares)
         wanted = sum(sizes[group] for group in groups)

@@ -15,7 +15,6 @@ from PIL import Image as Picture
 
 from stacker.cache import open_cache
 from stacker.config import Config, ImagesConfig
-from stacker.errors import DataError
 from stacker.folds import Folds
 from stacker.images import decode
 from stacker.manifest import Image, Manifest
@@ -57,12 +56,9 @@ def localise(run: Run, manifest: Manifest, folds: Folds) -> dict[str, Any]:
 
     `mask_area` is what a map that knows nothing would reach. Labels are used to look, never to stack.
     """
-    masks = {image.id: read_mask(image, run.config) for image in manifest.images}
+    tests = [manifest.images[row] for row in manifest.rows_of(folds.group, folds.test)]
+    masks = {image.id: read_mask(image, run.config) for image in tests}
     known = {name: mask for name, mask in masks.items() if mask is not None and mask.any()}
-    if not known:
-        raise DataError(
-            f"data.masks: no mask in {run.config.data.masks} has the name of an image and is not empty"
-        )
     result: dict[str, Any] = {}
     for backbone in run.config.backbones:
         hits, inside, areas = [], [], []

@@ -114,6 +114,7 @@ def read_manifest(config: DataConfig) -> Manifest:
     if config.task == "subtype":
         images = _without_contradicting_cases(images)
     _refuse_duplicate_ids(images)
+    _refuse_useless_masks(images, config.masks)
     images = sorted(images, key=lambda image: image.id)
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(lambda image: _sha256(Path(image.path)), images)
@@ -194,6 +195,14 @@ def _refuse_duplicate_ids(images: list[Image]) -> None:
                 f"two files are named {image.id}: {paths[image.id]} and {image.path}; remove one"
             )
         paths[image.id] = image.path
+
+
+def _refuse_useless_masks(images: list[Image], masks: Path | None) -> None:
+    """Masks are needed last, when all is trained: notice early that none belongs to an image."""
+    if masks is not None and not any((masks / Path(image.path).name).exists() for image in images):
+        raise DataError(
+            f"data.masks: no file in {masks} has the name of an image, {images[0].id}.png say"
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -60,6 +60,7 @@ def begin(config: Config) -> Study:
     if (config.run_path / "manifest.csv").exists():
         return reopen(config)
     manifest = read_manifest(config.data)
+    folds = make_folds(manifest, config.folds, config.seed)
     try:
         open_store(config.artifacts / ".images", manifest, config.images)
     except UnreadableImages as error:
@@ -68,7 +69,7 @@ def begin(config: Config) -> Study:
         for reason in error.reasons.values():
             log.warning("left out: %s", reason)
         manifest = manifest.without(error.reasons)
-    folds = make_folds(manifest, config.folds, config.seed)
+        folds = make_folds(manifest, config.folds, config.seed)
     run = create_run(config)
     save_folds(folds, run.folds_file)
     save_manifest(manifest, run.manifest_file)
@@ -123,9 +124,11 @@ def _recipe(config: Config, name: str) -> TrainConfig:
 def _identity(study: Study, name: str, fold: Fold) -> str:
     """Return the digest of all that decides a base model's weights."""
     config = study.run.config
+    weights = config.backbones[name].weights
     return digest(
         {
             "backbone": name,
+            "weights_sha256": file_sha256(Path(weights)) if Path(weights).is_file() else None,
             "settings": config.backbones[name].model_dump(mode="json"),
             "train": config.train.model_dump(mode="json"),
             "images": config.images.model_dump(mode="json"),
@@ -216,18 +219,23 @@ def cache(study: Study) -> None:
         if not path.exists():
             raise RunError(f"{path}: no such base model; run 'stacker train CONFIG' first")
         _require_same(path, backbones.read_facts(path)["identity"], _identity(study, name, fold))
-    plans = [(*job, *_rows(study, job[1])) for job in checkpoints]
-    with bar("cache", sum(len(rows) for *_, rows in plans)) as advance:
-        for name, fold, path, store_rows, rows in plans:
+    plans = []
+    for name, fold, path in checkpoints:
+        store_rows, rows = _rows(study, fold)
+        origin = _provenance(study, name, fold, path, str(precision))
+        if cache_is_done(run.cache_folder(name, fold.name), rows, origin, config.cam):
+            log.info("cache %s/%s: done already", name, fold.name)
+        else:
+            plans.append((name, fold, path, store_rows, rows, origin))
+    if not plans:
+        return
+    pixels = study.pixels()
+    with bar("cache", sum(len(plan[4]) for plan in plans)) as advance:
+        for name, fold, path, store_rows, rows, origin in plans:
             folder = run.cache_folder(name, fold.name)
-            origin = _provenance(study, name, fold, path, str(precision))
-            if cache_is_done(folder, rows, origin, config.cam):
-                log.info("cache %s/%s: done already", name, fold.name)
-                advance(len(rows))
-                continue
             started = time.perf_counter()
             backbone, _ = backbones.load_checkpoint(path)
-            plan = (folder, backbone, study.pixels(), store_rows, rows, origin, config.cam)
+            plan = (folder, backbone, pixels, store_rows, rows, origin, config.cam)
             written = fill_cache(*plan, device, precision, advance)
             seconds = round(time.perf_counter() - started, 1)
             run.record("cache", {f"{name}/{fold.name}": {"seconds": seconds, "parts_written": written}})

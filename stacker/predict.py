@@ -7,10 +7,10 @@ the cache. Maps drawn over the image are those of the predicted class, averaged 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def predict(
     folds = list(dict.fromkeys(key.split("/")[1] for key in facts["checkpoints"]))
     shares, by_fold = [], []
     for fold in track(folds, "predict", total=len(folds)):
-        arrays = {name: _extract(run, name, fold, pixels) for name in run.config.backbones}
+        arrays = {name: _extract(run, name, fold, pixels) for name in facts["backbones"]}
         values, _ = assemble(arrays, classes, facts["features"])
         shares.append(model.predict_proba(values))
         by_fold.append(arrays)
@@ -120,10 +120,14 @@ def _named(classes: Sequence[str], shares: np.ndarray) -> dict[str, float]:
 
 def _overlay_names(paths: Sequence[Path]) -> list[str]:
     """Return a file name per image; images of one name in several folders are numbered."""
-    seen: dict[str, Any] = {}
-    names = []
+    names: list[str] = []
     for path in paths:
-        seen[path.stem] = seen.get(path.stem, 0) + 1
-        number = f"-{seen[path.stem]}" if seen[path.stem] > 1 else ""
-        names.append(f"{path.stem}{number}.png")
+        numbered = (f"{path.stem}-{n}.png" for n in itertools.count(2))
+        names.append(
+            next(
+                n
+                for n in (f"{path.stem}.png", *itertools.islice(numbered, len(paths)))
+                if n not in names
+            )
+        )
     return names

@@ -40,11 +40,11 @@ def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) 
         if _is_fitted(run, name, tables):
             log.info("stack %s: done already", name)
         else:
-            _fit_one(run, name, tables, manifest.classes)
+            _fit_one(run, name, tables, manifest.classes, folds.label)
     return _summarise(run, manifest, folds, tables)
 
 
-def _fit_one(run: Run, name: str, tables: Tables, classes: Sequence[str]) -> None:
+def _fit_one(run: Run, name: str, tables: Tables, classes: Sequence[str], split: str) -> None:
     config = run.config
     table = tables.development
     started = time.perf_counter()
@@ -52,12 +52,14 @@ def _fit_one(run: Run, name: str, tables: Tables, classes: Sequence[str]) -> Non
     model.fit(table.values, table.rows.label)
     seconds = time.perf_counter() - started
     folder = run.stack_folder(name)
+    (folder / "stack.json").unlink(missing_ok=True)  # it must never speak of another model
     save_meta(name, model, folder)
     _write_predictions(folder / "predictions.csv", {name: _on_test(model, tables)}, tables, classes)
     facts = {
         **_identity(run, name, tables),
         "classes": classes,
-        "columns": len(table.columns),
+        "split": split,
+        "backbones": list(tables.base_test),
         "rows": len(table.rows),
         "seconds": round(seconds, 3),
         "versions": versions(),
@@ -74,6 +76,8 @@ def _identity(run: Run, name: str, tables: Tables) -> dict[str, Any]:
         "parameters": getattr(run.config.stack, name).model_dump(mode="json"),
         "seed": run.config.seed,
         "checkpoints": tables.checkpoints,
+        "origins": tables.origins,
+        "columns": digest(tables.development.columns),
     }
 
 

@@ -43,11 +43,17 @@ def test_trunk_and_head_are_the_model(name: str) -> None:
     assert embedding.shape == (2, width)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
 def test_a_model_without_a_grid_is_refused(name: str) -> None:
     """Transformers put out tokens or another layout: the error gives the shape."""
     with pytest.raises(BackboneError, match=f"{name}: its last features are of shape"):
         create(name, 2, RANDOM)
+
+
+def test_a_classifier_that_is_no_linear_layer_is_refused_before_training() -> None:
+    """A 1x1 convolution behind the pool cannot be fed with the embedding."""
+    with pytest.raises(BackboneError, match="resnetv2_18"):
+        create("resnetv2_18", 2, RANDOM)
 
 
 def test_unknown_name_is_refused_with_the_nearest() -> None:

@@ -217,6 +217,28 @@ def test_only_missing_parts_are_made_again(finished: Config) -> None:
     }
 
 
+def test_a_damaged_index_is_made_again(finished: Config) -> None:
+    """When all parts are whole but the index is not, caching again mends it and touches no part."""
+    folder = finished.run_path / "cache" / "test_resnet" / "holdout"
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("part*")}
+    digest = file_sha256(folder / "index.h5")
+    (folder / "index.h5").write_bytes(b"junk")
+    pipeline.cache(pipeline.reopen(finished))
+    assert file_sha256(folder / "index.h5") == digest
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("part*")} == before
+
+
+def test_larger_parts_replace_smaller_ones(finished: Config) -> None:
+    """The size of parts may change within a run; what is left of the old ones is removed."""
+    cam = finished.cam.model_copy(update={"part_rows": 1000})
+    study = pipeline.reopen(finished.model_copy(update={"cam": cam}))
+    folder = study.run.cache_folder("test_resnet", "holdout")
+    before = open_cache(folder).read("maps")
+    pipeline.cache(study)
+    assert [path.name for path in folder.glob("part*")] == ["part-00000.h5"]
+    np.testing.assert_allclose(open_cache(folder).read("maps"), before, rtol=2e-2, atol=1e-3)
+
+
 def test_only_unseen_images_are_cached(finished: Config) -> None:
     """No cached case is among the cases that the file says trained its model; all others are there."""
     study = pipeline.reopen(finished)

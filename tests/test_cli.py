@@ -121,6 +121,10 @@ def test_predict_reports_a_broken_image_and_goes_on(
     expect_refusal(result, 1, "1 images skipped", "bad.png")
     assert "malignant" in result.stdout
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{good.stem}.png", f"{good.stem}-2.png"}
+    third = tmp_path / f"{good.stem}-2.png"  # a name that numbering would give to another
+    third.write_bytes(good.read_bytes())
+    named = call("predict", finished.run_path, good, good, third, "--json", "--device", "cpu")
+    assert len({entry["heatmaps"] for entry in json.loads(named.stdout)}) == 3
     expect_refusal(call("predict", finished.run_path, bad), 1, "bad.png")
     expect_refusal(call("predict", finished.run_path, tmp_path / "nowhere.png"), 2, "nowhere.png")
     expect_refusal(call("predict", finished.run_path, good, "--meta", "mpl"), 2, "did you mean 'mlp'")

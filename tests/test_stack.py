@@ -11,6 +11,7 @@ import pytest
 
 from stacker import pipeline
 from stacker.config import Config
+from stacker.errors import CacheError
 from stacker.stack import stack_facts
 
 MODELS = ["constant", "test_resnet", "test_efficientnet", "mean", "logistic", "mlp", "xgboost"]
@@ -86,6 +87,30 @@ def test_what_is_fitted_is_skipped_and_what_changed_is_fitted_again(finished: Co
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path.parent.name for path in before if after[path] != before[path]} == {"logistic"}
     assert stack_facts(pipeline.reopen(changed).run, "logistic")["parameters"] == {"C": 5.0}
+
+
+def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> None:
+    """Backbones in another order, or caches by another method, are other columns: fit again."""
+    pipeline.stack(pipeline.reopen(finished), ["logistic"])
+    model = finished.run_path / "stack" / "logistic" / "model.skops"
+    times = [model.stat().st_mtime_ns]
+    turned = finished.model_copy(update={"backbones": dict(reversed(finished.backbones.items()))})
+    pipeline.stack(pipeline.reopen(turned), ["logistic"])
+    times.append(model.stat().st_mtime_ns)
+    cam = finished.cam.model_copy(update={"method": "layercam"})
+    study = pipeline.reopen(finished.model_copy(update={"cam": cam}))
+    pipeline.cache(study)
+    pipeline.stack(study, ["logistic"])
+    times.append(model.stat().st_mtime_ns)
+    assert len(set(times)) == 3
+
+
+def test_caches_of_a_model_that_was_trained_again_are_refused(finished: Config) -> None:
+    """Stage three compares the caches with the base models on disk."""
+    path = finished.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CacheError, match="was made by another model"):
+        pipeline.stack(pipeline.reopen(finished), ["logistic"])
 
 
 def test_a_stale_meta_learner_is_left_out(finished: Config) -> None:
