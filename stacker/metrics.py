@@ -97,7 +97,9 @@ def vote(predictions: Predictions) -> Predictions | None:
     np.maximum.at(highest, position, predictions.labels)
     if (lowest != highest).any():
         return None
-    return Predictions(lowest, cases, total / np.bincount(position)[:, None])
+    # Equal probabilities must stay ties whatever the number of images: sums of them differ in the last bit.
+    mean = np.round(total / np.bincount(position)[:, None], 12)
+    return Predictions(lowest, cases, mean)
 
 
 def recognition_rate(predictions: Predictions, case_weights: np.ndarray) -> np.ndarray:

@@ -148,6 +148,13 @@ def test_a_model_of_one_class_is_called_out() -> None:
     assert found["b"]["image"]["auc"] == 0.5
 
 
+def test_a_constant_has_no_auc_by_case_either() -> None:
+    """Means of equal probabilities over cases of different size are ties, not noise in the last bit."""
+    cases = np.repeat(np.arange(20), np.arange(1, 21))
+    constant = Predictions(cases % 2, cases, np.tile([0.1 + 0.2, 0.7], (len(cases), 1)))
+    assert evaluate({"m": constant}, 100, 0)["m"]["case"]["auc"] == 0.5
+
+
 def test_interval_needs_enough_defined_replicates() -> None:
     """Too many undefined draws, no interval."""
     assert interval(np.r_[np.zeros(10), np.full(11, np.nan)]) is None
