@@ -97,7 +97,7 @@ def vote(predictions: Predictions) -> Predictions | None:
     np.maximum.at(highest, position, predictions.labels)
     if (lowest != highest).any():
         return None
-    # Equal probabilities must stay ties whatever the number of images: sums of them differ in the last bit.
+    # Equal probabilities stay ties whatever the number of images: their sums differ in the last bit.
     mean = np.round(total / np.bincount(position)[:, None], 12)
     return Predictions(lowest, cases, mean)
 
