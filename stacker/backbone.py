@@ -83,11 +83,13 @@ def create(name: str, classes: int, settings: BackboneConfig) -> Backbone:
         if settings.weights != "random":
             _load_weights(name, model, Path(settings.weights), settings.partial)
     cfg = model.pretrained_cfg
-    return _cut(name, model, settings.mean or cfg["mean"], settings.std or cfg["std"])
+    backbone = _cut(name, model, settings.mean or cfg["mean"], settings.std or cfg["std"])
+    _require_grid(name, model, backbone.trunk, backbone.head)
+    return backbone
 
 
 def _cut(name: str, model: Any, mean: Sequence[float], std: Sequence[float]) -> Backbone:
-    """Cut a model into trunk and head; raise BackboneError when there is no spatial grid at the cut."""
+    """Cut a model into trunk and head, as timm's contract or VGG's layers have it."""
     model.to(memory_format=torch.channels_last)
     classifier: nn.Module = model.get_classifier()
     if isinstance(model, VGG):
@@ -105,7 +107,6 @@ def _cut(name: str, model: Any, mean: Sequence[float], std: Sequence[float]) -> 
         embedding_BD = model.forward_head(last_pool(activations_BChw), pre_logits=True)
         return embedding_BD, classifier(embedding_BD)
 
-    _require_grid(name, model, trunk, head)
     return Backbone(name, model, trunk, head, layer, _channels(mean), _channels(std))
 
 

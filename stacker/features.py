@@ -3,7 +3,7 @@
 A table has a row per image and the columns of all backbones side by side, in blocks: `maps`, `logits`,
 `embeddings`. Rows of the development cases come from the fold whose model never saw them; rows of the
 test cases come from every fold, one table each. A row whose case trained the model that produced it is
-refused here, whatever the config, the split or the file names say.
+refused here when the split is by case, whatever the file names say.
 """
 
 from __future__ import annotations
@@ -86,35 +86,30 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
     """Read the caches of a run; raise CacheError or LeakError when one is not what it should be."""
     backbones = list(run.config.backbones)
     development, tests = [], {}
-    logits_development: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
-    logits_test: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
+    base_development: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
+    base_test: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
     checkpoints, origins = {}, {}
     for fold in folds.folds:
         caches = {name: open_cache(run.cache_folder(name, fold.name)) for name in backbones}
         for name, cache in caches.items():
-            _check_origin(cache, name, fold.name, manifest, folds)
+            _check_origin(cache, name, fold.name, manifest, folds, run.config.cam.method)
             _check_model(cache, run.model_file(name, fold.name))
             checkpoints[f"{name}/{fold.name}"] = cache.provenance.checkpoint_sha256
             origins[f"{name}/{fold.name}"] = digest({**asdict(cache.provenance), "versions": None})
         arrays = {name: {a: c.read(a) for a in _arrays_of(blocks)} for name, c in caches.items()}
         rows = _common_rows(caches)
         is_test = rows.fold == b"test"
-        for mask, part, logits in (
-            (~is_test, None, logits_development),
-            (is_test, "test", logits_test),
-        ):
-            table = _table(arrays, mask, rows, manifest.classes, blocks, fold.name)
-            if part == "test":
-                tests[fold.name] = table
-            else:
-                development.append(table)
-            for name in backbones:
-                logits[name].append(probabilities(arrays[name]["logits"][mask]))
+        development.append(_table(arrays, ~is_test, rows, manifest.classes, blocks, fold.name))
+        tests[fold.name] = _table(arrays, is_test, rows, manifest.classes, blocks, fold.name)
+        for name in backbones:
+            shares = probabilities(arrays[name]["logits"])
+            base_development[name].append(shares[~is_test])
+            base_test[name].append(shares[is_test])
     return Tables(
         development=_join(development),
         tests=tests,
-        base_development={name: np.concatenate(p) for name, p in logits_development.items()},
-        base_test={name: np.mean(p, axis=0) for name, p in logits_test.items()},
+        base_development={name: np.concatenate(p) for name, p in base_development.items()},
+        base_test={name: np.mean(p, axis=0) for name, p in base_test.items()},
         checkpoints=checkpoints,
         origins=origins,
     )
@@ -162,7 +157,9 @@ def _common_rows(caches: Mapping[str, Cache]) -> Rows:
     return first.rows
 
 
-def _check_origin(cache: Cache, backbone: str, fold: str, manifest: Manifest, folds: Folds) -> None:
+def _check_origin(
+    cache: Cache, backbone: str, fold: str, manifest: Manifest, folds: Folds, method: str
+) -> None:
     """Raise CacheError unless the cache belongs here, LeakError when its model saw one of its cases."""
     found = cache.provenance
     expected = {
@@ -171,6 +168,7 @@ def _check_origin(cache: Cache, backbone: str, fold: str, manifest: Manifest, fo
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
         "classes": manifest.classes,
+        "method": method,
     }
     for name, value in expected.items():
         if getattr(found, name) != value:
@@ -192,8 +190,8 @@ def _check_model(cache: Cache, model: Path) -> None:
 def refuse_leaks(rows: Rows, provenance: Provenance, where: str) -> None:
     """Raise LeakError when a case of the rows trained the model that produced them.
 
-    A split by slide or by image leaks across cases by its nature: it was asked for, and every output
-    says so, hence it passes.
+    A split by slide or by image leaks across cases by its nature: it was asked for, and its
+    label says so, hence it passes.
     """
     if provenance.group != "case":
         return

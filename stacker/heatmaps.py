@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as Picture
 
 from stacker.cache import open_cache
-from stacker.config import Config, ImagesConfig
+from stacker.config import Config
 from stacker.folds import Folds
 from stacker.images import decode
 from stacker.manifest import Image, Manifest
@@ -32,12 +32,7 @@ def read_mask(image: Image, config: Config) -> np.ndarray | None:
     if config.data.masks is None:
         return None
     path = config.data.masks / Path(image.path).name
-    return _binary_mask(path, config.images) if path.exists() else None
-
-
-def _binary_mask(path: Path, config: ImagesConfig) -> np.ndarray:
-    mask: np.ndarray = decode(path, config)[..., 0] > 127
-    return mask
+    return decode(path, config.images)[..., 0] > 127 if path.exists() else None
 
 
 def pointing_and_mass(map_hw: np.ndarray, mask: np.ndarray) -> tuple[bool, float]:

@@ -7,7 +7,6 @@ the cache. Maps drawn over the image are those of the predicted class, averaged 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,9 @@ def predict(
     folds = list(dict.fromkeys(key.split("/")[1] for key in facts["checkpoints"]))
     shares, by_fold = [], []
     for fold in track(folds, "predict", total=len(folds)):
-        arrays = {name: _extract(run, name, fold, pixels) for name in facts["backbones"]}
+        arrays = {
+            name: _extract(run, name, fold, pixels, facts["method"]) for name in facts["backbones"]
+        }
         values, _ = assemble(arrays, classes, facts["features"])
         shares.append(model.predict_proba(values))
         by_fold.append(arrays)
@@ -90,14 +91,14 @@ def predict(
     return predictions, failures
 
 
-def _extract(run: Run, name: str, fold: str, pixels: list[np.ndarray]) -> Arrays:
+def _extract(run: Run, name: str, fold: str, pixels: list[np.ndarray], method: str) -> Arrays:
     device = choose_device(run.config.device)
     precision = choose_precision(run.config.precision, device)
     backbone, _ = load_checkpoint(run.model_file(name, fold))
     backbone.freeze().model.to(device)
     size = run.config.cam.batch_size
     batches = (np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size))
-    return extract(backbone, batches, run.config.cam.method, device, precision)
+    return extract(backbone, batches, method, device, precision)
 
 
 def _require_checkpoints(run: Run, expected: dict[str, str]) -> None:
@@ -122,12 +123,9 @@ def _overlay_names(paths: Sequence[Path]) -> list[str]:
     """Return a file name per image; images of one name in several folders are numbered."""
     names: list[str] = []
     for path in paths:
-        numbered = (f"{path.stem}-{n}.png" for n in itertools.count(2))
-        names.append(
-            next(
-                n
-                for n in (f"{path.stem}.png", *itertools.islice(numbered, len(paths)))
-                if n not in names
-            )
-        )
+        name, number = f"{path.stem}.png", 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}.png"
+        names.append(name)
     return names

@@ -30,8 +30,6 @@ from stacker.run import Run, digest, publish, read_json, versions, write_json
 
 log = logging.getLogger(__name__)
 
-Models = dict[str, Predictions]
-
 
 def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) -> dict[str, Any]:
     """Fit the named meta-learners that are not fitted yet; return the run's metrics."""
@@ -59,6 +57,7 @@ def _fit_one(run: Run, name: str, tables: Tables, classes: Sequence[str], split:
         **_identity(run, name, tables),
         "classes": classes,
         "split": split,
+        "method": config.cam.method,
         "backbones": list(tables.base_test),
         "rows": len(table.rows),
         "seconds": round(seconds, 3),

@@ -12,6 +12,7 @@ import pytest
 from stacker import pipeline
 from stacker.config import Config
 from stacker.errors import CacheError
+from stacker.predict import predict
 from stacker.stack import stack_facts
 
 MODELS = ["constant", "test_resnet", "test_efficientnet", "mean", "logistic", "mlp", "xgboost"]
@@ -103,6 +104,19 @@ def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> N
     pipeline.stack(study, ["logistic"])
     times.append(model.stat().st_mtime_ns)
     assert len(set(times)) == 3
+
+
+def test_a_changed_method_is_noticed(finished: Config, data: Path) -> None:
+    """Caches by another method are refused, and predict keeps the method that it was fitted on."""
+    image = next((data / "histology_slides").rglob("*.png"))
+    run = pipeline.reopen(finished).run
+    (before,), _ = predict(run, [image], "logistic", run.path / "before")
+    cam = finished.cam.model_copy(update={"method": "layercam"})
+    study = pipeline.reopen(finished.model_copy(update={"cam": cam}))
+    with pytest.raises(CacheError, match="was made with method gradcam, this run uses layercam"):
+        pipeline.stack(study, ["logistic"])
+    (after,), _ = predict(study.run, [image], "logistic", run.path / "after")
+    assert after.probabilities == before.probabilities
 
 
 def test_caches_of_a_model_that_was_trained_again_are_refused(finished: Config) -> None:
