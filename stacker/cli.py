@@ -98,7 +98,7 @@ SET = click.option(
 
 
 def _load(config_file: Path, overrides: tuple[str, ...]) -> Config:
-    from stacker.config import load_config
+    from stacker.configfile import load_config
 
     return load_config(config_file, overrides)
 

@@ -1,33 +1,40 @@
-"""The config: pydantic models, YAML in, resolved YAML out.
+"""The config: pydantic models, resolved YAML out (`configfile` reads it in).
 
 Every setting of the three stages is a field here with a type, a bound and a default, so that a config
-file is checked whole before anything runs: unknown keys are rejected with the nearest known name and
-all faults are reported at once. `Config.results()` is the part that decides what is trained; a run keeps
-it frozen, while other settings (`cam`, `stack`, the device) may change between two calls.
+file is checked whole before anything runs. `Config.results()` is the part that decides what is trained;
+a run keeps it frozen, while other settings (`cam`, `stack`, the device) may change between two calls.
 """
 
 from __future__ import annotations
 
-import difflib
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
-
-from stacker.errors import ConfigError
 
 MetaName = Literal["logistic", "mlp", "xgboost"]
 BlockName = Literal["maps", "logits", "embeddings"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Channels = tuple[float, float, float]
+
+
+def _share_or_official(value: Any) -> Any:
+    """Speak for both halves of the union at once: pydantic alone would report two faults."""
+    if value != "official" and not (isinstance(value, int | float) and 0 < value < 1):
+        raise ValueError(f"expected a share between 0 and 1, or 'official'; found {value!r}")
+    return value
+
+
+Part = Annotated[float | Literal["official"], BeforeValidator(_share_or_official)]
 
 
 class Section(BaseModel):
@@ -37,44 +44,75 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which images, and what is to be told apart."""
+    """Which images, and what is to be told apart.
 
-    format: Literal["breakhis"] = "breakhis"
+    `classes` puts the classes in order, the last being the one that sensitivity is about; without it
+    they are sorted. `case_pattern` finds the case in a file's path, `fold_list` is BreakHis's own split.
+    """
+
+    format: Literal["breakhis", "pcam", "idc", "folder", "csv"] = "breakhis"
     path: Path
     task: Literal["binary", "subtype"] = "binary"
+    classes: list[str] | None = Field(None, min_length=2)
     magnifications: list[int] | None = Field(None, min_length=1)
+    case_pattern: str | None = None
+    fold_list: Path | None = None
     masks: Path | None = None
     on_error: Literal["stop", "skip"] = "stop"
 
-    @field_validator("path", "masks")
+    @field_validator("path", "fold_list", "masks")
     @classmethod
     def _found_from_anywhere(cls, path: Path | None) -> Path | None:
         """Make paths absolute: a run's stored config is read from other working directories."""
         return None if path is None else path.expanduser().absolute()
+
+    @field_validator("case_pattern")
+    @classmethod
+    def _names_the_case(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groupindex
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+            if "case" not in groups or not groups.keys() <= {"case", "slide"}:
+                raise ValueError(
+                    f"{pattern!r} needs a group (?P<case>...), may have (?P<slide>...) and no other name"
+                )
+        return pattern
+
+    @model_validator(mode="after")
+    def _settings_fit_the_format(self) -> DataConfig:
+        if self.case_pattern is not None and self.format not in ("folder", "csv"):
+            raise ValueError(f"case_pattern is for folder and csv; {self.format} names its cases itself")
+        if self.fold_list is not None and self.format != "breakhis":
+            raise ValueError(f"fold_list is for breakhis; {self.format} has none")
+        return self
 
 
 class ImagesConfig(Section):
     """How an image becomes a square of pixels."""
 
     size: int = Field(224, ge=32, le=2048)
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Literal["squash", "crop", "pad"] = "squash"
 
 
 class FoldsConfig(Section):
-    """Who is held out from whom."""
+    """Who is held out from whom. `official` takes a part as the data set itself has it."""
 
     protocol: Literal["crossfit", "holdout"] = "crossfit"
     group: Literal["case", "slide", "image"] = "case"
-    test: Share = 0.2
-    stack: Share = 0.25
+    test: Part = 0.2
+    stack: Part = 0.25
     k: int = Field(5, ge=2)
     validation: Share = 0.15
 
     @model_validator(mode="after")
     def _some_cases_are_left_to_train_on(self) -> FoldsConfig:
-        if self.protocol == "holdout" and self.test + self.stack > 0.9:
-            taken = self.test + self.stack
+        taken = sum(share for share in (self.test, self.stack) if share != "official")
+        if self.protocol == "holdout" and taken > 0.9:
             raise ValueError(f"test + stack take {taken:.0%} of the cases; leave 10% to train on")
+        if self.protocol == "holdout" and self.stack == "official" != self.test:
+            raise ValueError("stack: official (the data set's valid part) needs test: official too")
         return self
 
 
@@ -201,79 +239,3 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that loads to an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Read a YAML config and apply `a.b=c` overrides; raise ConfigError with every fault in it."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"no config file at {path}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
-    for override in overrides:
-        _override(raw, override)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        faults = [_explain(dict(fault)) for fault in error.errors()]
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        raise ConfigError("\n  ".join([f"{path}: {count} in the config", *faults])) from None
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Set `a.b=c` in the raw mapping, creating the sections on the way."""
-    dotted, equals, text = override.partition("=")
-    keys = dotted.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"--set {override}: expected section.key=value, e.g. train.epochs=5")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: '{text}' is not a YAML value") from None
-    section = raw
-    for key in keys[:-1]:
-        if section.get(key) is None:
-            section[key] = {}
-        section = section[key]
-        if not isinstance(section, dict):
-            raise ConfigError(f"--set {override}: '{key}' is a value, not a section")
-    section[keys[-1]] = value
-
-
-def _explain(fault: dict[str, Any]) -> str:
-    """Say one pydantic fault in a line: where, what is wrong, what was found or what is near."""
-    location: tuple[str | int, ...] = fault["loc"]
-    where = ".".join(str(part) for part in location)
-    if fault["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
-    if fault["type"] == "missing":
-        return f"{where}: required, but not given"
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if not location or fault["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    if fault["type"] == "literal_error":
-        choices = [c.strip("'") for c in fault["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        near = difflib.get_close_matches(str(fault["input"]), choices, n=1, cutoff=0.5)
-        message += f"; did you mean '{near[0]}'?" if near else ""
-    return f"{where}: {message}; found {fault['input']!r}"
-
-
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    """Return the names that the section at `location` knows."""
-    model: type[BaseModel] = Config
-    keys = iter(location)
-    for key in keys:
-        annotation = model.model_fields[str(key)].annotation
-        if get_origin(annotation) is dict:
-            next(keys)
-            annotation = get_args(annotation)[1]
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(model.model_fields)

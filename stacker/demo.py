@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stacker import inspection, pipeline
-from stacker.config import load_config
+from stacker.configfile import load_config
 from stacker.errors import ConfigError
 from stacker.figures import save_figure
 from stacker.synthetic import write_breakhis

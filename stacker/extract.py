@@ -27,6 +27,7 @@ from stacker.cam import class_maps
 from stacker.config import CamConfig
 from stacker.errors import CacheError
 from stacker.run import sweep
+from stacker.store import Pixels
 
 Arrays = dict[str, np.ndarray]
 
@@ -53,7 +54,7 @@ def extract(
 def fill_cache(
     folder: Path,
     backbone: Backbone,
-    pixels: np.ndarray,
+    pixels: Pixels,
     store_rows: np.ndarray,
     rows: Rows,
     provenance: Provenance,

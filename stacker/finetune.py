@@ -23,6 +23,7 @@ from stacker.backbone import Backbone, autocast
 from stacker.config import TrainConfig
 from stacker.errors import BackboneError
 from stacker.metrics import scores
+from stacker.store import Pixels
 
 Epoch = dict[str, Any]
 
@@ -31,7 +32,7 @@ Epoch = dict[str, Any]
 class Part:
     """Rows of the store with their class indices."""
 
-    pixels: np.ndarray
+    pixels: Pixels
     labels: np.ndarray
     rows: np.ndarray
 

@@ -6,13 +6,12 @@ out; under `holdout` the parts are train, stack and test, and the one fold holds
 also names its inner validation groups: a slice of its own training part, used for early stopping and
 the choice of the epoch, so that neither the held-out part nor the test set is ever consulted.
 
-The assignment is our own and not scikit-learn's StratifiedGroupKFold, whose shuffling was broken for
-some releases (issues 32478 and 33085) and which lets a fold come out without a class when cases are few.
+A part may also be the data set's own (`official`); a group that it has on two sides is refused.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stacker.assignment import assign, group_contents
 from stacker.config import FoldsConfig
 from stacker.errors import DataError, RunError
 from stacker.manifest import Manifest
@@ -74,23 +74,18 @@ class Folds:
 
 def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
     """Split the groups of a manifest; raise DataError when a class has too few of them."""
-    strata = _strata(manifest, config.group)
-    sizes = Counter(manifest.groups(config.group))
-    rest = 1 - config.test
-    if config.protocol == "crossfit":
-        held_out = [f"fold{i}" for i in range(config.k)]
-        shares = dict.fromkeys(held_out, rest / config.k) | {"test": config.test}
-    else:
-        held_out = ["stack"]
-        shares = {"train": rest - config.stack, "stack": config.stack, "test": config.test}
+    contents = group_contents(manifest, config.group)
+    parts = _official_parts(manifest, config)
+    taken = {group for groups in parts.values() for group in groups}
+    free = {group: content for group, content in contents.items() if group not in taken}
     rng = np.random.default_rng(seed)
-    parts = assign(strata, sizes, shares, rng, config.group)
+    parts |= assign(free, _shares(config, parts), rng, config.group)
+    held_out = ["stack"] if config.protocol == "holdout" else [f"fold{i}" for i in range(config.k)]
     folds = []
     for name in held_out:
-        development = [g for part in shares if part not in (name, "test") for g in parts[part]]
+        development = [g for part in parts if part not in (name, "test") for g in parts[part]]
         inner = assign(
-            {group: strata[group] for group in development},
-            sizes,
+            {group: contents[group] for group in development},
             {"fit": 1 - config.validation, "validation": config.validation},
             rng,
             config.group,
@@ -102,68 +97,51 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
     return Folds(config.protocol, config.group, seed, manifest.digest, tuple(folds), test)
 
 
-def assign(
-    strata: Mapping[str, tuple[str, str]],
-    sizes: Mapping[str, int],
-    shares: Mapping[str, float],
-    rng: np.random.Generator,
-    unit: str = "case",
-) -> dict[str, list[str]]:
-    """Place every group in one part, class by class.
+def _shares(config: FoldsConfig, fixed: Mapping[str, object]) -> dict[str, float]:
+    """Return the wanted size of every part that is not fixed; a fixed part takes none of the rest."""
+    test = 0.0 if config.test == "official" else config.test
+    if config.protocol == "crossfit":
+        shares = {f"fold{i}": (1 - test) / config.k for i in range(config.k)}
+    else:
+        stack = 0.0 if config.stack == "official" else config.stack
+        shares = {"train": 1 - test - stack, "stack": stack}
+    return {name: share for name, share in {**shares, "test": test}.items() if name not in fixed}
 
-    Each part gets its share of a class's groups (largest remainder, at least one); among the parts
-    with room left, a group goes where its subtype is rarest, then where most images are missing.
-    Raise DataError when a class has fewer groups than there are parts.
+
+def _official_parts(manifest: Manifest, config: FoldsConfig) -> dict[str, list[str]]:
+    """Return the parts that the data set itself defines, where the config asks for them.
+
+    Raise DataError when it has none, or when it has a group in two of them.
     """
-    by_label: dict[str, list[str]] = defaultdict(list)
-    for group in sorted(strata):
-        by_label[strata[group][0]].append(group)
-    parts: dict[str, list[str]] = {name: [] for name in shares}
-    for label, groups in sorted(by_label.items()):
-        if len(groups) < len(shares):
-            raise DataError(
-                f"'{label}' has {len(groups)} {unit}s, and {len(shares)} parts ({', '.join(shares)}) "
-                f"need one each; lower folds.k, take folds.protocol=holdout, or add {unit}s"
-            )
-        room = _quotas(len(groups), shares)
-        wanted = sum(sizes[group] for group in groups)
-        missing = {name: wanted * share for name, share in shares.items()}
-        rank = dict(zip(groups, rng.permutation(len(groups)), strict=True))
-        subtypes: dict[str, Counter[str]] = {name: Counter() for name in shares}
-        for group in sorted(groups, key=lambda g: (strata[g][1], -sizes[g], rank[g])):
-            subtype = strata[group][1]
-            open_parts = [name for name in shares if room[name] > 0]
-            target = min(
-                open_parts,
-                key=lambda p: (subtypes[p][subtype] / shares[p], -missing[p] / shares[p]),
-            )
-            parts[target].append(group)
-            subtypes[target][subtype] += 1
-            room[target] -= 1
-            missing[target] -= sizes[group]
-    return parts
-
-
-def _quotas(count: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Divide `count` groups by largest remainder, leaving no part empty."""
-    total = sum(shares.values())
-    exact = {name: count * share / total for name, share in shares.items()}
-    quotas = {name: max(1, int(value)) for name, value in exact.items()}
-    while sum(quotas.values()) != count:
-        step = 1 if sum(quotas.values()) < count else -1
-        movable = [name for name in shares if step > 0 or quotas[name] > 1]
-        quotas[max(movable, key=lambda name: step * (exact[name] - quotas[name]))] += step
-    return quotas
-
-
-def _strata(manifest: Manifest, unit: str) -> dict[str, tuple[str, str]]:
-    """Return each group's class (all of them, where a case has several) and most frequent subtype."""
-    labels: dict[str, set[str]] = defaultdict(set)
-    subtypes: dict[str, Counter[str]] = defaultdict(Counter)
-    for image, group in zip(manifest.images, manifest.groups(unit), strict=True):
-        labels[group].add(image.label)
-        subtypes[group][image.subtype] += 1
-    return {g: ("+".join(sorted(labels[g])), subtypes[g].most_common(1)[0][0]) for g in labels}
+    if config.test != "official":
+        return {}
+    homes: dict[str, set[str]] = defaultdict(set)
+    for image, group in zip(manifest.images, manifest.groups(config.group), strict=True):
+        homes[group].add(image.split)
+    splits = set().union(*homes.values())
+    wanted = {"test": "test"}
+    if config.protocol == "holdout":
+        wanted |= {"train": "train", "stack": "valid"} if config.stack == "official" else {}
+    missing = sorted(set(wanted.values()) - splits)
+    if missing or "" in splits:
+        lacks = f"no image in {' and '.join(missing)}" if missing else "images without a part"
+        raise DataError(
+            f"folds.test: official needs the data set's own split, and it has {lacks}; take a share, or "
+            "give the split (breakhis: data.fold_list; csv: a column 'split'; folder: train/, test/)"
+        )
+    both = sorted(group for group, found in homes.items() if len(found) > 1)
+    # train and valid may share groups where both are for development
+    apart = [g for g in both if "test" in homes[g] or config.stack == "official"]
+    if apart:
+        raise DataError(
+            f"the data set's own split has {len(apart)} of {len(homes)} {config.group}s on two sides, "
+            f"e.g. {apart[0]} in {' and '.join(sorted(homes[apart[0]]))}; take a share instead of "
+            "'official', or a smaller folds.group, whose results are labelled as leaking"
+        )
+    return {
+        part: sorted(group for group, found in homes.items() if split in found)
+        for part, split in wanted.items()
+    }
 
 
 def save_folds(folds: Folds, path: Path) -> None:

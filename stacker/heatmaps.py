@@ -32,7 +32,7 @@ def read_mask(image: Image, config: Config) -> np.ndarray | None:
     if config.data.masks is None:
         return None
     path = config.data.masks / Path(image.path).name
-    return decode(path, config.images)[..., 0] > 127 if path.exists() else None
+    return decode(path, config.images, "black")[..., 0] > 127 if path.exists() else None
 
 
 def pointing_and_mass(map_hw: np.ndarray, mask: np.ndarray) -> tuple[bool, float]:

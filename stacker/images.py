@@ -1,95 +1,94 @@
-"""Decode once: every image becomes a square of uint8 pixels in one memory-mapped array.
+"""From a picture file to a square of uint8 pixels, or a reason why not.
 
-Decoding a BreakHis PNG costs about 10 ms and every epoch of every fold of every backbone would pay it
-again. The store pays once; training and caching read rows of it. Its file name is a digest of the
-sources' content and of the resize settings, so runs share a store and a changed file never meets a
-stale one. Scaling to a backbone's mean and standard deviation happens later, on the device.
+What would have to be guessed at (16-bit pixels, several frames, slivers of tissue) is refused with its
+path and reason; grey, palette, CMYK and transparent pictures become RGB.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from concurrent.futures import ThreadPoolExecutor
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image as Picture
-from PIL import UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from stacker.config import ImagesConfig
-from stacker.errors import DataError, UnreadableImages
-from stacker.manifest import Manifest
-from stacker.progress import track
-from stacker.run import digest, publish, require_space, sweep
+from stacker.errors import DataError
+from stacker.manifest import Image
+from stacker.pcam import open_array
 
 MAX_PIXELS = 100_000_000
-EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
+MIN_SIDE = 16  # a sliver of tissue (IDC has patches of 50x1) shows no nucleus
+EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
-def decode(path: Path | str, config: ImagesConfig) -> np.ndarray:
+def fit(pixels_HWC: np.ndarray, config: ImagesConfig, background: str = "white") -> np.ndarray:
+    """Return pixels as a square of the config's size: squashed, cropped or padded."""
+    side = config.size
+    if pixels_HWC.shape[:2] == (side, side):
+        return pixels_HWC
+    picture = Picture.fromarray(pixels_HWC)
+    if config.resize == "crop":
+        picture = ImageOps.fit(picture, (side, side), Picture.Resampling.BICUBIC)
+    elif config.resize == "pad":
+        picture = ImageOps.pad(picture, (side, side), Picture.Resampling.BICUBIC, background)
+    else:
+        picture = picture.resize((side, side), Picture.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def decode(path: Path | str, config: ImagesConfig, background: str = "white") -> np.ndarray:
     """Return one picture as (size, size, 3) uint8; raise DataError with the path and the reason."""
     try:
-        with Picture.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{path}: {picture.size} is more than {MAX_PIXELS:,} pixels")
-            if picture.mode not in EIGHT_BIT_MODES:
-                raise DataError(f"{path}: pixels of type {picture.mode}; convert it to 8-bit RGB")
-            rgb = _on_white(picture)
+        return decode_bytes(Path(path).read_bytes(), config, background)
+    except UnusableError as error:
+        raise DataError(f"{path}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def decode_image(image: Image, config: ImagesConfig) -> np.ndarray:
+    """Return the pixels of one row of a manifest, from its file or its array."""
+    if image.index is None:
+        return decode(image.path, config)
+    return fit(open_array(Path(image.path), "x")[image.index], config)
+
+
+class UnusableError(Exception):
+    """Why a file's content is no picture to work with."""
+
+
+def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white") -> np.ndarray:
+    """Return a file's content as (size, size, 3) uint8; raise UnusableError with the reason."""
+    try:
+        with Picture.open(io.BytesIO(content)) as picture:
+            _refuse_unusable(picture)
+            rgb = _opaque(picture, background)
     except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image, or of a format that Pillow does not know") from None
-    except (OSError, SyntaxError, Picture.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{path}: cannot be decoded: {reason}") from None
-    if config.resize == "crop":
-        side = min(rgb.size)
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        rgb = rgb.crop((left, top, left + side, top + side))
-    side = config.size
-    if rgb.size != (side, side):
-        rgb = rgb.resize((side, side), Picture.Resampling.BICUBIC)
-    return np.asarray(rgb)
+        raise UnusableError("not an image, or of a format that Pillow does not know") from None
+    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
+        raise UnusableError(f"cannot be decoded: {error}") from None
+    return fit(np.asarray(rgb), config, background)
 
 
-def _on_white(picture: Picture.Image) -> Picture.Image:
+def _refuse_unusable(picture: Picture.Image) -> None:
+    """Raise for a picture whose pixels would have to be guessed at, before they are decoded."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise UnusableError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels; cut it into tiles")
+    if min(width, height) < MIN_SIDE:
+        raise UnusableError(f"{width}x{height} is too small, {MIN_SIDE} pixels a side are needed")
+    if picture.mode not in EIGHT_BIT_MODES:
+        raise UnusableError(f"pixels of type {picture.mode}; convert it to 8-bit RGB")
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a camera's JPEG with a preview behind it
+        raise UnusableError(f"{frames} frames or pages; keep the one that counts")
+
+
+def _opaque(picture: Picture.Image, background: str) -> Picture.Image:
     """Return the picture as RGB; what is transparent becomes white, the colour of an empty slide."""
     if "A" in picture.mode or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
-        return Picture.alpha_composite(Picture.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return Picture.alpha_composite(Picture.new("RGBA", rgba.size, background), rgba).convert("RGB")
     return picture.convert("RGB")
-
-
-def open_store(folder: Path, manifest: Manifest, config: ImagesConfig) -> np.ndarray:
-    """Return all images as (N, size, size, 3) uint8, memory-mapped, in the manifest's order.
-
-    They are decoded first when no run has done so before; raise UnreadableImages with all that fail.
-    """
-    key = digest([[(image.id, image.sha256) for image in manifest.images], config.model_dump()])
-    file = folder / f"{key}.npy"
-    if not file.exists():
-        _pack(file, manifest, config)
-    pixels: np.ndarray = np.load(file, mmap_mode="r")
-    return pixels
-
-
-def _pack(file: Path, manifest: Manifest, config: ImagesConfig) -> None:
-    shape = (len(manifest.images), config.size, config.size, 3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sweep(file.parent)
-    require_space(file.parent, math.prod(shape))
-    reasons: dict[int, str] = {}
-    with publish(file) as temporary:
-        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-
-        def fill(row: int) -> None:
-            try:
-                pixels[row] = decode(manifest.images[row].path, config)
-            except DataError as error:
-                reasons[row] = str(error)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the GIL
-            for _ in track(pool.map(fill, range(shape[0])), "decode images", total=shape[0]):
-                pass
-        if reasons:
-            raise UnreadableImages(reasons, shape[0])
-        pixels.flush()

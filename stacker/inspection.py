@@ -13,7 +13,7 @@ from stacker.cache import Cache, open_cache
 from stacker.errors import CacheError, ConfigError, require_one_of
 from stacker.figures import Picture, heatmap_sheet
 from stacker.heatmaps import read_mask
-from stacker.images import decode
+from stacker.images import decode_image
 from stacker.manifest import Image, Manifest, load_manifest
 from stacker.run import Run
 
@@ -87,7 +87,7 @@ def draw(
     are cached once per fold: their maps are averaged, for the eye only. Raise ConfigError for an image,
     backbone or class that is not there.
     """
-    manifest = load_manifest(run.manifest_file)
+    manifest = load_manifest(run.manifest_file, run.config.data.classes)
     backbones = list(backbones) or list(dict.fromkeys(backbone for backbone, _ in caches))
     classes = list(classes) or [manifest.classes[-1]]
     require_one_of("backbone", backbones, {backbone for backbone, _ in caches})
@@ -110,7 +110,7 @@ def _images(manifest: Manifest, image_ids: Sequence[str]) -> list[Image]:
 
 def _picture(image: Image, run: Run) -> Picture:
     title = f"{image.id}\ntrue label: {image.label}"
-    return Picture(title, decode(image.path, run.config.images), read_mask(image, run.config))
+    return Picture(title, decode_image(image, run.config.images), read_mask(image, run.config))
 
 
 def _mean_maps(caches: Sequence[Cache], image_ids: Sequence[str]) -> dict[str, np.ndarray]:

@@ -22,10 +22,11 @@ from stacker.cache import Provenance, Rows, describe_preprocessing, fixed_text
 from stacker.config import Config, TrainConfig
 from stacker.errors import RunError, UnreadableImages
 from stacker.folds import Fold, Folds, load_folds, make_folds, save_folds
-from stacker.images import open_store
-from stacker.manifest import Manifest, load_manifest, read_manifest, save_manifest
+from stacker.manifest import Manifest, load_manifest, save_manifest
 from stacker.progress import bar
+from stacker.readers import read_manifest
 from stacker.run import Run, create_run, digest, file_sha256, open_run, require_space, versions
+from stacker.store import Pixels, open_store
 
 if TYPE_CHECKING:
     from stacker.finetune import Epoch
@@ -45,7 +46,7 @@ class Study:
         """Return the base models of the run: every backbone in every fold."""
         return [(name, fold) for name in self.run.config.backbones for fold in self.folds.folds]
 
-    def pixels(self) -> np.ndarray:
+    def pixels(self) -> Pixels:
         """Return the decoded images in the manifest's order."""
         config = self.run.config
         return open_store(config.artifacts / ".images", self.manifest, config.images)
@@ -90,7 +91,7 @@ def open_study(path: Path) -> Study:
 
 
 def _study(run: Run) -> Study:
-    manifest = load_manifest(run.manifest_file)
+    manifest = load_manifest(run.manifest_file, run.config.data.classes)
     return Study(run, manifest, load_folds(run.folds_file, manifest))
 
 
@@ -149,7 +150,7 @@ def _require_same(path: Path, found: str, expected: str) -> None:
 
 
 def _train_one(
-    study: Study, name: str, fold: Fold, pixels: np.ndarray, device: Any, precision: Any, advance: Any
+    study: Study, name: str, fold: Fold, pixels: Pixels, device: Any, precision: Any, advance: Any
 ) -> None:
     import torch
 
@@ -198,7 +199,7 @@ def _facts(study: Study, name: str, fold: Fold, trained: np.ndarray) -> dict[str
         "classes": manifest.classes,
         "fold": fold.name,
         "group": folds.group,
-        "training_cases": sorted({manifest.images[row].case for row in trained}),
+        "training_cases": sorted({manifest.images[row].cluster for row in trained}),
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
         "config": study.run.config.results(),
@@ -253,7 +254,7 @@ def _rows(study: Study, fold: Fold) -> tuple[np.ndarray, Rows]:
     return store_rows, Rows(
         label=manifest.labels[store_rows],
         image_id=fixed_text([image.id for image in images]),
-        case_id=fixed_text([image.case for image in images]),
+        case_id=fixed_text([image.cluster for image in images]),
         fold=fixed_text([part] * len(held_out) + ["test"] * len(tests)),
     )
 

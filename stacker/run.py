@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from stacker import __version__
-from stacker.config import Config, load_config
+from stacker.config import Config
+from stacker.configfile import load_config
 from stacker.errors import RunError
 
 PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "xgboost", "numpy", "h5py")

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from stacker import pipeline
-from stacker.config import Config, load_config
+from stacker.config import Config
+from stacker.configfile import load_config
 from stacker.synthetic import write_breakhis
 
 MakeConfig = Callable[..., Config]

@@ -9,8 +9,20 @@ import stacker
 
 PACKAGE = Path(stacker.__file__).parent
 ORDER = (  # every module imports only from modules above it
-    *("__init__", "errors", "config", "run", "progress"),
-    *("tissue", "lesions", "synthetic", "manifest", "images", "folds"),
+    *("__init__", "errors", "config", "configfile", "run", "progress"),
+    *(
+        "tissue",
+        "lesions",
+        "synthetic",
+        "manifest",
+        "breakhis",
+        "pcam",
+        "readers",
+        "images",
+        "store",
+        "assignment",
+        "folds",
+    ),
     *("backbone", "cam", "metrics", "cache", "finetune", "extract"),
     *("heatmaps", "figures", "features", "mlp", "meta", "stack"),
     *("inspection", "predict", "terminal", "pipeline", "demo", "cli", "__main__"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stacker.config import Config, load_config
+from stacker.config import Config
+from stacker.configfile import load_config
 from stacker.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))

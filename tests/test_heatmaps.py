@@ -15,7 +15,7 @@ from stacker.errors import ConfigError, DataError
 from stacker.figures import Picture, heatmap_sheet
 from stacker.heatmaps import pointing_and_mass, upsample
 from stacker.inspection import draw, find_caches, sample
-from stacker.manifest import read_manifest
+from stacker.readers import read_manifest
 
 
 def canvas(figure: Figure) -> np.ndarray:

@@ -10,7 +10,8 @@ from PIL import Image as Picture
 
 from stacker.config import DataConfig
 from stacker.errors import DataError
-from stacker.manifest import load_manifest, read_manifest, save_manifest
+from stacker.manifest import load_manifest, save_manifest
+from stacker.readers import read_manifest
 
 NAMES = (
     "SOB_B_A-14-22549AB-100-001.png",

@@ -1,0 +1,105 @@
+"""BreakHis: a strict grammar of file names, the official fold lists, and one contradiction.
+
+The name of an image states its subtype, slide and magnification. The case is the accession number: the
+letters behind it tell its slides apart. The year is read, not assumed (one slide is of 15).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from stacker.config import DataConfig
+from stacker.errors import DataError
+from stacker.manifest import Image
+
+log = logging.getLogger(__name__)
+
+SUBTYPES = {
+    "A": "adenosis",
+    "F": "fibroadenoma",
+    "PT": "phyllodes_tumor",
+    "TA": "tubular_adenoma",
+    "DC": "ductal_carcinoma",
+    "LC": "lobular_carcinoma",
+    "MC": "mucinous_carcinoma",
+    "PC": "papillary_carcinoma",
+}
+BREAKHIS_NAME = re.compile(
+    r"SOB_(?:(?P<benign>B)_(?P<benign_code>A|F|PT|TA)|M_(?P<malignant_code>DC|LC|MC|PC))"
+    r"-(?P<year>\d{2})-(?P<accession>\d+)(?P<part>[A-Z]*)-(?P<magnification>\d+)-(?P<seq>\d+)\.png"
+)
+
+
+def read_breakhis(config: DataConfig) -> list[Image]:
+    """Read BreakHis, as distributed or as a flat folder, from its strict file-name grammar.
+
+    A tree may keep other pictures beside the slides (masks, say): where there is a
+    `histology_slides` folder, only what is below it counts.
+    """
+    tree = next(iter(sorted(config.path.rglob("histology_slides"))), config.path)
+    official = {} if config.fold_list is None else read_fold_list(config.fold_list)
+    images = []
+    for path, match in named_pictures(tree, BREAKHIS_NAME, "BreakHis", "SOB_M_DC-14-10AB-200-001.png"):
+        case = f"{match['year']}-{match['accession']}"
+        images.append(
+            Image(
+                id=path.stem,
+                path=str(path),
+                label="benign" if match["benign"] else "malignant",
+                case=case,
+                slide=case + match["part"],
+                magnification=int(match["magnification"]),
+                subtype=SUBTYPES[match["benign_code"] or match["malignant_code"]],
+                split=official.get(path.name, ""),
+            )
+        )
+    return images
+
+
+def read_fold_list(path: Path) -> dict[str, str]:
+    """Read an official BreakHis list of lines `file|magnification|fold|train or test`."""
+    parts = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = [field.strip() for field in line.split("|")]
+        if line.strip():
+            if len(fields) != 4 or fields[3] not in ("train", "test"):
+                raise DataError(
+                    f"{path}, line {number}: {line!r}; expected file|magnification|fold|train, or test"
+                )
+            parts[fields[0]] = fields[3]
+    return parts
+
+
+def named_pictures(
+    tree: Path, grammar: re.Pattern[str], name: str, example: str
+) -> Iterable[tuple[Path, re.Match[str]]]:
+    """Return the PNG files below a folder with the parts of their names; refuse strangers."""
+    found = [(path.absolute(), grammar.fullmatch(path.name)) for path in sorted(tree.rglob("*.png"))]
+    strangers = [path for path, match in found if match is None]
+    if strangers:
+        raise DataError(
+            f"{len(strangers)} of {len(found)} PNG files in {tree} are not named as in {name}, e.g. "
+            f"{strangers[0].name} (expected such as {example}); move them elsewhere"
+        )
+    if not found:
+        raise DataError(f"no {name} image (such as {example}) in {tree}")
+    return [(path, match) for path, match in found if match is not None]
+
+
+def without_contradicting_slides(images: list[Image]) -> list[Image]:
+    """Leave out the slides that carry two subtypes (BreakHis lists 14-13412 as DC and as LC).
+
+    A case may have lesions of two subtypes on slides of its own (14-21998, 14-29960): those stay.
+    """
+    labels = defaultdict(set)
+    for image in images:
+        labels[image.slide].add(image.label)
+    contradicting = sorted(slide for slide, found in labels.items() if len(found) > 1)
+    for slide in contradicting:
+        found = " and ".join(sorted(labels[slide]))
+        log.warning("slide %s is left out: it is labelled %s", slide, found)
+    return [image for image in images if image.slide not in contradicting]

@@ -1,0 +1,245 @@
+"""A reader per data-set format: folders, names and lists become the rows of a manifest.
+
+    breakhis   SOB_<B|M>_<subtype>-<year>-<slide>-<magnification>-<seq>.png, in a tree or flat
+    pcam       camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, read in place (module pcam)
+    idc        <patient>/<class>/<patient>_idx5_x<X>_y<Y>_class<0|1>.png
+    folder     [<train|valid|test>/]<class>/.../<image>, as torchvision's ImageFolder
+    csv        path,label and, where known, id, case, slide, magnification, subtype, split
+
+What a name states is read by a strict grammar; a picture outside it stops the reading, because a case
+that is guessed wrong leaks.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from stacker.breakhis import named_pictures, read_breakhis, without_contradicting_slides
+from stacker.config import DataConfig
+from stacker.errors import DataError, UnreadableImages
+from stacker.manifest import SPLITS, Image, Manifest, make_manifest
+from stacker.pcam import read_pcam
+from stacker.progress import track
+
+log = logging.getLogger(__name__)
+
+PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+IDC_NAME = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+}
+
+
+def read_manifest(config: DataConfig) -> Manifest:
+    """Read the data set; raise DataError when the paths, the names or the classes are unusable."""
+    _require_paths(config)
+    images = READERS[config.format](config)
+    if config.magnifications is not None:
+        found = sorted({image.magnification or 0 for image in images})
+        images = [image for image in images if image.magnification in config.magnifications]
+        if not images:
+            raise DataError(f"no image has a magnification in {config.magnifications}; found {found}")
+    if config.task == "subtype":
+        images = [replace(image, label=image.subtype or image.label) for image in images]
+        if config.format == "breakhis":
+            images = without_contradicting_slides(images)
+    _refuse_duplicate_ids(images)
+    _refuse_useless_masks(images, config.masks)
+    images = _with_hashes(sorted(images, key=lambda image: image.id), config.on_error)
+    manifest = make_manifest(images, config.classes)
+    if config.task == "binary" and len(manifest.classes) > 2:
+        raise DataError(
+            f"data.task is binary and there are {len(manifest.classes)} classes "
+            f"({', '.join(manifest.classes)}); take data.task=subtype"
+        )
+    return manifest
+
+
+def _require_paths(config: DataConfig) -> None:
+    """Raise DataError for a folder or file of the data section that is not there."""
+    kind = "file" if config.format == "csv" else "folder"
+    if not (config.path.is_file() if kind == "file" else config.path.is_dir()):
+        raise DataError(f"data.path: no {kind} at {config.path}; give the data set's {kind}")
+    if config.masks is not None and not config.masks.is_dir():
+        raise DataError(f"data.masks: no folder at {config.masks}; give the masks' folder, or null")
+    if config.fold_list is not None and not config.fold_list.is_file():
+        raise DataError(f"data.fold_list: no file at {config.fold_list}; give a dsfold list, or null")
+
+
+def read_idc(config: DataConfig) -> list[Image]:
+    """Read the IDC patches; the leading number of a name is the patient, and there is one slide each.
+
+    The usual archive holds everything twice, once more below IDC_regular_ps50_idx5: one copy is read.
+    """
+    inner = config.path / "IDC_regular_ps50_idx5"
+    images = []
+    tree = inner if inner.is_dir() else config.path
+    for path, match in named_pictures(tree, IDC_NAME, "IDC", "10253_idx5_x1001_y1001_class0.png"):
+        folder = path.parent.name
+        if folder in ("0", "1") and folder != match["label"]:
+            raise DataError(f"{path} lies in folder {folder} and is named class{match['label']}")
+        images.append(
+            Image(
+                id=path.stem,
+                path=str(path),
+                label=("idc_negative", "idc_positive")[int(match["label"])],
+                case=match["patient"],
+                slide=match["patient"],
+            )
+        )
+    return images
+
+
+def read_folder(config: DataConfig) -> list[Image]:
+    """Read a folder per class, below a folder per part where they are called train, val and test."""
+    root = config.path.absolute()
+    tops = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    parts = {top: SPLIT_NAMES.get(top.name.lower(), "") for top in tops}
+    by_part = bool(tops) and all(parts.values())
+    images, others = [], 0
+    for top in tops:
+        for path in sorted(p for p in top.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            if path.suffix.lower() not in PICTURES:
+                others += 1
+                continue
+            place = path.relative_to(top).parts
+            if by_part and len(place) < 2:
+                raise DataError(f"{path} is in no class folder; expected {top}/<class>/{path.name}")
+            images.append(
+                Image(
+                    id=path.relative_to(root).as_posix(),
+                    path=str(path),
+                    label=place[0] if by_part else top.name,
+                    split=parts[top] if by_part else "",
+                )
+            )
+    if others:
+        log.warning("%d files below %s are no pictures and are left out", others, root)
+    if not images:
+        raise DataError(f"no picture in {root}; expected {root}/<class>/<image>.png")
+    return _with_cases(images, config.case_pattern)
+
+
+def read_csv(config: DataConfig) -> list[Image]:
+    """Read a table of images; relative paths are taken from the table's folder."""
+    table = config.path
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or [])
+        rows = list(reader)
+    missing = [name for name in ("path", "label") if name not in columns]
+    if missing or not rows:
+        lacks = f"column {' and '.join(missing)}" if missing else "rows"
+        raise DataError(f"{table} has no {lacks}; expected path,label[,case,slide,...], found {columns}")
+    known = {"path", "label", "id", "case", "slide", "magnification", "subtype", "split"}
+    unused = [name for name in columns if name not in known]
+    if unused:
+        log.warning("%s: columns %s are not used (known: %s)", table, unused, sorted(known))
+    images = [_csv_image(table, number, row) for number, row in enumerate(rows, 2)]
+    return _with_cases(images, config.case_pattern)
+
+
+def _csv_image(table: Path, number: int, row: dict[str, str | None]) -> Image:
+    cells = {name: (text or "").strip() for name, text in row.items() if name}
+    where = f"{table}, line {number}"
+    for name in ("path", "label"):
+        if not cells[name]:
+            raise DataError(f"{where}: no {name}")
+    path = (table.parent / cells["path"]).absolute()
+    if not path.is_file():
+        raise DataError(f"{where}: no file at {path}")
+    split = cells.get("split", "").lower()
+    if split and split not in SPLIT_NAMES:
+        raise DataError(f"{where}: split {split!r}; expected one of {', '.join(SPLITS)}, or nothing")
+    magnification = cells.get("magnification", "").upper().removesuffix("X")
+    if magnification and not magnification.isdecimal():
+        raise DataError(f"{where}: magnification {cells['magnification']!r}; expected such as 200")
+    return Image(
+        id=cells.get("id") or cells["path"],
+        path=str(path),
+        label=cells["label"],
+        case=cells.get("case", ""),
+        slide=cells.get("slide", ""),
+        magnification=int(magnification) if magnification else None,
+        subtype=cells.get("subtype", ""),
+        split=SPLIT_NAMES.get(split, ""),
+    )
+
+
+def _with_cases(images: list[Image], pattern: str | None) -> list[Image]:
+    """Read case and slide off each image's id; raise DataError for those that do not tell."""
+    if pattern is None:
+        return images
+    grammar = re.compile(pattern)
+    found = [grammar.search(image.id) for image in images]
+    strangers = [
+        image.id for image, match in zip(images, found, strict=True) if not (match and match["case"])
+    ]
+    if strangers:
+        raise DataError(
+            f"data.case_pattern {pattern!r} finds no case in {len(strangers)} of {len(images)} images, "
+            f"e.g. {strangers[0]}"
+        )
+    named = [match.groupdict() for match in found if match]
+    return [
+        replace(image, case=names["case"], slide=names.get("slide") or image.slide)
+        for image, names in zip(images, named, strict=True)
+    ]
+
+
+READERS: dict[str, Callable[[DataConfig], list[Image]]] = {
+    "breakhis": read_breakhis,
+    "pcam": lambda config: read_pcam(config.path),
+    "idc": read_idc,
+    "folder": read_folder,
+    "csv": read_csv,
+}
+
+
+def _refuse_duplicate_ids(images: list[Image]) -> None:
+    counts = Counter(image.id for image in images)
+    if len(counts) < len(images):
+        twice = next(name for name, count in counts.items() if count > 1)
+        first, second, *_ = (image.path for image in images if image.id == twice)
+        raise DataError(f"two files are named {twice}: {first} and {second}; remove one")
+
+
+def _refuse_useless_masks(images: list[Image], masks: Path | None) -> None:
+    """Masks are needed last, when all is trained: notice early that none belongs to an image."""
+    if masks is not None and not any((masks / Path(image.path).name).exists() for image in images):
+        raise DataError(
+            f"data.masks: no file in {masks} has the name of an image, {Path(images[0].path).name} say"
+        )
+
+
+def _with_hashes(images: list[Image], on_error: str) -> list[Image]:
+    """Return the images with the SHA-256 of their files; leave out, or refuse, those without."""
+    if all(image.sha256 for image in images):
+        return images
+    reasons: dict[int, str] = {}
+
+    def sha256(row: int) -> str:
+        try:
+            return hashlib.sha256(Path(images[row].path).read_bytes()).hexdigest()
+        except OSError as error:
+            reasons[row] = f"{images[row].path}: cannot be read: {error.strerror}"
+            return ""
+
+    with ThreadPoolExecutor() as pool:
+        rows = track(pool.map(sha256, range(len(images))), "read files", len(images))
+        hashed = [replace(image, sha256=h) for image, h in zip(images, rows, strict=True)]
+    if reasons and on_error == "stop":
+        raise UnreadableImages(reasons, len(images))
+    for reason in reasons.values():
+        log.warning("left out: %s", reason)
+    return [image for image in hashed if image.sha256]
