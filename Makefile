@@ -20,7 +20,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix stacker tests
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/pip:
 	@$(PYTHON) -c "import sys; sys.exit('stacker needs Python 3.11 or newer, found ' + sys.version.split()[0] + '; try: make PYTHON=python3.12 ...') if sys.version_info < (3, 11) else None"

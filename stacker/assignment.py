@@ -8,7 +8,6 @@ It holds for data sets in which a case has one class (BreakHis) and for those in
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from stacker.errors import DataError
 from stacker.manifest import Manifest
 
 MOST_TRIES = 50
-FULL_EFFORT = (
-    20_000  # groups placed in all tries together; image-wise splits are balanced by their number
-)
+SWAPS = 5000
+MANY = 2000  # groups that are balanced by their number alone
+SUBTYPE_WEIGHT = 0.1  # of a subtype's share of groups against a class's share of images
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,9 @@ def assign(
     """Place every group in one part, so that each part has its share of every class's groups and images.
 
     A group is filed under the rarest class that it holds. Each part gets its share of the groups so
-    filed (largest remainder), and a group goes where its subtype is rarest, then where most images are
-    missing. Of several random orders the one whose parts come nearest to their shares of images is
-    taken. Raise DataError when a class is in fewer groups than there are parts, or in no order of those
-    tried in every part.
+    filed (largest remainder), and a group goes where its subtype is rarest, then where most images of
+    its classes are missing; then groups are swapped as long as the shares of images come nearer. Raise
+    DataError when a class is in fewer groups than there are parts, or cannot be brought into every part.
     """
     if not shares:
         return {}
@@ -68,21 +66,28 @@ def assign(
         if count < len(shares):
             raise DataError(
                 f"'{label}' has {count} {unit}s, and {len(shares)} parts ({', '.join(shares)}) need one "
-                f"each; lower folds.k, take folds.protocol=holdout, or add {unit}s"
+                f"each; lower folds.k, take folds.protocol=holdout, leave the class out "
+                f"(data.classes) or add {unit}s"
             )
-    best: dict[str, list[str]] = {}
-    least = math.inf
-    for _ in range(max(1, min(MOST_TRIES, FULL_EFFORT // len(contents)))):
+    for _ in range(MOST_TRIES):
         parts = _place(contents, shares, carriers, rng)
-        cost = _imbalance(parts, contents, shares)
-        if cost < least:
-            best, least = parts, cost
-    if not best:
-        raise DataError(
-            f"no split of these {len(contents)} {unit}s into {', '.join(shares)} was found that has "
-            f"every class ({', '.join(sorted(carriers))}) in every part; lower folds.k or add {unit}s"
-        )
-    return best
+        if _is_complete(parts, contents, carriers):
+            swapped = _swap(parts, contents, shares, rng) if len(contents) < MANY else parts
+            return swapped if _is_complete(swapped, contents, carriers) else parts
+    raise DataError(
+        f"no split of these {len(contents)} {unit}s into {', '.join(shares)} was found that has every "
+        f"class ({', '.join(sorted(carriers))}) in every part; lower folds.k or add {unit}s"
+    )
+
+
+def _is_complete(
+    parts: Mapping[str, list[str]], contents: Mapping[str, Contents], classes: Mapping[str, int]
+) -> bool:
+    """Say whether every part has every class."""
+    found = (
+        {label for group in groups for label in contents[group].images} for groups in parts.values()
+    )
+    return all(labels == classes.keys() for labels in found)
 
 
 def _place(
@@ -91,33 +96,53 @@ def _place(
     carriers: Mapping[str, int],
     rng: np.random.Generator,
 ) -> dict[str, list[str]]:
-    """Make one assignment in a random order of equals."""
+    """Make one assignment, the large groups of a subtype more or less before the small ones."""
     filed: dict[str, list[str]] = defaultdict(list)
     for group in sorted(contents):
         filed[min(contents[group].images, key=lambda label: (carriers[label], label))].append(group)
     parts: dict[str, list[str]] = {name: [] for name in shares}
     present: dict[str, set[str]] = {name: set() for name in shares}
-    whole = sum(shares.values())
+    missing = _shares_of_images(contents, shares)
     for label, groups in sorted(filed.items(), key=lambda item: (carriers[item[0]], item[0])):
         lacking = {name for name in shares if label not in present[name]}
         room = _quotas(len(groups), shares, lacking, rng)
-        wanted = sum(contents[group].total for group in groups)
-        missing = {name: wanted * share / whole for name, share in shares.items()}
         subtypes: dict[str, Counter[str]] = {name: Counter() for name in shares}
-        rank = dict(zip(groups, rng.permutation(len(groups)), strict=True))
-        order = sorted(groups, key=lambda g: (contents[g].subtype, -contents[g].total, rank[g]))
-        for group in order:
+        for group in _order(groups, contents, rng):
             content = contents[group]
+            lack = {p: sum(missing[p][c] * n for c, n in content.images.items()) for p in shares}
             target = min(
                 (name for name in shares if room[name] > 0),
-                key=lambda p: (subtypes[p][content.subtype] / shares[p], -missing[p] / shares[p]),
+                key=lambda p: (subtypes[p][content.subtype] / shares[p], -lack[p] / shares[p]),
             )
             parts[target].append(group)
             present[target] |= content.images.keys()
             subtypes[target][content.subtype] += 1
             room[target] -= 1
-            missing[target] -= content.total
+            for name, number in content.images.items():
+                missing[target][name] -= number
     return parts
+
+
+def _shares_of_images(
+    contents: Mapping[str, Contents], shares: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Return how many images of each class a part should get."""
+    totals: Counter[str] = Counter()
+    for content in contents.values():
+        totals.update(content.images)
+    whole = sum(shares.values())
+    return {
+        part: {label: total * share / whole for label, total in totals.items()}
+        for part, share in shares.items()
+    }
+
+
+def _order(groups: list[str], contents: Mapping[str, Contents], rng: np.random.Generator) -> list[str]:
+    """Return the groups by subtype, in random order of subtypes, the larger ones likely first."""
+    subtypes = sorted({contents[group].subtype for group in groups})
+    rank = dict(zip(subtypes, rng.permutation(len(subtypes)), strict=True))
+    noise = dict(zip(groups, np.exp(rng.normal(0, 0.5, len(groups))), strict=True))
+    return sorted(groups, key=lambda g: (rank[contents[g].subtype], -contents[g].total * noise[g], g))
 
 
 def _quotas(
@@ -136,21 +161,51 @@ def _quotas(
     return quotas
 
 
-def _imbalance(
-    parts: Mapping[str, list[str]], contents: Mapping[str, Contents], shares: Mapping[str, float]
-) -> float:
-    """Return how far the worst part is from its share of a class's images; infinite without a class."""
-    totals: Counter[str] = Counter()
-    for content in contents.values():
-        totals.update(content.images)
-    worst = 0.0
-    for name, groups in parts.items():
-        found: Counter[str] = Counter()
-        for group in groups:
-            found.update(contents[group].images)
-        share = shares[name] / sum(shares.values())
-        for label, total in totals.items():
-            if not found[label]:
-                return math.inf
-            worst = max(worst, abs(found[label] / total - share) / share)
-    return worst
+def _swap(
+    parts: Mapping[str, list[str]],
+    contents: Mapping[str, Contents],
+    shares: Mapping[str, float],
+    rng: np.random.Generator,
+) -> dict[str, list[str]]:
+    """Swap random groups of the same classes between parts where that evens out the shares.
+
+    What a part holds of each class's images and each subtype's groups is divided by what it should
+    hold: one everywhere would be perfect, and the sum of squared differences from one is lowered.
+    """
+    groups = sorted(contents)
+    names = list(shares)
+    share_P = np.array([shares[name] for name in names]) / sum(shares.values())
+    amounts_GD, weight_D = _amounts([contents[group] for group in groups])
+    home_G = np.empty(len(groups), dtype=int)
+    place = {group: i for i, group in enumerate(groups)}
+    for number, name in enumerate(names):
+        home_G[[place[group] for group in parts[name]]] = number
+    held_PD = np.stack([amounts_GD[home_G == p].sum(axis=0) for p in range(len(names))])
+    held_PD /= share_P[:, None]
+    kinds = [frozenset(contents[group].images) for group in groups]
+    for first, second in rng.integers(len(groups), size=(SWAPS, 2)):
+        here, there = home_G[first], home_G[second]
+        if here == there or kinds[first] != kinds[second]:
+            continue
+        moved_D = amounts_GD[second] - amounts_GD[first]
+        before = ((held_PD[[here, there]] - 1) ** 2 @ weight_D).sum()
+        change_2D = np.stack([moved_D / share_P[here], -moved_D / share_P[there]])
+        after = ((held_PD[[here, there]] + change_2D - 1) ** 2 @ weight_D).sum()
+        if after < before - 1e-12:
+            held_PD[[here, there]] += change_2D
+            home_G[first], home_G[second] = there, here
+    return {
+        name: [g for g, p in zip(groups, home_G, strict=True) if p == i] for i, name in enumerate(names)
+    }
+
+
+def _amounts(contents: list[Contents]) -> tuple[np.ndarray, np.ndarray]:
+    """Return each group's part of every class's images and every subtype's groups, and their weights."""
+    labels = sorted({label for content in contents for label in content.images})
+    subtypes = sorted({content.subtype for content in contents})
+    images_GL = np.array([[content.images.get(label, 0) for label in labels] for content in contents])
+    groups_GS = np.array([[content.subtype == subtype for subtype in subtypes] for content in contents])
+    amounts_GD = np.concatenate(
+        [images_GL / images_GL.sum(axis=0), groups_GS / groups_GS.sum(axis=0)], 1
+    )
+    return amounts_GD, np.repeat([1.0, SUBTYPE_WEIGHT], [len(labels), len(subtypes)])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stacker.config import DataConfig
 from stacker.errors import DataError
-from stacker.manifest import Image
+from stacker.manifest import PICTURES, Image
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def read_breakhis(config: DataConfig) -> list[Image]:
 def read_fold_list(path: Path) -> dict[str, str]:
     """Read an official BreakHis list of lines `file|magnification|fold|train or test`."""
     parts = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         fields = [field.strip() for field in line.split("|")]
         if line.strip():
             if len(fields) != 4 or fields[3] not in ("train", "test"):
@@ -84,6 +84,15 @@ def named_pictures(
         raise DataError(
             f"{len(strangers)} of {len(found)} PNG files in {tree} are not named as in {name}, e.g. "
             f"{strangers[0].name} (expected such as {example}); move them elsewhere"
+        )
+    others = [p for p in tree.rglob("*") if p.suffix.lower() in PICTURES and p.suffix != ".png"]
+    if others:
+        log.warning(
+            "%d pictures in %s are not .png, as those of %s are, and are left out, e.g. %s",
+            len(others),
+            tree,
+            name,
+            others[0].name,
         )
     if not found:
         raise DataError(f"no {name} image (such as {example}) in {tree}")

@@ -1,13 +1,12 @@
 """The command line: every command opens a config or a run, calls one function and prints.
 
 Heavy packages are imported inside the commands, so that `stacker --help` answers at once. Results go to
-stdout; progress and the log go to stderr. Only a StackerError becomes a one-line message: anything else
-is a bug and keeps its traceback.
+stdout; progress and the log go to stderr. Only a StackerError becomes a one-line message (`command`):
+anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from pathlib import Path
@@ -16,49 +15,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from stacker import __version__
-from stacker.errors import StackerError
+from stacker.cli_bench import bench
+from stacker.cli_data import check, data
+from stacker.command import CONFIG, RUN, SET, Commands, Failure, load, show
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from stacker.config import Config
-
-
-class Failure(click.ClickException):
-    """A message and an exit code for a person at the terminal."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance too
-
-
-class Commands(click.Group):
-    """A group that turns what a user can mend into one message."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; translate errors, a full disk and Ctrl-C."""
-        try:
-            return super().invoke(ctx)
-        except StackerError as error:
-            raise Failure(str(error), error.exit_code) from error
-        except KeyboardInterrupt:
-            raise Failure("interrupted; what is finished is kept, run it again to go on", 130) from None
-        except Exception as error:
-            if not _is_disk_full(error):
-                raise
-            raise Failure(
-                f"the disk is full ({error}); what is finished is kept: make room, or point 'artifacts' "
-                "at another disk, and run the same command again",
-                1,
-            ) from error
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Recognise a full disk: HDF5 and safetensors report it in the text alone."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    texts = ("No space left on device", f"errno = {errno.ENOSPC}", "Disk quota exceeded")
-    return any(text in str(error) for text in texts)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,21 +48,9 @@ def main(quiet: bool) -> None:
     warnings.filterwarnings("ignore", module="torch|timm|xgboost")
 
 
-CONFIG = click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
-RUN = click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a setting, e.g. --set train.epochs=5. May be repeated.",
-)
-
-
-def _load(config_file: Path, overrides: tuple[str, ...]) -> Config:
-    from stacker.configfile import load_config
-
-    return load_config(config_file, overrides)
+main.add_command(check)
+main.add_command(data)
+main.add_command(bench)
 
 
 @main.command()
@@ -126,7 +76,7 @@ def train(config_file: Path, overrides: tuple[str, ...]) -> None:
     """Stage one: fine-tune every backbone on every fold of CONFIG."""
     from stacker import pipeline
 
-    study = pipeline.begin(_load(config_file, overrides))
+    study = pipeline.begin(load(config_file, overrides))
     pipeline.train(study)
     click.echo(f"{len(study.jobs())} base models in {study.run.path}/models")
 
@@ -138,7 +88,7 @@ def cache(config_file: Path, overrides: tuple[str, ...]) -> None:
     """Stage two: cache maps, embeddings and logits of images that a base model never saw."""
     from stacker import pipeline
 
-    study = pipeline.reopen(_load(config_file, overrides))
+    study = pipeline.reopen(load(config_file, overrides))
     pipeline.cache(study)
     click.echo(f"{len(study.jobs())} caches in {study.run.path}/cache")
 
@@ -160,7 +110,7 @@ def stack(config_file: Path, overrides: tuple[str, ...], metas: tuple[str, ...])
     from stacker.errors import require_one_of
 
     require_one_of("meta-learner", metas, get_args(MetaName))
-    study = pipeline.reopen(_load(config_file, overrides))
+    study = pipeline.reopen(load(config_file, overrides))
     metrics = pipeline.stack(study, metas or study.run.config.stack.meta)
     _print_scores(metrics)
     click.echo(f"\n{study.run.path}/metrics.json, predictions.csv, figures/")
@@ -173,7 +123,7 @@ def run(config_file: Path, overrides: tuple[str, ...]) -> None:
     """All three stages of CONFIG; what is done already is skipped."""
     from stacker import pipeline
 
-    config = _load(config_file, overrides)
+    config = load(config_file, overrides)
     _print_scores(pipeline.run_all(config))
     click.echo(f"\n{config.run_path}/metrics.json, predictions.csv, figures/")
 
@@ -222,7 +172,7 @@ def predict(
     if as_json:
         click.echo(json.dumps([asdict(p) for p in predictions], indent=1))
     elif predictions:
-        _print(predictions_table(predictions))
+        show(predictions_table(predictions))
     if failures:
         raise Failure("\n  ".join([f"{len(failures)} images skipped:", *failures]), 1)
 
@@ -286,7 +236,7 @@ def inspect(
     if as_json:
         click.echo(json.dumps([asdict(summary) for summary in summaries], indent=1))
     else:
-        _print(caches_table(summaries))
+        show(caches_table(summaries))
     if sample:
         image_ids += tuple(inspection.sample(caches, sample, seed))
     if image_ids:
@@ -303,15 +253,4 @@ def _print_scores(metrics: dict[str, Any]) -> None:
         tables.append(differences_table(metrics))
     if "localisation" in metrics:
         tables.append(localisation_table(metrics))
-    _print(*tables)
-
-
-def _print(*renderables: RenderableType) -> None:
-    """Print tables to stdout, wide enough to be read when it is a file or a pipe."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    for renderable in renderables:
-        console.print(renderable)
+    show(*tables)

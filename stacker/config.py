@@ -46,8 +46,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which images, and what is to be told apart.
 
-    `classes` puts the classes in order, the last being the one that sensitivity is about; without it
-    they are sorted. `case_pattern` finds the case in a file's path, `fold_list` is BreakHis's own split.
+    `classes` says which classes are wanted and puts them in order, the last being the one that
+    sensitivity is about; without it they are all there, sorted. `case_pattern` finds the case in a
+    file's path, `fold_list` is BreakHis's own split.
     """
 
     format: Literal["breakhis", "pcam", "idc", "folder", "csv"] = "breakhis"

@@ -12,14 +12,14 @@ A part may also be the data set's own (`official`); a group that it has on two s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from stacker.assignment import assign, group_contents
+from stacker.assignment import Contents, assign, group_contents
 from stacker.config import FoldsConfig
 from stacker.errors import DataError, RunError
 from stacker.manifest import Manifest
@@ -79,6 +79,8 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
     taken = {group for groups in parts.values() for group in groups}
     free = {group: content for group, content in contents.items() if group not in taken}
     rng = np.random.default_rng(seed)
+    for name, groups in parts.items():
+        _require_classes(name, groups, contents, manifest.classes)
     parts |= assign(free, _shares(config, parts), rng, config.group)
     held_out = ["stack"] if config.protocol == "holdout" else [f"fold{i}" for i in range(config.k)]
     folds = []
@@ -95,6 +97,19 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
         folds.append(Fold(fold, *names))
     test = tuple(sorted(parts["test"]))
     return Folds(config.protocol, config.group, seed, manifest.digest, tuple(folds), test)
+
+
+def _require_classes(
+    part: str, groups: Iterable[str], contents: Mapping[str, Contents], classes: Sequence[str]
+) -> None:
+    """Raise DataError when an official part lacks a class: no score on it would mean anything."""
+    found = {label for group in groups for label in contents[group].images}
+    lacking = [label for label in classes if label not in found]
+    if lacking:
+        raise DataError(
+            f"the data set's own {part} part has no image of {' and '.join(lacking)}: was its list cut "
+            "without being shuffled? Take shares instead of 'official'"
+        )
 
 
 def _shares(config: FoldsConfig, fixed: Mapping[str, object]) -> dict[str, float]:

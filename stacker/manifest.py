@@ -24,6 +24,7 @@ from stacker.errors import DataError
 from stacker.run import publish
 
 SPLITS = ("train", "valid", "test")
+PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def make_manifest(images: Sequence[Image], classes: Sequence[str] | None = None)
     if set(order) != set(counts):
         raise DataError(
             f"the images are of the classes {', '.join(sorted(counts))}, expected {', '.join(order)}; "
-            "look at data.classes, or at the images that are left"
+            "look at data.classes, and at the images that were left out"
         )
     return Manifest(tuple(images), order)
 

@@ -108,7 +108,7 @@ def _slides(meta: Path, count: int, classes: np.ndarray) -> Sequence[str]:
     if not meta.is_file():
         log.warning("%s is not there: the slides, and so the cases, are not known", meta)
         return [""] * count
-    with meta.open(newline="", encoding="utf-8-sig") as file:
+    with meta.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
         if "wsi" not in (reader.fieldnames or []):
             raise DataError(f"{meta} has no column wsi; found {reader.fieldnames}")

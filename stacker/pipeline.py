@@ -58,7 +58,7 @@ def begin(config: Config) -> Study:
 
     require_known(list(config.backbones))
     require_files(config.backbones)
-    if (config.run_path / "manifest.csv").exists():
+    if has_begun(config):
         return reopen(config)
     manifest = read_manifest(config.data)
     folds = make_folds(manifest, config.folds, config.seed)
@@ -78,9 +78,14 @@ def begin(config: Config) -> Study:
     return Study(run, manifest, folds)
 
 
+def has_begun(config: Config) -> bool:
+    """Say whether the config's run has its images and its split already."""
+    return (config.run_path / "manifest.csv").exists()
+
+
 def reopen(config: Config) -> Study:
     """Reopen a run that has been started; raise RunError when it has not, or by another config."""
-    if not (config.run_path / "manifest.csv").exists():
+    if not has_begun(config):
         raise RunError(f"{config.run_path}: nothing is here yet; run 'stacker train CONFIG' first")
     return _study(create_run(config))
 

@@ -25,13 +25,12 @@ from pathlib import Path
 from stacker.breakhis import named_pictures, read_breakhis, without_contradicting_slides
 from stacker.config import DataConfig
 from stacker.errors import DataError, UnreadableImages
-from stacker.manifest import SPLITS, Image, Manifest, make_manifest
+from stacker.manifest import PICTURES, SPLITS, Image, Manifest, make_manifest
 from stacker.pcam import read_pcam
 from stacker.progress import track
 
 log = logging.getLogger(__name__)
 
-PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 IDC_NAME = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -53,6 +52,8 @@ def read_manifest(config: DataConfig) -> Manifest:
         images = [replace(image, label=image.subtype or image.label) for image in images]
         if config.format == "breakhis":
             images = without_contradicting_slides(images)
+    if config.classes is not None:
+        images = _of_classes(images, config.classes)
     _refuse_duplicate_ids(images)
     _refuse_useless_masks(images, config.masks)
     images = _with_hashes(sorted(images, key=lambda image: image.id), config.on_error)
@@ -135,8 +136,11 @@ def read_csv(config: DataConfig) -> list[Image]:
     table = config.path
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or [])
-        rows = list(reader)
+        try:
+            columns = list(reader.fieldnames or [])
+            rows = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{table} is no CSV in UTF-8 ({error}); save it as such") from None
     missing = [name for name in ("path", "label") if name not in columns]
     if missing or not rows:
         lacks = f"column {' and '.join(missing)}" if missing else "rows"
@@ -204,6 +208,14 @@ READERS: dict[str, Callable[[DataConfig], list[Image]]] = {
     "folder": read_folder,
     "csv": read_csv,
 }
+
+
+def _of_classes(images: list[Image], classes: list[str]) -> list[Image]:
+    """Leave out the images of classes that are not asked for."""
+    counts = Counter(image.label for image in images)
+    for label in sorted(counts.keys() - set(classes)):
+        log.warning("%d images of class '%s' are left out (data.classes)", counts[label], label)
+    return [image for image in images if image.label in classes]
 
 
 def _refuse_duplicate_ids(images: list[Image]) -> None:

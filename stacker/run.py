@@ -82,7 +82,7 @@ def create_run(config: Config) -> Run:
     path = config.run_path
     if (path / "manifest.csv").exists():
         _refuse_another_config(path, load_config(path / "config.yaml"), config)
-    elif path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
+    elif not (path / "config.yaml").exists() and _strangers(path):
         raise RunError(f"{path} is not empty and holds no config.yaml; choose another 'run' name")
     path.mkdir(parents=True, exist_ok=True)
     if not (path / "run.json").exists():
@@ -91,6 +91,12 @@ def create_run(config: Config) -> Run:
     with publish(path / "config.yaml") as temporary:
         temporary.write_text(config.to_yaml(), encoding="utf-8")
     return Run(path, config)
+
+
+def _strangers(path: Path) -> bool:
+    """Say whether a folder holds anything that a look at the data does not leave behind."""
+    known = {"audit.json", "audit.md", "figures"}
+    return path.exists() and any(entry.name not in known for entry in path.iterdir())
 
 
 def open_run(path: Path) -> Run:

@@ -98,6 +98,18 @@ def store_bytes(manifest: Manifest, config: ImagesConfig) -> int:
     return len(packed) * config.size**2 * 3
 
 
+def is_packed(folder: Path, manifest: Manifest, config: ImagesConfig) -> bool:
+    """Say whether nothing is left to decode."""
+    wanted = dict.fromkeys(image.sha256 for image in manifest.images)
+    arrays = manifest.images[0].index is not None
+    return arrays or _find(folder, _kind(config), wanted) is not None
+
+
+def _kind(config: ImagesConfig) -> str:
+    """Stand for all that decides how a picture becomes pixels."""
+    return digest([config.model_dump(), MIN_SIDE])
+
+
 def open_store(folder: Path, manifest: Manifest, config: ImagesConfig) -> Pixels:
     """Return the pixels of all images in the manifest's order, decoding what was never decoded.
 
@@ -105,7 +117,7 @@ def open_store(folder: Path, manifest: Manifest, config: ImagesConfig) -> Pixels
     """
     if manifest.images[0].index is not None:
         return InPlace(manifest, config)
-    kind = digest([config.model_dump(), MIN_SIDE])
+    kind = _kind(config)
     wanted = dict.fromkeys(image.sha256 for image in manifest.images)
     found = _find(folder, kind, wanted)
     if found is None:
@@ -142,7 +154,10 @@ def _pack(folder: Path, kind: str, manifest: Manifest, config: ImagesConfig) -> 
     file = folder / f"{kind}-{digest(rows)}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(file.with_suffix(".partial")) as partial:
-        if file.exists():  # the process that was waited for has packed the same images
+        if file.exists() and file.with_suffix(".json").exists():
+            file.with_suffix(".partial").unlink(
+                missing_ok=True
+            )  # another process packed the same images meanwhile
             return
         unreadable = _append(partial, paths, config, folder)
         write_json(file.with_suffix(".json"), {"rows": rows, "unreadable": unreadable})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
+    from stacker.bench import Timing
+    from stacker.check import Report
+    from stacker.findings import Finding
     from stacker.inspection import Summary
     from stacker.predict import Prediction
 
@@ -103,4 +107,77 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
     for p in predictions:
         base = (f"{shares[p.predicted]:.3f}" for shares in p.base.values())
         table.add_row(p.path, p.predicted, f"{p.probabilities[p.predicted]:.3f}", *base, p.heatmaps)
+    return table
+
+
+def census_table(census: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
+    """Return the number of images, slides and cases of everything that is told apart."""
+    table = Table(title="Data", title_justify="left")
+    for heading in ("", "", "images", "slides", "cases"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for view, rows in census.items():
+        for i, (name, counts) in enumerate(rows.items()):
+            cells = (str(counts[unit] or "-") for unit in ("images", "slides", "cases"))
+            table.add_row("" if i else view, name, *cells, end_section=i == len(rows) - 1)
+    return table
+
+
+def parts_table(parts: Mapping[str, Mapping[str, Mapping[str, int]]], split: str) -> Table:
+    """Return images and cases of every part of a split, in all and by class."""
+    columns = list(next(iter(parts.values())))
+    table = Table(title=f"Images (cases) by part: {split}", title_justify="left")
+    for heading in ("part", *columns):
+        table.add_column(heading)
+    for part, counts in parts.items():
+        cells = (f"{counts[name]['images']} ({counts[name]['cases']})" for name in columns)
+        table.add_row(part, *cells)
+    return table
+
+
+def backbones_table(report: Report) -> Table:
+    """Return what each backbone will be, and what the run will take on the disk."""
+    table = Table(title="Backbones", title_justify="left")
+    for heading in ("backbone", "weights", "map layer", "map grid", "embedding", "million parameters"):
+        table.add_column(heading)
+    for fit in report.backbones:
+        grid = " x ".join(map(str, fit.grid))
+        size = f"{fit.parameters / 1e6:.1f}"
+        table.add_row(fit.backbone, fit.weights, fit.layer, grid, str(fit.embedding), size)
+    if report.disk is not None:
+        sizes = {
+            "images": report.disk.images,
+            "models": report.disk.models,
+            "caches": report.disk.caches,
+        }
+        listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
+        table.caption = f"Disk, GB still to be written: {listed}; free {report.disk.free / 1e9:.1f}"
+        table.caption_justify = "left"
+    return table
+
+
+def timings_table(timings: Sequence[Timing]) -> Table:
+    """Return how fast each way is, and how many times faster the last one."""
+    table = Table(title="Images per second (median of the repeats)", title_justify="left")
+    for heading in ("way", "images/s", "repeats", "the last is faster by"):
+        table.add_column(heading)
+    for timing in timings:
+        ratio = timings[-1].images_per_second / timing.images_per_second
+        repeats = " ".join(f"{rate:.0f}" for rate in timing.repeats)
+        table.add_row(timing.way, f"{timing.images_per_second:.0f}", repeats, f"{ratio:.1f}x")
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return what was found, the worst first, with the first examples."""
+    table = Table(title="Findings", title_justify="left", show_lines=True)
+    for heading in ("severity", "what", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    colours = {"error": "red", "warning": "yellow", "note": "blue"}
+    for found in findings:
+        more = [f"... and {found.count - 3} more" if found.count > 3 else ""]
+        text = "\n".join(filter(None, [found.message, *found.examples[:3], *more]))
+        severity = f"[{colours[found.severity]}]{found.severity}[/]"
+        table.add_row(severity, found.topic, escape(text), found.advice)
+    if not findings:
+        table.add_row("none", "", "", "")
     return table

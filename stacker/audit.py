@@ -1,0 +1,222 @@
+"""What is wrong with a data set and its split, found before a network learns it.
+
+Every check is a function from the manifest (and what was measured of its pictures) to findings. An
+error is something that makes a score wrong: the same case, slide or picture on two sides, a part
+without a class. A warning may make it misleading. A note is worth a sentence in a paper.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from stacker.census import census, official_parts, part_counts, parts_of
+from stacker.copies import Copy, check_copies, describe, find_copies, straddling
+from stacker.findings import Finding, Severity, finding, plural, sort
+from stacker.fingerprints import FLAT, Measures, measure
+from stacker.folds import Folds
+from stacker.manifest import Manifest
+from stacker.shortcuts import recognisability
+from stacker.store import Pixels
+
+Parts = Mapping[str, np.ndarray]
+FEW_CASES = 5
+GREY = 0.02  # mean saturation; the palest BreakHis and IDC tissue is above
+COLOURLESS = 0.05
+NO_EVIDENCE = ("picture format", "magnification")  # of a diagnosis, whatever they correlate with
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that was found in a data set, with the numbers behind it."""
+
+    findings: tuple[Finding, ...]
+    census: dict[str, Any]
+    split: str
+    parts: dict[str, Any]
+    shortcuts: dict[str, Any]
+    copies: tuple[dict[str, Any], ...]
+
+
+def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) -> Audit:
+    """Look at everything: counts, overlaps, copies, contradictions, shortcuts, pictures."""
+    measures = measure(pixels)
+    copies = find_copies(manifest, measures)
+    shortcuts = recognisability(manifest, measures, seed)
+    own = {} if folds is None else parts_of(manifest, folds)
+    official = official_parts(manifest)
+    found = [
+        *check_split(manifest, own, copies, "this run's split", "error"),
+        *check_split(manifest, official, copies, "the data set's own split", "warning"),
+        *check_copies(manifest, copies),
+        *check_labels(manifest),
+        *check_sizes(manifest),
+        *check_pictures(manifest, measures),
+        *check_shortcuts(shortcuts),
+    ]
+    return Audit(
+        findings=sort(found),
+        census=census(manifest),
+        split="" if folds is None else folds.label,
+        parts={"own": part_counts(manifest, own), "official": part_counts(manifest, official)},
+        shortcuts=shortcuts,
+        copies=tuple(_named(manifest, copy) for copy in copies),
+    )
+
+
+def _named(manifest: Manifest, copy: Copy) -> dict[str, Any]:
+    first, second = manifest.images[copy.first], manifest.images[copy.second]
+    return {**asdict(copy), "first": first.id, "second": second.id}
+
+
+def check_split(
+    manifest: Manifest, parts: Parts, copies: Sequence[Copy], name: str, severity: Severity
+) -> Iterable[Finding]:
+    """Find cases, slides and pictures in two parts, and parts that lack a class."""
+    for unit in ("case", "slide"):
+        homes: dict[str, set[str]] = defaultdict(set)
+        for part, rows in parts.items():
+            for row in rows:
+                homes[getattr(manifest.images[row], unit)].add(part)
+        both = sorted(group for group, found in homes.items() if group and len(found) > 1)
+        if both:
+            yield finding(
+                severity,
+                f"{unit} on two sides",
+                f"{name} has {len(both)} of {len(homes)} {unit}s in more than one part: what scores a "
+                "model trained it",
+                "split by case: folds.group=case, and shares instead of 'official'",
+                [f"{group} in {' and '.join(sorted(homes[group]))}" for group in both],
+            )
+    apart = straddling(copies, parts)
+    if apart:
+        yield finding(
+            severity,
+            "picture on two sides",
+            f"{name} has copies of {plural(len(apart), 'picture')} in two parts: what scores a model "
+            "trained it",
+            "remove the copies",
+            describe(manifest, apart),
+        )
+    for part, rows in parts.items():
+        counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))
+        cases = Counter(label for label, case in {_label_and_case(manifest, r) for r in rows} if case)
+        few = [
+            f"{cases[label]} of '{label}'" for label in manifest.classes if 0 < cases[label] < FEW_CASES
+        ]
+        if few and part == "test":
+            yield finding(
+                "note",
+                "few test cases",
+                f"{name}: the test part has {' and '.join(few)}: intervals by case will be wide",
+                "add cases, or say so in the paper",
+            )
+        lacking = [manifest.classes[k] for k in np.flatnonzero(counts == 0)]
+        if lacking:
+            yield finding(
+                severity,
+                "part without a class",
+                f"{name}: {part} ({len(rows)} images) has no {' and no '.join(lacking)}: a score on it "
+                "means nothing; was the list cut without being shuffled?",
+                "give folds.test and folds.stack shares instead of 'official'",
+            )
+
+
+def _label_and_case(manifest: Manifest, row: int) -> tuple[str, str]:
+    return manifest.images[row].label, manifest.images[row].case
+
+
+def check_labels(manifest: Manifest) -> Iterable[Finding]:
+    """Find slides and cases that carry two subtypes or two classes."""
+    slides = {image.slide for image in manifest.images}
+    for unit in ("slide", "case"):
+        for attribute, kind in (("subtype", "subtypes"), ("label", "classes")):
+            found: dict[str, set[str]] = defaultdict(set)
+            for image in manifest.images:
+                if getattr(image, unit) and getattr(image, attribute):
+                    found[getattr(image, unit)].add(getattr(image, attribute))
+            mixed = sorted(group for group, values in found.items() if len(values) > 1)
+            if unit == "case":  # a case that is one slide of the same name is reported as that slide
+                mixed = [group for group in mixed if group not in slides]
+            if not mixed:
+                continue
+            patches = len(mixed) > len(found) / 4
+            text = f"{len(mixed)} of {len(found)} {unit}s have images of two {kind}"
+            if patches:
+                yield finding(
+                    "note", f"{unit} with two {kind}", f"{text}: patches are labelled, not patients"
+                )
+                continue
+            yield finding(
+                "warning" if unit == "slide" else "note",
+                f"{unit} with two {kind}",
+                text,
+                "check the source; the subtype task leaves out such slides of BreakHis",
+                [f"{group}: {', '.join(sorted(found[group]))}" for group in mixed],
+            )
+
+
+def check_sizes(manifest: Manifest) -> Iterable[Finding]:
+    """Find unknown cases, classes of few cases and classes that outnumber the others."""
+    unknown = [image.id for image in manifest.images if not image.case]
+    if unknown:
+        yield finding(
+            "warning",
+            "case not known",
+            f"the case of {len(unknown)} of {len(manifest.images)} images is not known: nothing keeps a "
+            "patient's images together",
+            "give data.case_pattern, a column 'case', or the meta CSVs",
+            unknown,
+        )
+    cases = Counter(label for _, label in {(i.case, i.label) for i in manifest.images if i.case})
+    for label, number in sorted(cases.items()):
+        if number < FEW_CASES:
+            text = (
+                f"'{label}' has {plural(number, 'case')}: intervals will be wide, chance decides a split"
+            )
+            yield finding("warning", "few cases", text, "add cases, or say so in the paper")
+    images = np.bincount(manifest.labels)
+    if images.max() > 10 * images.min():
+        most, least = manifest.classes[images.argmax()], manifest.classes[images.argmin()]
+        text = f"{images.max()} images are '{most}' and {images.min()} '{least}': accuracy says little"
+        yield finding("warning", "unbalanced classes", text, "read balanced accuracy and AUC")
+
+
+def check_pictures(manifest: Manifest, measures: Measures) -> Iterable[Finding]:
+    """Find pictures without content or colour."""
+    blank = measures.contrast < FLAT
+    grey = (measures.saturation < GREY) & ~blank
+    kinds = (
+        ("blank pictures", blank, "blank or nearly so: there is nothing to diagnose in them"),
+        ("grey pictures", grey, "without colour: glass, dirt or grey-scale, not stained tissue"),
+    )
+    for topic, which, meaning in kinds:
+        if which.any():
+            ids = [manifest.images[row].id for row in np.flatnonzero(which)]
+            yield finding(
+                "warning", topic, f"{plural(len(ids), 'image')} {meaning}", "look at them", ids
+            )
+    typical = float(np.median(measures.saturation))
+    if typical < COLOURLESS:
+        text = f"half of the images have a saturation below {typical:.3f}: is this stained tissue?"
+        yield finding("warning", "not histology", text, "pretrained weights will expect H&E colours")
+
+
+def check_shortcuts(shortcuts: Mapping[str, Any]) -> Iterable[Finding]:
+    """Find clues that tell the class without the tissue, on cases that a shallow model has not seen."""
+    for clue, found in shortcuts.items():
+        if found["interval"] is None or found["interval"][0] <= 0.6:
+            continue
+        low, high = found["interval"]
+        artefact = clue in NO_EVIDENCE
+        yield finding(
+            "error" if artefact and low > 0.8 else "warning",
+            f"class told by {clue}",
+            f"{clue} alone tells the class of unseen cases with AUC {found['auc']:.2f} [{low:.2f}, "
+            f"{high:.2f}]: a network may learn that instead of the tissue",
+            "take and save all classes alike" if artefact else "compare the final scores with this one",
+        )

@@ -1,0 +1,74 @@
+"""How many images, slides and cases there are of what: the numbers of a paper's data section."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from stacker.folds import Folds
+from stacker.manifest import Image, Manifest
+
+Counts = dict[str, int]
+VIEWS: dict[str, Callable[[Image], Any]] = {
+    "class": lambda image: image.label,
+    "subtype": lambda image: image.subtype,
+    "magnification": lambda image: image.magnification,
+    "part of the data set": lambda image: image.split,
+}
+
+
+def census(manifest: Manifest) -> dict[str, dict[str, Counts]]:
+    """Return the counts by class and, where they are known, by subtype, magnification and own split."""
+    found = {}
+    for name, view in VIEWS.items():
+        values = sorted(
+            {view(image) or "" for image in manifest.images}, key=lambda v: (str(type(v)), v)
+        )
+        if values not in ([""], [0]):
+            rows = defaultdict(list)
+            for image in manifest.images:
+                rows[view(image) or ""].append(image)
+            found[name] = {str(value) or "unknown": count(rows[value]) for value in values}
+    found["total"] = {"all": count(manifest.images)}
+    return found
+
+
+def count(images: Any) -> Counts:
+    """Return the number of images, slides and cases; what is not known does not count."""
+    return {
+        "images": len(images),
+        "slides": len({image.slide for image in images if image.slide}),
+        "cases": len({image.case for image in images if image.case}),
+    }
+
+
+def parts_of(manifest: Manifest, folds: Folds) -> dict[str, np.ndarray]:
+    """Return the rows of the parts that a split is made of; no image is in two of them."""
+    if folds.protocol == "crossfit":
+        parts = {fold.name: fold.held_out for fold in folds.folds}
+    else:
+        (fold,) = folds.folds
+        parts = {"train": fold.fit, "validation": fold.validation, "stack": fold.held_out}
+    return {
+        name: manifest.rows_of(folds.group, groups)
+        for name, groups in (*parts.items(), ("test", folds.test))
+    }
+
+
+def official_parts(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Return the rows of the parts in which the data set itself has its images."""
+    splits = np.array([image.split for image in manifest.images])
+    return {name: np.flatnonzero(splits == name) for name in np.unique(splits) if name}
+
+
+def part_counts(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Counts]]:
+    """Return the counts of every part, in all and by class."""
+    found = {}
+    for name, rows in parts.items():
+        images = [manifest.images[row] for row in rows]
+        by_class = {c: count([image for image in images if image.label == c]) for c in manifest.classes}
+        found[name] = {"all": count(images), **by_class}
+    return found

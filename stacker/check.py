@@ -1,0 +1,208 @@
+"""Everything that can go wrong, before GPU time: the backbones, the disk, the images and the split.
+
+Faults do not stop the examination: each becomes a finding, and what can still be looked at is looked
+at. Unreadable images are left out for the rest of it, as `data.on_error: skip` would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stacker.audit import Audit, audit
+from stacker.config import Config
+from stacker.errors import DataError, StackerError, UnreadableImages
+from stacker.findings import Finding, finding, plural, sort
+from stacker.folds import Folds, make_folds
+from stacker.manifest import Manifest
+from stacker.pipeline import has_begun, reopen
+from stacker.readers import read_manifest
+from stacker.report import markdown
+from stacker.run import publish, versions, write_json
+from stacker.store import is_packed, open_store, store_bytes
+
+COARSE = 4  # a map of fewer cells a side points at quadrants
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one backbone will be: where its maps come from, their grid at the run's image size."""
+
+    backbone: str
+    weights: str
+    layer: str
+    grid: tuple[int, int]
+    embedding: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run will take, and those that are free."""
+
+    images: int
+    models: int
+    caches: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `stacker check` found; the parts that could not be examined are empty."""
+
+    findings: tuple[Finding, ...]
+    backbones: tuple[Fit, ...]
+    disk: Disk | None
+    audit: Audit | None
+    manifest_digest: str = ""
+    folds_digest: str = ""
+
+
+def check(config: Config) -> Report:
+    """Examine a config and its data; nothing is frozen, but decoded images are kept for the run."""
+    found: list[Finding] = []
+    try:
+        manifest, folds = _data(config, found)
+    except StackerError as error:
+        found.append(finding("error", "data", str(error)))
+        fits = _fit_backbones(config, 2, found)
+        return Report(sort(found), fits, None, None)
+    fits = _fit_backbones(config, len(manifest.classes), found)
+    disk = _estimate(config, manifest, folds, fits)
+    found += _check_disk(config, disk)
+    try:
+        pixels = open_store(config.artifacts / ".images", manifest, config.images)
+    except UnreadableImages as error:
+        found.append(_unreadable(config, error))
+        manifest = manifest.without(error.reasons)
+        folds = None if folds is None else make_folds(manifest, config.folds, config.seed)
+        pixels = open_store(config.artifacts / ".images", manifest, config.images)
+    audited = audit(manifest, folds, pixels, config.seed)
+    digests = (manifest.digest, "" if folds is None else folds.digest)
+    return Report(sort([*found, *audited.findings]), fits, disk, audited, *digests)
+
+
+def _data(config: Config, found: list[Finding]) -> tuple[Manifest, Folds | None]:
+    """Return the run's images and split, or those that it would begin with."""
+    if has_begun(config):
+        study = reopen(config)
+        return study.manifest, study.folds
+    lenient = config.data.model_copy(update={"on_error": "skip"})
+    try:
+        manifest = read_manifest(config.data)
+    except UnreadableImages as error:
+        found.append(_unreadable(config, error))
+        manifest = read_manifest(lenient)
+    try:
+        return manifest, make_folds(manifest, config.folds, config.seed)
+    except DataError as error:
+        found.append(finding("error", "split", str(error)))
+        return manifest, None
+
+
+def _unreadable(config: Config, error: UnreadableImages) -> Finding:
+    stop = config.data.on_error == "stop"
+    return finding(
+        "error" if stop else "warning",
+        "unreadable images",
+        f"{plural(len(error.reasons), 'image')} cannot be used",
+        "mend or remove them, or go on without them: data.on_error=skip" if stop else "",
+        [error.reasons[row] for row in sorted(error.reasons)],
+    )
+
+
+def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[Fit, ...]:
+    """Build every backbone with its weights, and see where its maps come from."""
+    import torch
+
+    from stacker.backbone import choose_device, create
+
+    try:
+        choose_device(config.device)
+    except StackerError as error:
+        found.append(finding("error", "device", str(error)))
+    fits = []
+    side = config.images.size
+    for name, settings in config.backbones.items():
+        try:
+            backbone = create(name, classes, settings).freeze()
+        except StackerError as error:
+            found.append(finding("error", "backbone", str(error)))
+            continue
+        with torch.no_grad():
+            activations = backbone.trunk(torch.zeros(1, 3, side, side))
+            embedding, _ = backbone.head(activations)
+        parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
+        _, _, height, width = activations.shape
+        weights = (
+            settings.weights if settings.weights in ("hub", "random") else Path(settings.weights).name
+        )
+        fits.append(
+            Fit(name, weights, backbone.target_layer, (height, width), embedding.shape[1], parameters)
+        )
+        if min(height, width) < COARSE:
+            found.append(
+                finding(
+                    "note",
+                    "coarse maps",
+                    f"{name}: maps of {height}x{width} cells at images.size={side} hardly localise",
+                    "larger images give finer maps",
+                )
+            )
+    return tuple(fits)
+
+
+def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tuple[Fit, ...]) -> Disk:
+    """Return what the run will write: packed images, checkpoints, and caches of unseen images."""
+    folder = config.artifacts / ".images"
+    packed = is_packed(folder, manifest, config.images)
+    images = 0 if packed else store_bytes(manifest, config.images)
+    cached, models = 0, 0
+    for fold in () if folds is None else folds.folds:
+        rows = len(manifest.rows_of(folds.group, (*fold.held_out, *folds.test))) if folds else 0
+        for fit in fits:
+            classes = len(manifest.classes)
+            cells = classes * fit.grid[0] * fit.grid[1]
+            cached += rows * (2 * cells + 4 * fit.embedding + 4 * classes + 64)
+            models += 4 * fit.parameters
+    return Disk(images, models, cached, shutil.disk_usage(_existing(config.artifacts)).free)
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest folder above a path that is there."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _check_disk(config: Config, disk: Disk) -> Iterator[Finding]:
+    needed = disk.images + disk.models + disk.caches
+    if needed > disk.free:
+        text = f"the run will take {needed / 1e9:.1f} GB and {disk.free / 1e9:.1f} GB are free"
+        yield finding("error", "disk", text, "make room, or point 'artifacts' at another disk")
+    if not os.access(_existing(config.artifacts), os.W_OK):
+        text = f"{_existing(config.artifacts)} cannot be written to"
+        yield finding("error", "disk", text, "point 'artifacts' at another folder")
+
+
+def write(report: Report, config: Config, folder: Path) -> None:
+    """Publish audit.json, with everything, and audit.md, for people."""
+    content: dict[str, Any] = asdict(report)
+    if report.audit is not None:
+        content["audit"] = asdict(replace(report.audit, findings=()))
+        del content["audit"]["findings"]
+    data = config.model_dump(mode="json", include={"data", "images", "folds", "seed"})
+    write_json(folder / "audit.json", {"config": data, "versions": versions(), **content})
+    with publish(folder / "audit.md") as temporary:
+        temporary.write_text(markdown(report, config), encoding="utf-8")
+
+
+def to_json(report: Report) -> str:
+    """Return the findings as JSON for scripts."""
+    return json.dumps([asdict(each) for each in report.findings], indent=1)

@@ -1,0 +1,189 @@
+"""What a picture looks like in a few numbers: colour, contrast, and a fingerprint that finds its copies.
+
+A fingerprint must survive what offline augmentation does: mirroring, turning by any angle, another
+brightness, a new JPEG. A small grey picture is sampled on circles around its middle and Fourier
+transformed along them: turning the picture then only shifts phases, mirroring conjugates them.
+
+    G_rk   the spectrum over radius r and harmonic k, unit length; k = 0 is gone, low k are damped,
+           because all edges of tissue against glass look alike in them
+    |G|    the same for all turned and mirrored copies: similar images are found by it
+    sum_r G_rk conj(G'_rk)   transformed back is the correlation at every angle: it decides
+
+Measured on 422 BreakHis and 1,729 IDC images: different images correlate below 0.81 (one pair of empty
+IDC patches 0.93); copies turned by 20 or 47 degrees, with noise, or as JPEG of quality 50 at 0.91 to 1.
+Zoomed, cropped and shifted copies are not found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+
+import numpy as np
+from PIL import Image as Picture
+from PIL import ImageFilter
+
+from stacker.progress import bar
+from stacker.store import Pixels
+
+SIMILAR = 0.88
+FLAT = 5.0  # standard deviation of the grey levels below which there is nothing to compare
+GRID, RADII, ANGLES, HARMONICS = 48, 16, 144, 24
+BLOCK = 2048
+ROUNDING = 2e-3  # of the float16 in which magnitudes are kept
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One row per image: its colour, and what is compared.
+
+    colour (N, 6): mean and spread of red, green, blue; saturation (N,); contrast (N,) in grey levels;
+    small (N, GRID, GRID) uint8: grey pictures; magnitudes (N, RADII * HARMONICS) float16: their |G|
+    """
+
+    colour: np.ndarray
+    saturation: np.ndarray
+    contrast: np.ndarray
+    small: np.ndarray
+    magnitudes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of one content: how alike, and how the second must be turned to match the first."""
+
+    first: int
+    second: int
+    similarity: float
+    degrees: float
+    mirrored: bool
+
+    @property
+    def change(self) -> str:
+        """Say in words what was done to one of the two."""
+        turned = f"turned by {self.degrees:.0f} degrees" if self.degrees else ""
+        changes = [text for text in ("mirrored" if self.mirrored else "", turned) if text]
+        return " and ".join(changes) or "same position"
+
+
+def measure(pixels: Pixels) -> Measures:
+    """Measure every image of a store in one pass; the small pictures go to a temporary file."""
+    colours, saturations, contrasts, magnitudes = [], [], [], []
+    small_NSS = np.memmap(TemporaryFile(), np.uint8, shape=(len(pixels), GRID, GRID))  # noqa: SIM115
+    with bar("look at images", len(pixels)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for block in _blocks(len(pixels), 256):
+            images_BHWC = pixels[block]
+            colour, saturation = _colours(images_BHWC)
+            small_BSS = np.stack(list(pool.map(_small, images_BHWC)))
+            small_NSS[block] = small_BSS
+            colours.append(colour)
+            saturations.append(saturation)
+            contrasts.append(small_BSS.std(axis=(1, 2)))
+            magnitudes.append(np.abs(_spectra(small_BSS)).reshape(len(block), -1).astype(np.float16))
+            advance(len(block))
+    colour, saturation, contrast, magnitude = (
+        np.concatenate(pieces) for pieces in (colours, saturations, contrasts, magnitudes)
+    )
+    return Measures(colour, saturation, contrast, small_NSS, magnitude)
+
+
+def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))
+
+
+def _colours(images_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and spread of the channels (B, 6) and the mean saturation (B,) of every nth pixel."""
+    step = max(1, images_BHWC.shape[1] // 64)
+    values = images_BHWC[:, ::step, ::step].reshape(len(images_BHWC), -1, 3).astype(np.float32) / 255
+    highest, lowest = values.max(axis=2), values.min(axis=2)
+    saturation = ((highest - lowest) / np.maximum(highest, 1e-6)).mean(axis=1)
+    return np.concatenate([values.mean(axis=1), values.std(axis=1)], axis=1), saturation
+
+
+def _small(image_HWC: np.ndarray) -> np.ndarray:
+    """Return a smoothed grey picture, (GRID, GRID) uint8."""
+    picture = Picture.fromarray(image_HWC).convert("L")
+    picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 112))
+    return np.asarray(picture.resize((GRID, GRID), Picture.Resampling.BOX))
+
+
+def _spectra(small_BSS: np.ndarray) -> np.ndarray:
+    """Return G (B, RADII, HARMONICS) complex64 of small pictures; nothing but zeros for flat ones."""
+    centre = (GRID - 1) / 2
+    radius_R1 = ((np.arange(RADII) + 0.5) / RADII * (centre - 0.5))[:, None]
+    angle_A = 2 * np.pi * np.arange(ANGLES) / ANGLES
+    y, x = centre + radius_R1 * np.sin(angle_A), centre + radius_R1 * np.cos(angle_A)
+    top, left = np.floor(y).astype(int), np.floor(x).astype(int)
+    down, right = y - top, x - left
+    polar_BRA = (
+        small_BSS[:, top, left] * ((1 - down) * (1 - right))
+        + small_BSS[:, top + 1, left] * (down * (1 - right))
+        + small_BSS[:, top, left + 1] * ((1 - down) * right)
+        + small_BSS[:, top + 1, left + 1] * (down * right)
+    )
+    damping_K = np.minimum(1, np.arange(HARMONICS) / 8)
+    area_R1 = np.sqrt(radius_R1 / radius_R1.max())  # an outer circle stands for more of the picture
+    spectra_BRK = np.fft.rfft(polar_BRA, axis=2)[:, :, :HARMONICS] * damping_K * area_R1
+    length_B11 = np.sqrt((np.abs(spectra_BRK) ** 2).sum(axis=(1, 2), keepdims=True))
+    spectra: np.ndarray = spectra_BRK / np.maximum(length_B11, 1e-3)
+    return spectra.astype(np.complex64)
+
+
+def find_pairs(measures: Measures, rows: np.ndarray) -> list[Pair]:
+    """Return all pairs among some rows that show one content, flat pictures left out."""
+    rows = rows[measures.contrast[rows] > FLAT]
+    magnitudes_ND = measures.magnitudes[rows]
+    pairs: list[Pair] = []
+    with bar("compare images", len(rows)) as advance:
+        for block in _blocks(len(rows), BLOCK):
+            for first, second in _candidates(magnitudes_ND, block):
+                pairs += _confirm(measures.small, rows[first], rows[second])
+            advance(len(block))
+    return sorted(pairs, key=lambda pair: -pair.similarity)
+
+
+def _candidates(magnitudes_ND: np.ndarray, block: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield pairs with a row in the block whose magnitudes are as near as those of copies must be.
+
+    The distance of magnitudes is never larger than that of the pictures in the best position:
+    |a - b|^2 = 2 (1 - correlation). So no copy is missed.
+    """
+    own_BD = magnitudes_ND[block].astype(np.float32)
+    for start in range(int(block[0]), len(magnitudes_ND), 8 * BLOCK):
+        others_MD = magnitudes_ND[start : start + 8 * BLOCK].astype(np.float32)
+        squared = (own_BD**2).sum(1)[:, None] + (others_MD**2).sum(1) - 2 * own_BD @ others_MD.T
+        first, second = np.nonzero(squared <= 2 * (1 - SIMILAR) + ROUNDING)
+        first, second = block[first], second + start
+        later = second > first
+        first, second = first[later], second[later]
+        for i in range(0, len(first), BLOCK):
+            yield first[i : i + BLOCK], second[i : i + BLOCK]
+
+
+def _confirm(small_NSS: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[Pair]:
+    """Return those of the candidate pairs that correlate at some angle, mirrored or not."""
+    rows, position = np.unique(np.concatenate([first, second]), return_inverse=True)
+    spectra = np.concatenate([_spectra(small_NSS[rows[b]]) for b in _blocks(len(rows), 256)])
+    own_PRK, other_PRK = spectra[position[: len(first)]], spectra[position[len(first) :]]
+    pairs = []
+    found = [_correlations(own_PRK, other_PRK), _correlations(own_PRK, other_PRK.conj())]
+    best_2P = np.stack([correlation.max(axis=1) for correlation in found])
+    for p in np.flatnonzero(best_2P.max(axis=0) >= SIMILAR):
+        mirrored = bool(best_2P[1, p] > best_2P[0, p])
+        # conjugation mirrors upside down; half a turn makes it left to right, as people say it
+        shift = int(found[mirrored][p].argmax() + mirrored * ANGLES // 2) % ANGLES
+        degrees = min(shift, ANGLES - shift) * 360 / ANGLES
+        similarity = round(float(best_2P[:, p].max()), 4)
+        pairs.append(Pair(int(first[p]), int(second[p]), similarity, degrees, mirrored))
+    return pairs
+
+
+def _correlations(own_PRK: np.ndarray, other_PRK: np.ndarray) -> np.ndarray:
+    """Return the correlation of each pair at every angle, (P, ANGLES)."""
+    cross_PK = (own_PRK * other_PRK.conj()).sum(axis=1)
+    correlations: np.ndarray = np.fft.ifft(cross_PK, n=ANGLES, axis=1).real * ANGLES
+    return correlations

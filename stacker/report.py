@@ -1,0 +1,99 @@
+"""The audit as a page of Markdown: the data section of a paper, with what a reader should be told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stacker import __version__
+from stacker.config import Config, FoldsConfig
+
+if TYPE_CHECKING:
+    from stacker.audit import Audit
+    from stacker.check import Report
+
+SHOWN = 5
+
+
+def markdown(report: Report, config: Config) -> str:
+    """Return the whole page."""
+    lines = [f"# Data of {config.run}", "", f"Written by stacker {__version__}.", ""]
+    if report.audit is not None:
+        lines += _data(report.audit, config, report.manifest_digest, report.folds_digest)
+    lines += ["## Findings", ""]
+    lines += [line for each in report.findings for line in _finding(each)] or ["None.", ""]
+    return "\n".join(lines)
+
+
+def _data(audit: Audit, config: Config, manifest_digest: str, folds_digest: str) -> Iterator[str]:
+    total = audit.census["total"]["all"]
+    yield (
+        f"{total['images']} images of {total['slides']} slides and {total['cases']} cases "
+        f"({config.data.format}, manifest {manifest_digest})."
+    )
+    yield ""
+    for view, rows in audit.census.items():
+        if view != "total":
+            yield from _table(view, {name: rows[name] for name in rows})
+    if audit.parts["own"]:
+        yield f"## Split: {audit.split}"
+        yield ""
+        yield f"{_method(config.folds)} Seed {config.seed}, split {folds_digest}."
+        yield ""
+        yield from _parts(audit.parts["own"])
+    if audit.shortcuts:
+        yield "## What tells the class without the tissue"
+        yield ""
+        yield "A shallow forest on the clue alone, scored on cases that it has not seen."
+        yield ""
+        yield from ("| clue | AUC | 95 % by case |", "|---|---|---|")
+        for clue, found in audit.shortcuts.items():
+            bounds = found["interval"]
+            shown = "-" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+            yield f"| {clue} | {_number(found['auc'])} | {shown} |"
+        yield ""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _method(folds: FoldsConfig) -> str:
+    """Say in a sentence how the split was made."""
+    test = "the data set's own test part" if folds.test == "official" else f"{folds.test:.0%}"
+    if folds.protocol == "crossfit":
+        rest = f"the rest is cut into {folds.k} folds"
+    elif folds.stack == "official":
+        rest = "the data set's own valid part is kept for stacking"
+    else:
+        rest = f"{folds.stack:.0%} are kept for stacking"
+    return (
+        f"Whole {folds.group}s are assigned, stratified by class and subtype: {test} for tests, {rest}, "
+        f"and {folds.validation:.0%} of what trains a model chooses its epoch."
+    )
+
+
+def _table(heading: str, rows: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    yield from (f"| {heading} | images | slides | cases |", "|---|---|---|---|")
+    for name, counts in rows.items():
+        yield f"| {name} | {counts['images']} | {counts['slides']} | {counts['cases']} |"
+    yield ""
+
+
+def _parts(parts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterator[str]:
+    columns: Sequence[str] = list(next(iter(parts.values())))
+    yield "| part | " + " | ".join(f"{name}: images (cases)" for name in columns) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for part, counts in parts.items():
+        cells = (f"{counts[name]['images']} ({counts[name]['cases']})" for name in columns)
+        yield f"| {part} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _finding(found: Any) -> Iterator[str]:
+    advice = f" *{found.advice}.*" if found.advice else ""
+    yield f"- **{found.severity}: {found.topic}.** {found.message}.{advice}"
+    yield from (f"  - {example}" for example in found.examples[:SHOWN])
+    if found.count > SHOWN:
+        yield f"  - and {found.count - SHOWN} more (audit.json)"
+    yield ""

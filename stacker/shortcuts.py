@@ -1,0 +1,125 @@
+"""Could a network tell the classes apart without looking at the tissue?
+
+A shallow model is given what is no evidence (file size, shape and kind of the picture, magnification)
+or hardly any (mean colours), and is scored on cases that it has not seen. Where it succeeds, so may a
+network, and a good score then says less than it seems to.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Picture
+from PIL import UnidentifiedImageError
+
+from stacker.assignment import Contents, assign
+from stacker.errors import DataError
+from stacker.fingerprints import Measures
+from stacker.manifest import Image, Manifest
+from stacker.metrics import Predictions, evaluate
+
+MOST_ROWS = 20_000  # a shallow model does not learn more from more
+FOLDS = 5
+KINDS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+
+
+def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[str, Any]:
+    """Return, for each kind of clue, the AUC of a shallow model on unseen cases, with its interval.
+
+    A clue that is the same for all images is left out; so is everything when cases are too few.
+    """
+    rows = _some_rows(manifest, seed)
+    folds = _folds(manifest, rows, seed)
+    if folds is None:
+        return {}
+    images = [manifest.images[row] for row in rows]
+    clues = {"colour": np.c_[measures.colour, measures.saturation][rows]} | _file_clues(images)
+    clues["magnification"] = np.array([[image.magnification or 0] for image in images])
+    clusters = np.array([image.cluster for image in images])
+    found = {}
+    for name, values in clues.items():
+        if (values == values[0]).all():
+            continue
+        shares = _out_of_fold(values.astype(np.float32), manifest.labels[rows], folds)
+        scores = evaluate({name: Predictions(manifest.labels[rows], clusters, shares)}, 500, seed)
+        image = scores[name]["image"]
+        found[name] = {"auc": image["auc"], "interval": image["interval"]["auc"], "images": len(rows)}
+    return found
+
+
+def _some_rows(manifest: Manifest, seed: int) -> np.ndarray:
+    """Return all rows, or those of randomly drawn cases until there are enough."""
+    if len(manifest.images) <= MOST_ROWS:
+        return np.arange(len(manifest.images))
+    clusters, position = np.unique([image.cluster for image in manifest.images], return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(clusters))
+    sizes = np.bincount(position)[order].cumsum()
+    taken = order[: max(FOLDS * 4, int(np.searchsorted(sizes, MOST_ROWS)) + 1)]
+    return np.flatnonzero(np.isin(position, taken))
+
+
+def _folds(manifest: Manifest, rows: np.ndarray, seed: int) -> np.ndarray | None:
+    """Return each row's fold, by whole cases and with every class; None when there are too few."""
+    images: dict[str, dict[str, int]] = {}
+    for row in rows:
+        image = manifest.images[row]
+        counts = images.setdefault(image.cluster, {})
+        counts[image.label] = counts.get(image.label, 0) + 1
+    contents = {cluster: Contents(counts, "") for cluster, counts in images.items()}
+    fewest = min(sum(c in content.images for content in contents.values()) for c in manifest.classes)
+    shares = {str(fold): 1.0 for fold in range(min(FOLDS, fewest))}
+    if len(shares) < 2:
+        return None
+    try:
+        parts = assign(contents, shares, np.random.default_rng(seed))
+    except DataError:
+        return None
+    home = {cluster: int(fold) for fold, clusters in parts.items() for cluster in clusters}
+    return np.array([home[manifest.images[row].cluster] for row in rows])
+
+
+def _file_clues(images: list[Image]) -> dict[str, np.ndarray]:
+    """Return the size of the files and the shape and kind of the pictures; nothing for arrays."""
+    if images[0].index is not None:
+        return {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        facts = np.array(list(pool.map(_file_facts, images)))
+    return {"file size": facts[:, :1], "picture format": facts[:, 1:]}
+
+
+def _file_facts(image: Image) -> list[float]:
+    """Return log bytes, width, height, aspect, the pixels' kind and whether it is a JPEG."""
+    path = Path(image.path)
+    try:
+        with Picture.open(path) as picture:
+            width, height = picture.size
+            kind = KINDS.index(picture.mode) if picture.mode in KINDS else -1
+            shape = [width, height, width / height, kind, picture.format == "JPEG"]
+        return [math.log(path.stat().st_size + 1), *map(float, shape)]
+    except (OSError, UnidentifiedImageError):
+        return [0.0] * 6
+
+
+def _out_of_fold(values: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Return the class probabilities (N, K) that a shallow forest gives to cases it has not seen."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    shares = np.zeros((len(labels), labels.max() + 1))
+    for fold in np.unique(folds):
+        unseen = folds == fold
+        forest = RandomForestClassifier(
+            n_estimators=50,
+            max_depth=4,
+            min_samples_leaf=5,
+            class_weight="balanced",
+            random_state=0,
+            n_jobs=-1 if len(labels) > 5000 else 1,  # below, starting threads takes longer than trees
+        )
+        forest.fit(values[~unseen], labels[~unseen])
+        shares[np.ix_(unseen, forest.classes_)] = forest.predict_proba(values[unseen])
+    return shares

@@ -1,0 +1,301 @@
+"""Every format becomes the same rows, and what a format leaves unsaid is not guessed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from stacker.config import DataConfig
+from stacker.errors import DataError, UnreadableImages
+from stacker.manifest import Image, Manifest, load_manifest, make_manifest, save_manifest
+from stacker.readers import read_manifest
+
+
+def listen(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caplog hear the package, though the command line may have cut it off from the root."""
+    monkeypatch.setattr(logging.getLogger("stacker"), "propagate", True)
+    caplog.set_level(logging.WARNING, "stacker")
+
+
+def draw(path: Path, shade: int = 0) -> Path:
+    """Write a picture of one shade, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Picture.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(path)
+    return path
+
+
+def tree(root: Path, *names: str) -> Path:
+    """Write pictures of different shades below a folder, and return it."""
+    for shade, name in enumerate(names):
+        draw(root / name, shade)
+    return root
+
+
+def by_id(manifest: Manifest) -> dict[str, Image]:
+    """Return the images by their ids."""
+    return {image.id: image for image in manifest.images}
+
+
+def folder(path: Path, pattern: str | None = None) -> Manifest:
+    """Read a folder per class."""
+    return read_manifest(DataConfig(format="folder", path=path, case_pattern=pattern))
+
+
+def test_a_folder_per_class(tmp_path: Path) -> None:
+    """The first folder is the class, however deep the picture lies; the id is the path below all."""
+    manifest = folder(tree(tmp_path, "cat/a.png", "cat/deep/er/b.jpg", "dog/a.PNG"))
+    assert {i.id: i.label for i in manifest.images} == {
+        "cat/a.png": "cat",
+        "cat/deep/er/b.jpg": "cat",
+        "dog/a.PNG": "dog",
+    }
+    assert {image.split for image in manifest.images} == {""}
+
+
+def test_folders_of_parts(tmp_path: Path) -> None:
+    """Where all top folders are parts, the classes are below them; val and validation are valid."""
+    manifest = folder(tree(tmp_path, "Train/cat/a.png", "val/dog/a.png", "test/cat/deep/b.png"))
+    found = {i.id: (i.label, i.split) for i in manifest.images}
+    assert found == {
+        "Train/cat/a.png": ("cat", "train"),
+        "val/dog/a.png": ("dog", "valid"),
+        "test/cat/deep/b.png": ("cat", "test"),
+    }
+
+
+def test_a_part_among_classes_is_a_class(tmp_path: Path) -> None:
+    """Only when every top folder is a part are they taken for parts."""
+    manifest = folder(tree(tmp_path, "test/a.png", "dog/a.png"))
+    assert manifest.classes == ("dog", "test")
+    assert {image.split for image in manifest.images} == {""}
+
+
+def test_a_picture_in_no_class_folder_is_refused(tmp_path: Path) -> None:
+    """Below a part there must be a class."""
+    tree(tmp_path, "train/cat/a.png", "test/dog/a.png", "test/b.png")
+    with pytest.raises(DataError, match=r"test/b\.png is in no class folder; expected .*test/<class>/"):
+        folder(tmp_path)
+
+
+def test_other_files_are_counted_and_hidden_ones_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no picture is left out with a warning; what is hidden is nobody's business."""
+    listen(caplog, monkeypatch)
+    tree(tmp_path, "cat/a.png", "dog/a.png", ".cache/b.png", "cat/.hidden.png")
+    (tmp_path / "cat" / "notes.txt").write_text("a cat")
+    (tmp_path / "cat" / "Thumbs.db").write_text("")
+    assert len(folder(tmp_path).images) == 2
+    assert "2 files below" in caplog.text
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    """The refusal says how the folder should look."""
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(DataError, match=r"no picture in .*; expected .*/<class>/<image>"):
+        folder(tmp_path)
+
+
+def test_case_and_slide_from_the_path(tmp_path: Path) -> None:
+    """A pattern finds the case anywhere in the id, and the slide if it has the group."""
+    tree(tmp_path, "cat/p1_s1_a.png", "cat/p1_s2_a.png", "dog/p2_s3_a.png")
+    with_slide = folder(tmp_path, r"/(?P<case>p\d+)_(?P<slide>s\d+)_")
+    assert with_slide.groups("case") == ["p1", "p1", "p2"]
+    assert with_slide.groups("slide") == ["s1", "s2", "s3"]
+    only_case = folder(tmp_path, r"/(?P<case>p\d+)_")
+    assert only_case.groups("case") == ["p1", "p1", "p2"]
+    assert {image.slide for image in only_case.images} == {""}
+
+
+@pytest.mark.parametrize("pattern", [r"/(?P<case>p\d+)", r"/(?P<case>p?\d*)"])
+def test_a_pattern_that_misses_some_is_refused(tmp_path: Path, pattern: str) -> None:
+    """No case is made up, nor is an empty one taken; the refusal counts and shows one."""
+    tree(tmp_path, "cat/p1.png", "dog/p2.png", "dog/stray.png")
+    with pytest.raises(DataError, match=r"finds no case in 1 of 3 images, e\.g\. dog/stray\.png"):
+        folder(tmp_path, pattern)
+
+
+@pytest.fixture
+def read_table(tmp_path: Path) -> Callable[..., Manifest]:
+    """Return a function that writes a table beside three pictures and reads it."""
+    tree(tmp_path, "a.png", "sub/b.png", "c.png")
+
+    def read(*lines: str, encoding: str = "utf-8", **settings: str) -> Manifest:
+        (tmp_path / "table.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
+        content = {"format": "csv", "path": tmp_path / "table.csv", **settings}
+        return read_manifest(DataConfig.model_validate(content))
+
+    return read
+
+
+def test_a_table_with_all_columns(read_table: Callable[..., Manifest], tmp_path: Path) -> None:
+    """Every column ends in its field, and relative paths start at the table."""
+    manifest = read_table(
+        "split,subtype,magnification,slide,case,id,label,path",
+        "Val,x,200X,s1,c1,one,ill,a.png",
+        "test,y,40,s2,c2,two,well,sub/b.png",
+    )
+    sha256 = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    path = str(tmp_path / "a.png")
+    expected = Image("one", path, "ill", "c1", "s1", 200, "x", "valid", None, sha256)
+    assert by_id(manifest)["one"] == expected
+    assert by_id(manifest)["two"].path == str(tmp_path / "sub" / "b.png")
+
+
+def test_a_minimal_table(read_table: Callable[..., Manifest], tmp_path: Path) -> None:
+    """Path and label are enough; the id is the path as given, which may be absolute."""
+    manifest = read_table("path,label", "a.png,ill", f"{tmp_path / 'c.png'},well")
+    images = by_id(manifest)
+    assert set(images) == {"a.png", str(tmp_path / "c.png")}
+    assert (images["a.png"].case, images["a.png"].magnification) == ("", None)
+
+
+def test_a_table_from_excel(read_table: Callable[..., Manifest]) -> None:
+    """A byte-order mark is not a part of the first column's name."""
+    manifest = read_table("path,label", "a.png,ill", "c.png,well", encoding="utf-8-sig")
+    assert len(manifest.images) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("path,label", "nowhere.png,ill"), r"line 2: no file at .*nowhere\.png"),
+        (("path,label", "a.png,ill", "sub,well"), r"line 3: no file at .*sub"),
+        (("path,label", "a.png,"), "line 2: no label"),
+        (("path,label", ",ill"), "line 2: no path"),
+        (("path,label,split", "a.png,ill,left"), "line 2: split 'left'; expected one of train, valid,"),
+        (("path,label,magnification", "a.png,ill,high"), "magnification 'high'; expected such as 200"),
+        (("path,label,magnification", "a.png,ill,-4"), "magnification '-4'"),
+        (("file,label", "a.png,ill"), r"has no column path; .* found \['file', 'label'\]"),
+        (("path;label", "a.png;ill"), r"has no column path and label; .* found \['path;label'\]"),
+        (("path,label",), "has no rows"),
+        (("path,label", "a.png,ill", "a.png,well"), r"two files are named a\.png"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused(
+    read_table: Callable[..., Manifest], lines: tuple[str, ...], message: str
+) -> None:
+    """The refusal gives the line and what was found."""
+    with pytest.raises(DataError, match=message):
+        read_table(*lines)
+
+
+def test_a_table_in_another_encoding_is_refused(read_table: Callable[..., Manifest]) -> None:
+    """A table that is not UTF-8 is refused by name, not with a traceback."""
+    with pytest.raises(DataError, match=r"table\.csv is no CSV in UTF-8"):
+        read_table("path,label", "a.png,böse", "c.png,gut", encoding="latin-1")
+
+
+def test_a_column_that_is_not_used_is_warned_of(
+    read_table: Callable[..., Manifest],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever writes patient and means case hears of it, and the case stays unknown."""
+    listen(caplog, monkeypatch)
+    manifest = read_table("path,label,patient", "a.png,ill,p1", "c.png,well,p2")
+    assert "columns ['patient'] are not used" in caplog.text
+    assert {image.case for image in manifest.images} == {""}
+
+
+def test_the_pattern_works_on_a_table(read_table: Callable[..., Manifest]) -> None:
+    """A slide that the table states stays where the pattern has none."""
+    lines = ("path,label,slide,id", "a.png,ill,s1,p1-1", "c.png,well,s2,p2-1")
+    manifest = read_table(*lines, case_pattern=r"^(?P<case>p\d)")
+    assert [(i.case, i.slide) for i in manifest.images] == [("p1", "s1"), ("p2", "s2")]
+
+
+def test_classes_are_in_the_order_that_is_given(tmp_path: Path) -> None:
+    """The last class is the positive one; a name that no image has is refused."""
+    tree(tmp_path, "cat/a.png", "dog/a.png")
+    content = {"format": "folder", "path": tmp_path}
+    manifest = read_manifest(DataConfig.model_validate({**content, "classes": ["dog", "cat"]}))
+    assert manifest.classes == ("dog", "cat")
+    assert manifest.labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match="one class only"):
+        read_manifest(DataConfig.model_validate({**content, "classes": ["cat", "cow"]}))
+    with pytest.raises(DataError, match="of the classes cat, dog, expected cat, dog, cow"):
+        read_manifest(DataConfig.model_validate({**content, "classes": ["cat", "dog", "cow"]}))
+
+
+def test_classes_that_are_not_asked_for_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of three classes can be told apart, and what is left out is said."""
+    tree(tmp_path, "cat/a.png", "dog/a.png", "cow/a.png", "cow/b.png")
+    logging.getLogger("stacker").addHandler(caplog.handler)
+    config = DataConfig(format="folder", path=tmp_path, classes=["dog", "cat"])
+    assert [image.id for image in read_manifest(config).images] == ["cat/a.png", "dog/a.png"]
+    logging.getLogger("stacker").removeHandler(caplog.handler)
+    assert "2 images of class 'cow' are left out" in caplog.text
+
+
+def test_three_classes_are_not_binary(tmp_path: Path) -> None:
+    """The refusal names them and the task that takes them."""
+    tree(tmp_path, "cat/a.png", "cow/a.png", "dog/a.png")
+    with pytest.raises(DataError, match=r"3 classes \(cat, cow, dog\); take data\.task=subtype"):
+        folder(tmp_path)
+    several = read_manifest(DataConfig(format="folder", path=tmp_path, task="subtype"))
+    assert several.classes == ("cat", "cow", "dog")
+
+
+def test_an_unknown_case_is_never_guessed(tmp_path: Path) -> None:
+    """Grouping by case is refused with what would tell it; by image it works."""
+    manifest = folder(tree(tmp_path, "cat/a.png", "dog/a.png"))
+    with pytest.raises(DataError, match=r"case of 2 of 2 images .* cat/a\.png: give data\.case_pattern"):
+        manifest.groups("case")
+    assert manifest.groups("image") == ["cat/a.png", "dog/a.png"]
+
+
+def test_a_cluster_is_the_nearest_thing_to_a_case() -> None:
+    """The case, else the slide, else the image itself."""
+    assert Image("i", "", "x", "c", "s").cluster == "c"
+    assert Image("i", "", "x", "", "s").cluster == "s"
+    assert Image("i", "", "x").cluster == "i"
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_file_that_is_gone_when_it_is_read(
+    tmp_path: Path,
+    on_error: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stops the reading with its path and reason, or is left out with both in a warning."""
+    listen(caplog, monkeypatch)
+    tree(tmp_path, "cat/a.png", "cat/b.png", "dog/a.png")
+    read_bytes = Path.read_bytes
+
+    def lose(path: Path) -> bytes:
+        if path.name == "b.png":
+            path.unlink()
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", lose)
+    config = {"format": "folder", "path": tmp_path, "on_error": on_error}
+    if on_error == "stop":
+        with pytest.raises(UnreadableImages, match=r"1 of 3 .*\n.*b\.png: cannot be read: No such") as e:
+            read_manifest(DataConfig.model_validate(config))
+        assert list(e.value.reasons) == [1]
+    else:
+        assert set(by_id(read_manifest(DataConfig.model_validate(config)))) == {"cat/a.png", "dog/a.png"}
+        assert "left out: " in caplog.text
+        assert "b.png: cannot be read: No such file" in caplog.text
+
+
+def test_a_stored_manifest_keeps_what_is_unknown(tmp_path: Path) -> None:
+    """None and row 0 of an array are told apart, commas survive, and classes keep a given order."""
+    images = [
+        Image("a,1", "x.h5", "well", index=0, magnification=10),
+        Image("b", "dir/é.png", "ill", "c", "s", None, "sub", "valid", None, "00"),
+    ]
+    manifest = make_manifest(images, ["well", "ill"])
+    save_manifest(manifest, tmp_path / "manifest.csv")
+    assert load_manifest(tmp_path / "manifest.csv", ["well", "ill"]) == manifest
+    assert load_manifest(tmp_path / "manifest.csv").classes == ("ill", "well")
