@@ -16,10 +16,12 @@ Zoomed, cropped and shifted copies are not found.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from tempfile import TemporaryFile
 
 import numpy as np
@@ -41,13 +43,13 @@ class Measures:
     """One row per image: its colour, and what is compared.
 
     colour (N, 6): mean and spread of red, green, blue; saturation (N,); contrast (N,) in grey levels;
-    small (N, GRID, GRID) uint8: grey pictures; magnitudes (N, RADII * HARMONICS) float16: their |G|
+    spectra (N, RADII, HARMONICS) complex64: G; magnitudes (N, RADII * HARMONICS) float16: |G|
     """
 
     colour: np.ndarray
     saturation: np.ndarray
     contrast: np.ndarray
-    small: np.ndarray
+    spectra: np.ndarray
     magnitudes: np.ndarray
 
 
@@ -70,24 +72,25 @@ class Pair:
 
 
 def measure(pixels: Pixels) -> Measures:
-    """Measure every image of a store in one pass; the small pictures go to a temporary file."""
+    """Measure every image of a store in one pass; the spectra go to a temporary file."""
     colours, saturations, contrasts, magnitudes = [], [], [], []
-    small_NSS = np.memmap(TemporaryFile(), np.uint8, shape=(len(pixels), GRID, GRID))  # noqa: SIM115
+    shape = (len(pixels), RADII, HARMONICS)
+    spectra_NRK = np.memmap(TemporaryFile(), np.complex64, shape=shape)  # noqa: SIM115
     with bar("look at images", len(pixels)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in _blocks(len(pixels), 256):
             images_BHWC = pixels[block]
             colour, saturation = _colours(images_BHWC)
             small_BSS = np.stack(list(pool.map(_small, images_BHWC)))
-            small_NSS[block] = small_BSS
+            spectra_BRK = spectra_NRK[block] = _spectra(small_BSS)
             colours.append(colour)
             saturations.append(saturation)
             contrasts.append(small_BSS.std(axis=(1, 2)))
-            magnitudes.append(np.abs(_spectra(small_BSS)).reshape(len(block), -1).astype(np.float16))
+            magnitudes.append(np.abs(spectra_BRK).reshape(len(block), -1).astype(np.float16))
             advance(len(block))
     colour, saturation, contrast, magnitude = (
         np.concatenate(pieces) for pieces in (colours, saturations, contrasts, magnitudes)
     )
-    return Measures(colour, saturation, contrast, small_NSS, magnitude)
+    return Measures(colour, saturation, contrast, spectra_NRK, magnitude)
 
 
 def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
@@ -97,11 +100,13 @@ def _blocks(count: int, size: int) -> Iterator[np.ndarray]:
 
 def _colours(images_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and spread of the channels (B, 6) and the mean saturation (B,) of every nth pixel."""
-    step = max(1, images_BHWC.shape[1] // 64)
-    values = images_BHWC[:, ::step, ::step].reshape(len(images_BHWC), -1, 3).astype(np.float32) / 255
-    highest, lowest = values.max(axis=2), values.min(axis=2)
-    saturation = ((highest - lowest) / np.maximum(highest, 1e-6)).mean(axis=1)
-    return np.concatenate([values.mean(axis=1), values.std(axis=1)], axis=1), saturation
+    step = math.ceil(images_BHWC.shape[1] / GRID)
+    values_BHW3 = images_BHWC[:, ::step, ::step].astype(np.float32) / 255
+    values_3BP = np.ascontiguousarray(np.moveaxis(values_BHW3, 3, 0)).reshape(3, len(images_BHWC), -1)
+    highest, lowest = np.maximum.reduce(values_3BP), np.minimum.reduce(values_3BP)
+    saturation_B = ((highest - lowest) / np.maximum(highest, 1e-6)).mean(axis=1)
+    colour_B6 = np.concatenate([values_3BP.mean(axis=2), values_3BP.std(axis=2)]).T
+    return colour_B6, saturation_B
 
 
 def _small(image_HWC: np.ndarray) -> np.ndarray:
@@ -113,24 +118,37 @@ def _small(image_HWC: np.ndarray) -> np.ndarray:
 
 def _spectra(small_BSS: np.ndarray) -> np.ndarray:
     """Return G (B, RADII, HARMONICS) complex64 of small pictures; nothing but zeros for flat ones."""
+    values = small_BSS.reshape(len(small_BSS), -1).astype(np.float32) @ _transform()
+    spectra_BRK = values.view(np.complex64).reshape(-1, RADII, HARMONICS)
+    length_B11 = np.sqrt((np.abs(spectra_BRK) ** 2).sum(axis=(1, 2), keepdims=True))
+    spectra: np.ndarray = spectra_BRK / np.maximum(length_B11, 1e-3)
+    return spectra
+
+
+@cache
+def _transform() -> np.ndarray:
+    """Return the matrix from grey values to (real, imaginary) of every radius and harmonic.
+
+    All of it is linear: sampling on circles, the Fourier transform along them, damping of the low
+    harmonics, and the weight of a circle, whose outer ones stand for more of the picture.
+    """
     centre = (GRID - 1) / 2
     radius_R1 = ((np.arange(RADII) + 0.5) / RADII * (centre - 0.5))[:, None]
     angle_A = 2 * np.pi * np.arange(ANGLES) / ANGLES
     y, x = centre + radius_R1 * np.sin(angle_A), centre + radius_R1 * np.cos(angle_A)
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)
     down, right = y - top, x - left
-    polar_BRA = (
-        small_BSS[:, top, left] * ((1 - down) * (1 - right))
-        + small_BSS[:, top + 1, left] * (down * (1 - right))
-        + small_BSS[:, top, left + 1] * ((1 - down) * right)
-        + small_BSS[:, top + 1, left + 1] * (down * right)
-    )
-    damping_K = np.minimum(1, np.arange(HARMONICS) / 8)
-    area_R1 = np.sqrt(radius_R1 / radius_R1.max())  # an outer circle stands for more of the picture
-    spectra_BRK = np.fft.rfft(polar_BRA, axis=2)[:, :, :HARMONICS] * damping_K * area_R1
-    length_B11 = np.sqrt((np.abs(spectra_BRK) ** 2).sum(axis=(1, 2), keepdims=True))
-    spectra: np.ndarray = spectra_BRK / np.maximum(length_B11, 1e-3)
-    return spectra.astype(np.complex64)
+    samples_RASS = np.zeros((RADII, ANGLES, GRID, GRID))
+    r, a = np.indices((RADII, ANGLES))
+    samples_RASS[r, a, top, left] = (1 - down) * (1 - right)
+    samples_RASS[r, a, top + 1, left] = down * (1 - right)
+    samples_RASS[r, a, top, left + 1] = (1 - down) * right
+    samples_RASS[r, a, top + 1, left + 1] = down * right
+    spectra_RKSS = np.fft.rfft(samples_RASS, axis=1)[:, :HARMONICS]
+    damping_K11 = np.minimum(1, np.arange(HARMONICS) / 8)[:, None, None]
+    area_R111 = np.sqrt(radius_R1 / radius_R1.max())[:, None, None]
+    weighted = (spectra_RKSS * damping_K11 * area_R111).reshape(RADII * HARMONICS, -1).T
+    return np.ascontiguousarray(weighted, np.complex64).view(np.float32)
 
 
 def find_pairs(measures: Measures, rows: np.ndarray) -> list[Pair]:
@@ -141,7 +159,7 @@ def find_pairs(measures: Measures, rows: np.ndarray) -> list[Pair]:
     with bar("compare images", len(rows)) as advance:
         for block in _blocks(len(rows), BLOCK):
             for first, second in _candidates(magnitudes_ND, block):
-                pairs += _confirm(measures.small, rows[first], rows[second])
+                pairs += _confirm(measures.spectra, rows[first], rows[second])
             advance(len(block))
     return sorted(pairs, key=lambda pair: -pair.similarity)
 
@@ -164,11 +182,9 @@ def _candidates(magnitudes_ND: np.ndarray, block: np.ndarray) -> Iterator[tuple[
             yield first[i : i + BLOCK], second[i : i + BLOCK]
 
 
-def _confirm(small_NSS: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[Pair]:
+def _confirm(spectra_NRK: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[Pair]:
     """Return those of the candidate pairs that correlate at some angle, mirrored or not."""
-    rows, position = np.unique(np.concatenate([first, second]), return_inverse=True)
-    spectra = np.concatenate([_spectra(small_NSS[rows[b]]) for b in _blocks(len(rows), 256)])
-    own_PRK, other_PRK = spectra[position[: len(first)]], spectra[position[len(first) :]]
+    own_PRK, other_PRK = spectra_NRK[first], spectra_NRK[second]
     pairs = []
     found = [_correlations(own_PRK, other_PRK), _correlations(own_PRK, other_PRK.conj())]
     best_2P = np.stack([correlation.max(axis=1) for correlation in found])

@@ -192,13 +192,14 @@ def test_each_part_has_about_its_share_of_a_classes_images(
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_large_cases_are_dealt_out_before_small_ones(count: int) -> None:
-    """Cases of 1 to 24 images of each class end in parts of equally many images."""
+def test_cases_of_all_sizes_add_up_to_even_parts(count: int) -> None:
+    """Cases of 1 to 24 images of each class end in parts of equally many images, to within one."""
     contents = {f"{c}{n}": Contents({c: n}, "") for c in ("x", "y") for n in range(1, 25)}
     parts = assigned(contents, {f"part{i}": 1 / count for i in range(count)}, 0)
     for groups in parts.values():
         for label in ("x", "y"):
-            assert sum(contents[g].total for g in groups if g[0] == label) == 300 // count
+            found = sum(contents[g].total for g in groups if g[0] == label)
+            assert abs(found - 300 // count) <= 1
 
 
 @pytest.mark.parametrize("seed", range(5))

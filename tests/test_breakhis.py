@@ -250,9 +250,10 @@ def test_the_grammar_is_strict(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_whole_of_breakhis_splits_by_case(images: list[Image], seed: int) -> None:
-    """Every case is in one part; a part's share of cases is kept to within one, of images to half.
+    """A part's share of cases is kept to within one, of malignant images to a hundredth.
 
-    One benign case holds 493 of the 2,480 benign images, more than a fold's whole share.
+    One of the 16 benign cases holds 493 of their 2,480 images, more than a fold's whole share: the part
+    that has it cannot be less than a third too large.
     """
     manifest = make_manifest(images)
     folds = make_folds(manifest, FoldsConfig(k=5, test=0.2), seed)
@@ -264,7 +265,7 @@ def test_the_whole_of_breakhis_splits_by_case(images: list[Image], seed: int) ->
         for part, share in zip(parts, [0.16] * 5 + [0.2], strict=True):
             assert abs(len(cases & set(part)) - share * len(cases)) < 1
             found = rows[manifest.rows_of("case", part)].sum() / rows.sum()
-            assert abs(found - share) < share / 2
+            assert abs(found - share) < share * (0.6 if label == "benign" else 0.01)
 
 
 @pytest.mark.parametrize(
