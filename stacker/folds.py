@@ -11,7 +11,7 @@ A part may also be the data set's own (`official`); a group that it has on two s
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -86,17 +86,31 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
     folds = []
     for name in held_out:
         development = [g for part in parts if part not in (name, "test") for g in parts[part]]
-        inner = assign(
-            {group: contents[group] for group in development},
-            {"fit": 1 - config.validation, "validation": config.validation},
-            rng,
-            config.group,
-        )
+        inner = _inner({group: contents[group] for group in development}, config, rng)
         fold = name if config.protocol == "crossfit" else "holdout"
         names = (tuple(sorted(groups)) for groups in (inner["fit"], inner["validation"], parts[name]))
         folds.append(Fold(fold, *names))
     test = tuple(sorted(parts["test"]))
     return Folds(config.protocol, config.group, seed, manifest.digest, tuple(folds), test)
+
+
+def _inner(
+    contents: Mapping[str, Contents], config: FoldsConfig, rng: np.random.Generator
+) -> dict[str, list[str]]:
+    """Cut what trains a model into fit and validation.
+
+    Beyond two classes, a class that one group alone carries is trained on, and is missing where the
+    epoch is chosen; a test or held-out part without it would be refused.
+    """
+    carriers = Counter(label for content in contents.values() for label in content.images)
+    single = {label for label, count in carriers.items() if count == 1}
+    alone = [group for group, content in contents.items() if single & content.images.keys()]
+    if len(carriers) - len(single) < 2:
+        alone = []
+    shares = {"fit": 1 - config.validation, "validation": config.validation}
+    rest = {group: content for group, content in contents.items() if group not in alone}
+    inner = assign(rest, shares, rng, config.group)
+    return {**inner, "fit": inner["fit"] + alone}
 
 
 def _require_classes(

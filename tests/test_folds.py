@@ -106,6 +106,29 @@ def test_more_folds_than_cases_of_a_class_is_refused() -> None:
         make_folds(manifest, FoldsConfig(k=40), 0)
 
 
+def test_a_class_of_one_case_per_part_is_trained_on_and_not_validated() -> None:
+    """With three cases of a rare subtype each part has one; two classes are never split like that."""
+    images = [
+        Image(f"{label}{case}-{n}", "", label, f"{label}{case}")
+        for label, cases in (("a", 9), ("b", 9), ("rare", 3))
+        for case in range(cases)
+        for n in range(4)
+    ]
+    manifest = make_manifest(images)
+    (fold,) = make_folds(manifest, FoldsConfig(protocol="holdout"), 0).folds
+    present = {
+        part: {group[:-1] for group in groups} for part, groups in vars(fold).items() if part != "name"
+    }
+    assert present == {
+        "fit": {"a", "b", "rare"},
+        "validation": {"a", "b"},
+        "held_out": {"a", "b", "rare"},
+    }
+    binary = make_manifest([image for image in images if image.label != "b"])
+    with pytest.raises(DataError, match=r"'rare' has 1 cases, and 2 parts \(fit, validation\)"):
+        make_folds(binary, FoldsConfig(protocol="holdout"), 0)
+
+
 def test_splits_by_slide_and_image_are_labelled_as_leaking() -> None:
     """Other groupings can be asked for, and every output that names the split says what they are."""
     manifest = random_manifest(2)

@@ -40,9 +40,14 @@ def contents(run: Path) -> dict[str, str]:
 
 
 def start(config: Path) -> subprocess.Popen[bytes]:
-    """Start `stacker run` in a process of its own."""
+    """Start `stacker run` in a process of its own that hears Ctrl-C.
+
+    A shell's background job has it ignored, and so would what the tests start there.
+    """
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from stacker.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-m", "stacker", "run", str(config)],
+        [sys.executable, "-c", code, "run", str(config)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
