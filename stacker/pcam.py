@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,8 +79,34 @@ def _read_part(root: Path, stem: str, split: str) -> list[Image]:
     ]
 
 
+class ContiguousArray:
+    """Rows of an array that lies in a file in one piece, read without HDF5's overhead per call.
+
+    A memory map would be as fast, but the file's pages would count as this process's memory.
+    """
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.file = path.open("rb", buffering=0)
+        self.offset, self.shape, self.dtype = offset, shape, dtype
+        self.row_bytes = dtype.itemsize * math.prod(shape[1:])
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray:
+        """Return one row, or a slice of consecutive rows."""
+        start, stop, _ = rows.indices(len(self)) if isinstance(rows, slice) else (rows, rows + 1, 1)
+        wanted = max(0, stop - start) * self.row_bytes
+        content = os.pread(self.file.fileno(), wanted, self.offset + int(start) * self.row_bytes)
+        if len(content) != wanted:
+            raise DataError(f"{self.file.name} ends before row {stop - 1}; download it again")
+        values = np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
+        return values if isinstance(rows, slice) else values[0]
+
+
 def open_array(path: Path, name: str) -> Any:
-    """Open an array of an HDF5 file: memory-mapped where it is contiguous, else an h5py dataset."""
+    """Open an array of an HDF5 file, to be read by row or by slice of rows."""
     try:
         dataset = h5py.File(path, "r")[name]
         offset = dataset.id.get_offset()
@@ -89,7 +116,7 @@ def open_array(path: Path, name: str) -> Any:
         raise DataError(f"{path} cannot be read as HDF5 with a dataset '{name}': {error}") from None
     if offset is None:
         return dataset
-    return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+    return ContiguousArray(path, offset, dataset.shape, dataset.dtype)
 
 
 def _hashes(pixels: Any, label: str) -> list[str]:
