@@ -20,6 +20,8 @@ from stacker.manifest import Image, Manifest
 from stacker.readers import read_manifest
 from stacker.store import Pixels, open_store
 
+LEAST_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -66,15 +68,17 @@ def _packed(config: Config) -> tuple[Manifest, Pixels]:
 
 
 def _time(way: str, start: Callable[[], Iterator[Any]], images: int, repeats: int) -> Timing:
-    """Run through an epoch once to warm up, then `repeats` times."""
-    rates = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        seen = sum(len(batch) for batch in start())
-        rates.append(round(seen / (time.perf_counter() - started), 1))
-    if seen != images:
+    """Run an epoch to warm up, then `repeats` times as many epochs as half a second holds."""
+    if (seen := sum(len(batch) for batch in start())) != images:
         raise AssertionError(f"{way} delivered {seen} of {images} images")
-    return Timing(way, round(statistics.median(rates[1:]), 1), tuple(rates[1:]))
+    rates = []
+    for _ in range(repeats):
+        started, seen, seconds = time.perf_counter(), 0, 0.0
+        while seconds < LEAST_SECONDS:
+            seen += sum(len(batch) for batch in start())
+            seconds = time.perf_counter() - started
+        rates.append(round(seen / seconds, 1))
+    return Timing(way, round(statistics.median(rates), 1), tuple(rates))
 
 
 def _decode(
