@@ -73,10 +73,10 @@ def _time(way: str, start: Callable[[], Iterator[Any]], images: int, repeats: in
         raise AssertionError(f"{way} delivered {seen} of {images} images")
     rates = []
     for _ in range(repeats):
-        started, seen, seconds = time.perf_counter(), 0, 0.0
-        while seconds < LEAST_SECONDS:
+        started, seen = time.perf_counter(), 0
+        while seen == 0 or time.perf_counter() - started < LEAST_SECONDS:
             seen += sum(len(batch) for batch in start())
-            seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         rates.append(round(seen / seconds, 1))
     return Timing(way, round(statistics.median(rates), 1), tuple(rates))
 
