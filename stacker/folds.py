@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folds:
-    """The split of a run. `group` says what a name stands for: a case, a slide or an image."""
+    """The split of a run: `group` says what a name stands for, `policy` what was asked for."""
 
     protocol: str
     group: str
@@ -46,6 +47,7 @@ class Folds:
     manifest_digest: str
     folds: tuple[Fold, ...]
     test: tuple[str, ...]
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a split in which a group is on two sides, whoever made it."""
@@ -59,6 +61,10 @@ class Folds:
                             f"{fold.name}: {self.group} {group} is in {seen[group]} and in {part}"
                         )
                     seen[group] = part
+        twice = Counter(group for fold in self.folds for group in fold.held_out)
+        if twice and max(twice.values()) > 1:
+            group = twice.most_common(1)[0][0]
+            raise RunError(f"{self.group} {group} is held out by {twice[group]} folds")
 
     @cached_property
     def digest(self) -> str:
@@ -68,8 +74,11 @@ class Folds:
     @property
     def label(self) -> str:
         """Name the split for people; a split that lets a case straddle is called what it is."""
+        own = ("test", "stack") if self.protocol == "holdout" else ("test",)
+        official = [part for part in own if self.policy.get(part) == "official"]
+        given = f", official {' and '.join(official)}" if official else ""
         leak = "" if self.group == "case" else ", leaks across cases"
-        return f"{self.protocol} split by {self.group}{leak}"
+        return f"{self.protocol} split by {self.group}{given}{leak}"
 
 
 def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
@@ -91,7 +100,8 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
         names = (tuple(sorted(groups)) for groups in (inner["fit"], inner["validation"], parts[name]))
         folds.append(Fold(fold, *names))
     test = tuple(sorted(parts["test"]))
-    return Folds(config.protocol, config.group, seed, manifest.digest, tuple(folds), test)
+    policy = config.model_dump(mode="json")
+    return Folds(config.protocol, config.group, seed, manifest.digest, tuple(folds), test, policy)
 
 
 def _inner(

@@ -180,7 +180,7 @@ def test_two_official_lists_work_by_slide(official: Callable[[int], Manifest], n
     manifest = official(number)
     folds = make_folds(manifest, FoldsConfig(test="official", group="slide"), 0)
     assert set(folds.test) == {image.slide for image in manifest.images if image.split == "test"}
-    assert folds.label == "crossfit split by slide, leaks across cases"
+    assert folds.label == "crossfit split by slide, official test, leaks across cases"
 
 
 def test_a_list_with_windows_line_ends_is_the_same_list(tmp_path: Path) -> None:

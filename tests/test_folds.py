@@ -145,6 +145,23 @@ def test_a_straddling_split_cannot_be_made() -> None:
         Folds("holdout", "case", 0, "", (Fold("holdout", ("a", "b"), ("c",), ("b",)),), ("d",))
 
 
+def test_a_case_is_held_out_once() -> None:
+    """Two folds that hold out one case would put its images into the stack's table twice."""
+    folds = (Fold("fold0", ("b",), ("c",), ("a",)), Fold("fold1", ("b",), ("c",), ("a",)))
+    with pytest.raises(RunError, match="case a is held out by 2 folds"):
+        Folds("crossfit", "case", 0, "", folds, ("d",))
+
+
+def test_the_policy_is_written_down(tmp_path: Path) -> None:
+    """folds.json says what was asked for, and a part that is the data set's own is named."""
+    manifest = random_manifest(5)
+    save_folds(make_folds(manifest, CONFIGS[2], 5), tmp_path / "folds.json")
+    policy = json.loads((tmp_path / "folds.json").read_text())["policy"]
+    assert policy == CONFIGS[2].model_dump(mode="json")
+    official = Folds("holdout", "slide", 0, "", (), (), {"test": "official", "stack": "official"})
+    assert official.label == "holdout split by slide, official test and stack, leaks across cases"
+
+
 def test_reloaded_verbatim(tmp_path: Path) -> None:
     """folds.json holds the whole split."""
     manifest = random_manifest(3)
