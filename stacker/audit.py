@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stacker.census import census, official_parts, part_counts, parts_of
+from stacker.census import case_table, census, official_parts, part_counts, parts_of
 from stacker.copies import Copy, check_copies, describe, find_copies, straddling
 from stacker.findings import Finding, Severity, finding, plural, sort
 from stacker.fingerprints import FLAT, Measures, measure
@@ -38,6 +38,7 @@ class Audit:
     census: dict[str, Any]
     split: str
     parts: dict[str, Any]
+    cases: dict[str, Any]
     shortcuts: dict[str, Any]
     copies: tuple[dict[str, Any], ...]
 
@@ -63,6 +64,7 @@ def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) ->
         census=census(manifest),
         split="" if folds is None else folds.label,
         parts={"own": part_counts(manifest, own), "official": part_counts(manifest, official)},
+        cases=case_table(manifest, own or official),
         shortcuts=shortcuts,
         copies=tuple(_named(manifest, copy) for copy in copies),
     )

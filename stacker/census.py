@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,6 +62,26 @@ def official_parts(manifest: Manifest) -> dict[str, np.ndarray]:
     """Return the rows of the parts in which the data set itself has its images."""
     splits = np.array([image.split for image in manifest.images])
     return {name: np.flatnonzero(splits == name) for name in np.unique(splits) if name}
+
+
+def case_table(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return every known case with its slides, its images by class, and the parts it is in."""
+    home = {int(row): part for part, rows in parts.items() for row in rows}
+    found: dict[str, dict[str, Any]] = {}
+    for row, image in enumerate(manifest.images):
+        if image.case:
+            case = found.setdefault(image.case, {"slides": set(), "images": Counter(), "parts": set()})
+            case["slides"] |= {image.slide} - {""}
+            case["images"][image.label] += 1
+            case["parts"] |= {home[row]} if row in home else set()
+    return {
+        name: {
+            "slides": sorted(found[name]["slides"]),
+            "images": dict(sorted(found[name]["images"].items())),
+            "parts": sorted(found[name]["parts"]),
+        }
+        for name in sorted(found)
+    }
 
 
 def part_counts(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Counts]]:

@@ -125,7 +125,8 @@ def census_table(census: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table
 def parts_table(parts: Mapping[str, Mapping[str, Mapping[str, int]]], split: str) -> Table:
     """Return images and cases of every part of a split, in all and by class."""
     columns = list(next(iter(parts.values())))
-    table = Table(title=f"Images (cases) by part: {split}", title_justify="left")
+    title = f"Images (cases) by part: {split}"
+    table = Table(title=title, title_justify="left", min_width=len(title))
     for heading in ("part", *columns):
         table.add_column(heading)
     for part, counts in parts.items():

@@ -55,6 +55,9 @@ def test_a_clean_set_is_called_clean(tmp_path: Path) -> None:
     assert worst(result.findings) in (None, "note")
     assert result.census["total"]["all"] == {"images": 48, "slides": 0, "cases": 16}
     assert sum(part["all"]["images"] for part in result.parts["own"].values()) == 48
+    assert len(result.cases) == 16
+    assert result.cases["case01"]["images"] == {"malignant": 3}
+    assert len(result.cases["case01"]["parts"]) == 1
 
 
 def test_random_image_split_with_shared_patients(tmp_path: Path) -> None:
