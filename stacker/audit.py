@@ -80,11 +80,13 @@ def check_split(
 ) -> Iterable[Finding]:
     """Find cases, slides and pictures in two parts, and parts that lack a class."""
     for unit in ("case", "slide"):
+        names = manifest.slides if unit == "slide" else [image.case for image in manifest.images]
         homes: dict[str, set[str]] = defaultdict(set)
         for part, rows in parts.items():
             for row in rows:
-                homes[getattr(manifest.images[row], unit)].add(part)
-        both = sorted(group for group, found in homes.items() if group and len(found) > 1)
+                homes[names[row]].add(part)
+        homes.pop("", None)
+        both = sorted(group for group, found in homes.items() if len(found) > 1)
         if both:
             yield finding(
                 severity,
@@ -137,16 +139,16 @@ def _label_and_case(manifest: Manifest, row: int) -> tuple[str, str]:
 
 def check_labels(manifest: Manifest) -> Iterable[Finding]:
     """Find slides and cases that carry two subtypes or two classes."""
-    slides = {image.slide for image in manifest.images}
     for unit in ("slide", "case"):
+        names = manifest.slides if unit == "slide" else [image.case for image in manifest.images]
         for attribute, kind in (("subtype", "subtypes"), ("label", "classes")):
             found: dict[str, set[str]] = defaultdict(set)
-            for image in manifest.images:
-                if getattr(image, unit) and getattr(image, attribute):
-                    found[getattr(image, unit)].add(getattr(image, attribute))
+            for image, name in zip(manifest.images, names, strict=True):
+                if name and getattr(image, attribute):
+                    found[name].add(getattr(image, attribute))
             mixed = sorted(group for group, values in found.items() if len(values) > 1)
             if unit == "case":  # a case that is one slide of the same name is reported as that slide
-                mixed = [group for group in mixed if group not in slides]
+                mixed = [group for group in mixed if group not in manifest.slides]
             if not mixed:
                 continue
             patches = len(mixed) > len(found) / 4

@@ -40,7 +40,10 @@ def read_breakhis(config: DataConfig) -> list[Image]:
     A tree may keep other pictures beside the slides (masks, say): where there is a
     `histology_slides` folder, only what is below it counts.
     """
-    tree = next(iter(sorted(config.path.rglob("histology_slides"))), config.path)
+    trees = sorted(config.path.rglob("histology_slides"))
+    if len(trees) > 1:
+        raise DataError(f"{config.path} holds {trees[0]} and {trees[1]}; give one of them as data.path")
+    tree = trees[0] if trees else config.path
     official = {} if config.fold_list is None else read_fold_list(config.fold_list)
     images = []
     for path, match in named_pictures(tree, BREAKHIS_NAME, "BreakHis", "SOB_M_DC-14-10AB-200-001.png"):
@@ -62,7 +65,7 @@ def read_breakhis(config: DataConfig) -> list[Image]:
 
 def read_fold_list(path: Path) -> dict[str, str]:
     """Read an official BreakHis list of lines `file|magnification|fold|train or test`."""
-    parts = {}
+    parts: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         fields = [field.strip() for field in line.split("|")]
         if line.strip():
@@ -70,7 +73,8 @@ def read_fold_list(path: Path) -> dict[str, str]:
                 raise DataError(
                     f"{path}, line {number}: {line!r}; expected file|magnification|fold|train, or test"
                 )
-            parts[fields[0]] = fields[3]
+            if parts.setdefault(fields[0], fields[3]) != fields[3]:
+                raise DataError(f"{path}, line {number}: {fields[0]} is in train and in test")
     return parts
 
 

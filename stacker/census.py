@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,19 +29,20 @@ def census(manifest: Manifest) -> dict[str, dict[str, Counts]]:
         )
         if values not in ([""], [0]):
             rows = defaultdict(list)
-            for image in manifest.images:
-                rows[view(image) or ""].append(image)
-            found[name] = {str(value) or "unknown": count(rows[value]) for value in values}
-    found["total"] = {"all": count(manifest.images)}
+            for row, image in enumerate(manifest.images):
+                rows[view(image) or ""].append(row)
+            found[name] = {str(value) or "unknown": count(manifest, rows[value]) for value in values}
+    found["total"] = {"all": count(manifest, range(len(manifest.images)))}
     return found
 
 
-def count(images: Any) -> Counts:
+def count(manifest: Manifest, rows: Iterable[int]) -> Counts:
     """Return the number of images, slides and cases; what is not known does not count."""
+    chosen = list(rows)
     return {
-        "images": len(images),
-        "slides": len({image.slide for image in images if image.slide}),
-        "cases": len({image.case for image in images if image.case}),
+        "images": len(chosen),
+        "slides": len({manifest.slides[row] for row in chosen} - {""}),
+        "cases": len({manifest.images[row].case for row in chosen} - {""}),
     }
 
 
@@ -71,7 +72,7 @@ def case_table(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> dict[str,
     for row, image in enumerate(manifest.images):
         if image.case:
             case = found.setdefault(image.case, {"slides": set(), "images": Counter(), "parts": set()})
-            case["slides"] |= {image.slide} - {""}
+            case["slides"] |= {manifest.slides[row]} - {""}
             case["images"][image.label] += 1
             case["parts"] |= {home[row]} if row in home else set()
     return {
@@ -88,7 +89,7 @@ def part_counts(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> dict[str
     """Return the counts of every part, in all and by class."""
     found = {}
     for name, rows in parts.items():
-        images = [manifest.images[row] for row in rows]
-        by_class = {c: count([image for image in images if image.label == c]) for c in manifest.classes}
-        found[name] = {"all": count(images), **by_class}
+        labels = manifest.labels[rows]
+        by_class = {c: count(manifest, rows[labels == k]) for k, c in enumerate(manifest.classes)}
+        found[name] = {"all": count(manifest, rows), **by_class}
     return found

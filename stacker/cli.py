@@ -184,7 +184,7 @@ def predict(
     "image_ids",
     multiple=True,
     metavar="ID",
-    help="Draw this cached image (its file name without .png). May be repeated.",
+    help="Draw this cached image (see the ids in predictions.csv). May be repeated.",
 )
 @click.option(
     "--sample", type=click.IntRange(1), metavar="N", help="Draw N test images, the classes in turn."

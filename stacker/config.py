@@ -85,6 +85,8 @@ class DataConfig(Section):
     def _settings_fit_the_format(self) -> DataConfig:
         if self.case_pattern is not None and self.format not in ("folder", "csv"):
             raise ValueError(f"case_pattern is for folder and csv; {self.format} names its cases itself")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes {self.classes} names one twice")
         if self.fold_list is not None and self.format != "breakhis":
             raise ValueError(f"fold_list is for breakhis; {self.format} has none")
         return self
@@ -112,7 +114,9 @@ class FoldsConfig(Section):
         taken = sum(share for share in (self.test, self.stack) if share != "official")
         if self.protocol == "holdout" and taken > 0.9:
             raise ValueError(f"test + stack take {taken:.0%} of the cases; leave 10% to train on")
-        if self.protocol == "holdout" and self.stack == "official" != self.test:
+        if self.protocol == "crossfit" and self.stack == "official":
+            raise ValueError("stack: official is for holdout; crossfit stacks on its folds")
+        if self.stack == "official" != self.test:
             raise ValueError("stack: official (the data set's valid part) needs test: official too")
         return self
 

@@ -19,8 +19,8 @@ def pick(manifest: Manifest, cases: int, seed: int) -> dict[str, list[Image]]:
     """Return, for each subtype (or class), one random image of each of some random cases."""
     rng = np.random.default_rng(seed)
     piles: dict[str, dict[str, list[Image]]] = defaultdict(lambda: defaultdict(list))
-    for image in manifest.images:
-        piles[image.subtype or image.label][image.cluster].append(image)
+    for image, cluster in zip(manifest.images, manifest.clusters, strict=True):
+        piles[image.subtype or image.label][cluster].append(image)
     order = {label: k for k, label in enumerate(manifest.classes)}
     rank = {image.subtype or image.label: order[image.label] for image in manifest.images}
     chosen = {}
@@ -47,7 +47,7 @@ def montage(chosen: Mapping[str, Sequence[Image]], config: ImagesConfig, title: 
         for axis, image in zip(line, images, strict=False):
             axis.imshow(decode_image(image, config))
             scale = f", {image.magnification}X" if image.magnification else ""
-            axis.set_title(image.cluster[-18:] + scale, fontsize=6.5, pad=2)
+            axis.set_title((image.case or image.slide or image.id)[-18:] + scale, fontsize=6.5, pad=2)
         line[0].text(
             *(-0.06, 0.5, subtype.replace("_", "\n")),
             transform=line[0].transAxes,
@@ -71,21 +71,21 @@ def split_figure(manifest: Manifest, parts: Mapping[str, np.ndarray], title: str
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     for place, rows in enumerate(parts.values()):
         cases: Counter[tuple[str, str]] = Counter(
-            (image.subtype or image.label, image.cluster)
-            for image in (manifest.images[row] for row in rows)
+            (manifest.images[row].subtype or manifest.images[row].label, manifest.clusters[row])
+            for row in rows
         )
         start = number = 0
         for kind, _ in kinds:
             sizes = sorted((n for (k, _), n in cases.items() if k == kind), reverse=True)
-            edge = "white" if len(cases) < 150 else colours[kind]
-            starts = start + np.cumsum([0, *sizes])[:-1]
-            left.barh(place, sizes, left=starts, color=colours[kind], edgecolor=edge, linewidth=0.7)
+            drawn = sizes if len(cases) < 150 else [sum(sizes)]  # more cannot be told apart
+            starts = start + np.cumsum([0, *drawn])[:-1]
+            left.barh(place, drawn, left=starts, color=colours[kind], edgecolor="white", linewidth=0.7)
             right.barh(place, len(sizes), left=number, color=colours[kind])
             start, number = start + sum(sizes), number + len(sizes)
     left.set_yticks(range(len(parts)), list(parts))
     left.invert_yaxis()
-    left.set_xlabel("images, cut into cases")
-    right.set_xlabel("cases (one of several kinds counts in each)")
+    left.set_xlabel(f"images, cut into {manifest.unit}s where there are few")
+    right.set_xlabel(f"{manifest.unit}s (one of several kinds counts in each)")
     handles = [Patch(color=colours[kind], label=kind.replace("_", " ")) for kind, _ in kinds]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)

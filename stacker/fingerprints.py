@@ -77,7 +77,7 @@ def measure(pixels: Pixels) -> Measures:
     shape = (len(pixels), RADII, HARMONICS)
     spectra_NRK = np.memmap(TemporaryFile(), np.complex64, shape=shape)  # noqa: SIM115
     with bar("look at images", len(pixels)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for block in _blocks(len(pixels), 256):
+        for block in _blocks(len(pixels), max(1, min(256, 100_000_000 // pixels[:1].nbytes))):
             images_BHWC = pixels[block]
             colour, saturation = _colours(images_BHWC)
             small_BSS = np.stack(list(pool.map(_small, images_BHWC)))

@@ -190,14 +190,17 @@ def save_folds(folds: Folds, path: Path) -> None:
 
 def load_folds(path: Path, manifest: Manifest) -> Folds:
     """Reload a split verbatim; raise RunError when it was edited or is of other images."""
-    content = read_json(path)
-    stated = content.pop("digest")
-    content["folds"] = tuple(
-        Fold(f["name"], *(tuple(f[part]) for part in ("fit", "validation", "held_out")))
-        for f in content["folds"]
-    )
-    content["test"] = tuple(content["test"])
-    folds = Folds(**content)
+    try:
+        content = read_json(path)
+        stated = content.pop("digest")
+        content["folds"] = tuple(
+            Fold(f["name"], *(tuple(f[part]) for part in ("fit", "validation", "held_out")))
+            for f in content["folds"]
+        )
+        content["test"] = tuple(content["test"])
+        folds = Folds(**content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} was edited and cannot be read ({error}); start a new run") from None
     if folds.digest != stated:
         raise RunError(f"{path} was edited: its digest is {folds.digest}, it states {stated}")
     if folds.manifest_digest != manifest.digest:

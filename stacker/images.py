@@ -67,7 +67,9 @@ def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white"
             rgb = _opaque(picture, background)
     except UnidentifiedImageError:
         raise UnusableError("not an image, or of a format that Pillow does not know") from None
-    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
+    except (UnusableError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  # what Pillow raises for damaged files is no closed list
         raise UnusableError(f"cannot be decoded: {error}") from None
     return fit(np.asarray(rgb), config, background)
 
@@ -79,8 +81,10 @@ def _refuse_unusable(picture: Picture.Image) -> None:
         raise UnusableError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels; cut it into tiles")
     if min(width, height) < MIN_SIDE:
         raise UnusableError(f"{width}x{height} is too small, {MIN_SIDE} pixels a side are needed")
-    if picture.mode not in EIGHT_BIT_MODES:
-        raise UnusableError(f"pixels of type {picture.mode}; convert it to 8-bit RGB")
+    raw = " ".join(str(tile[3]) for tile in getattr(picture, "tile", []))
+    if picture.mode not in EIGHT_BIT_MODES or ";16" in raw:  # Pillow cuts 16-bit RGB to 8 without a word
+        depth = " in 16 bits" if picture.mode in EIGHT_BIT_MODES else ""
+        raise UnusableError(f"pixels of type {picture.mode}{depth}; convert it to 8-bit RGB")
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # a camera's JPEG with a preview behind it
         raise UnusableError(f"{frames} frames or pages; keep the one that counts")

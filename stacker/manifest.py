@@ -46,11 +46,6 @@ class Image:
     index: int | None = None
     sha256: str = ""
 
-    @property
-    def cluster(self) -> str:
-        """Name what an interval may not take apart: the case, or what comes nearest to it."""
-        return self.case or self.slide or self.id
-
 
 COLUMNS = tuple(field.name for field in fields(Image))
 
@@ -69,6 +64,29 @@ class Manifest:
         return np.array([position[image.label] for image in self.images], dtype=np.int64)
 
     @cached_property
+    def unit(self) -> str:
+        """Name the largest unit that is known of every image: case, slide or image.
+
+        Whatever may not take a patient apart (intervals, shallow models) goes by it, and says so.
+        """
+        if all(image.case for image in self.images):
+            return "case"
+        return "slide" if all(self.slides) else "image"
+
+    @cached_property
+    def clusters(self) -> list[str]:
+        """Return the unit of every image."""
+        return self.groups(self.unit)
+
+    @cached_property
+    def slides(self) -> list[str]:
+        """Return every image's slide; where cases number their slides from one, with its case."""
+        homes: dict[str, str] = {}
+        if all(homes.setdefault(i.slide, i.case) == i.case for i in self.images if i.slide and i.case):
+            return [image.slide for image in self.images]
+        return [f"{image.case}/{image.slide}" if image.slide else "" for image in self.images]
+
+    @cached_property
     def digest(self) -> str:
         """Stand for every row's identity, label, origin and content, wherever the files lie."""
         names = [name for name in COLUMNS if name != "path"]
@@ -82,8 +100,8 @@ class Manifest:
 
         Raise DataError when an image's case (or slide) is not known.
         """
-        attribute = {"case": "case", "slide": "slide", "image": "id"}[unit]
-        found = [getattr(image, attribute) for image in self.images]
+        attribute = "case" if unit == "case" else "id"
+        found = self.slides if unit == "slide" else [getattr(i, attribute) for i in self.images]
         if not all(found):
             first = self.images[found.index("")].id
             raise DataError(

@@ -139,7 +139,7 @@ def _slides(meta: Path, count: int, classes: np.ndarray) -> Sequence[str]:
         reader = csv.DictReader(file)
         if "wsi" not in (reader.fieldnames or []):
             raise DataError(f"{meta} has no column wsi; found {reader.fieldnames}")
-        rows = [(row["wsi"], row.get("center_tumor_patch")) for row in reader]
+        rows = [(row["wsi"] or "", row.get("center_tumor_patch")) for row in reader]
     if len(rows) != count:
         raise DataError(f"{meta} has {len(rows)} rows, expected {count}")
     strange = sum(

@@ -204,7 +204,7 @@ def _facts(study: Study, name: str, fold: Fold, trained: np.ndarray) -> dict[str
         "classes": manifest.classes,
         "fold": fold.name,
         "group": folds.group,
-        "training_cases": sorted({manifest.images[row].cluster for row in trained}),
+        "training_cases": sorted({manifest.clusters[row] for row in trained}),
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
         "config": study.run.config.results(),
@@ -259,7 +259,7 @@ def _rows(study: Study, fold: Fold) -> tuple[np.ndarray, Rows]:
     return store_rows, Rows(
         label=manifest.labels[store_rows],
         image_id=fixed_text([image.id for image in images]),
-        case_id=fixed_text([image.cluster for image in images]),
+        case_id=fixed_text([manifest.clusters[row] for row in store_rows]),
         fold=fixed_text([part] * len(held_out) + ["test"] * len(tests)),
     )
 

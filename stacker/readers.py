@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from stacker.progress import track
 
 log = logging.getLogger(__name__)
 
+PLACEHOLDERS = {"nan", "na", "n/a", "none", "null", "unknown", "?", "-"}
 IDC_NAME = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -49,11 +51,13 @@ def read_manifest(config: DataConfig) -> Manifest:
         if not images:
             raise DataError(f"no image has a magnification in {config.magnifications}; found {found}")
     if config.task == "subtype":
-        images = [replace(image, label=image.subtype or image.label) for image in images]
+        images = _by_subtype(images)
         if config.format == "breakhis":
             images = without_contradicting_slides(images)
     if config.classes is not None:
         images = _of_classes(images, config.classes)
+    if not images:
+        raise DataError(f"no image is left of {config.path}; look at data.classes and data.task")
     _refuse_duplicate_ids(images)
     _refuse_useless_masks(images, config.masks)
     images = _with_hashes(sorted(images, key=lambda image: image.id), config.on_error)
@@ -104,15 +108,17 @@ def read_idc(config: DataConfig) -> list[Image]:
 def read_folder(config: DataConfig) -> list[Image]:
     """Read a folder per class, below a folder per part where they are called train, val and test."""
     root = config.path.absolute()
-    tops = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    parts = {top: SPLIT_NAMES.get(top.name.lower(), "") for top in tops}
-    by_part = bool(tops) and all(parts.values())
-    images, others = [], 0
-    for top in tops:
-        for path in sorted(p for p in top.rglob("*") if p.is_file() and not p.name.startswith(".")):
-            if path.suffix.lower() not in PICTURES:
-                others += 1
-                continue
+    pictures = _pictures_by_folder(root)
+    parts = {top: SPLIT_NAMES.get(top.name.lower(), "") for top in pictures}
+    by_part = all(parts.values())
+    if not by_part and sum(map(bool, parts.values())) > 1:
+        raise DataError(
+            f"{root} holds {', '.join(top.name for top in parts)}: parts of a split and others; leave "
+            "only train, val and test there, or only classes"
+        )
+    images = []
+    for top, paths in pictures.items():
+        for path in paths:
             place = path.relative_to(top).parts
             if by_part and len(place) < 2:
                 raise DataError(f"{path} is in no class folder; expected {top}/<class>/{path.name}")
@@ -124,11 +130,27 @@ def read_folder(config: DataConfig) -> list[Image]:
                     split=parts[top] if by_part else "",
                 )
             )
+    return _with_cases(images, config.case_pattern, root)
+
+
+def _pictures_by_folder(root: Path) -> dict[Path, list[Path]]:
+    """Return the pictures below each folder of the root that has some; hidden files do not count."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(root)))
+    pictures: dict[Path, list[Path]] = {}
+    for path in files:
+        top = root / path.relative_to(root).parts[0]
+        if path.suffix.lower() in PICTURES and path != top:
+            pictures.setdefault(top, []).append(path)
+    others = len(files) - sum(map(len, pictures.values()))
     if others:
-        log.warning("%d files below %s are no pictures and are left out", others, root)
-    if not images:
+        log.warning("%d files in %s are no pictures of a class and are left out", others, root)
+    if not pictures:
         raise DataError(f"no picture in {root}; expected {root}/<class>/<image>.png")
-    return _with_cases(images, config.case_pattern)
+    return pictures
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_csv(config: DataConfig) -> list[Image]:
@@ -149,8 +171,10 @@ def read_csv(config: DataConfig) -> list[Image]:
     unused = [name for name in columns if name not in known]
     if unused:
         log.warning("%s: columns %s are not used (known: %s)", table, unused, sorted(known))
+    if config.case_pattern is not None and "case" in columns:
+        raise DataError(f"{table} has a column 'case', and data.case_pattern is set: drop one of them")
     images = [_csv_image(table, number, row) for number, row in enumerate(rows, 2)]
-    return _with_cases(images, config.case_pattern)
+    return _with_cases(images, config.case_pattern, table.parent.absolute())
 
 
 def _csv_image(table: Path, number: int, row: dict[str, str | None]) -> Image:
@@ -168,6 +192,11 @@ def _csv_image(table: Path, number: int, row: dict[str, str | None]) -> Image:
     magnification = cells.get("magnification", "").upper().removesuffix("X")
     if magnification and not magnification.isdecimal():
         raise DataError(f"{where}: magnification {cells['magnification']!r}; expected such as 200")
+    for name in ("case", "slide", "subtype"):
+        if cells.get(name, "").lower() in PLACEHOLDERS:
+            raise DataError(
+                f"{where}: {name} {cells[name]!r} is no name; leave it empty if it is not known"
+            )
     return Image(
         id=cells.get("id") or cells["path"],
         path=str(path),
@@ -180,15 +209,14 @@ def _csv_image(table: Path, number: int, row: dict[str, str | None]) -> Image:
     )
 
 
-def _with_cases(images: list[Image], pattern: str | None) -> list[Image]:
-    """Read case and slide off each image's id; raise DataError for those that do not tell."""
+def _with_cases(images: list[Image], pattern: str | None, root: Path) -> list[Image]:
+    """Read case and slide off each path below the root; raise DataError for those that do not tell."""
     if pattern is None:
         return images
     grammar = re.compile(pattern)
-    found = [grammar.search(image.id) for image in images]
-    strangers = [
-        image.id for image, match in zip(images, found, strict=True) if not (match and match["case"])
-    ]
+    paths = [Path(os.path.relpath(image.path, root)).as_posix() for image in images]
+    found = [grammar.search(path) for path in paths]
+    strangers = [path for path, match in zip(paths, found, strict=True) if not (match and match["case"])]
     if strangers:
         raise DataError(
             f"data.case_pattern {pattern!r} finds no case in {len(strangers)} of {len(images)} images, "
@@ -210,6 +238,18 @@ READERS: dict[str, Callable[[DataConfig], list[Image]]] = {
 }
 
 
+def _by_subtype(images: list[Image]) -> list[Image]:
+    """Return the images with their subtype as label; the labels stay where nothing has a subtype."""
+    without = [image.id for image in images if not image.subtype]
+    if len(without) == len(images):
+        return images
+    if without:
+        raise DataError(
+            f"data.task is subtype; {len(without)} of {len(images)} images have none, e.g. {without[0]}"
+        )
+    return [replace(image, label=image.subtype) for image in images]
+
+
 def _of_classes(images: list[Image], classes: list[str]) -> list[Image]:
     """Leave out the images of classes that are not asked for."""
     counts = Counter(image.label for image in images)
@@ -228,7 +268,15 @@ def _refuse_duplicate_ids(images: list[Image]) -> None:
 
 def _refuse_useless_masks(images: list[Image], masks: Path | None) -> None:
     """Masks are needed last, when all is trained: notice early that none belongs to an image."""
-    if masks is not None and not any((masks / Path(image.path).name).exists() for image in images):
+    if masks is None:
+        return
+    masked = Counter(name for image in images if (masks / (name := Path(image.path).name)).exists())
+    if masked and masked.most_common(1)[0][1] > 1:
+        name = masked.most_common(1)[0][0]
+        raise DataError(
+            f"data.masks: {masks / name} belongs to several images of that name; rename them"
+        )
+    if not masked:
         raise DataError(
             f"data.masks: no file in {masks} has the name of an image, {Path(images[0].path).name} say"
         )

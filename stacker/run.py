@@ -96,7 +96,9 @@ def create_run(config: Config) -> Run:
 def _strangers(path: Path) -> bool:
     """Say whether a folder holds anything that a look at the data does not leave behind."""
     known = {"audit.json", "audit.md", "figures"}
-    return path.exists() and any(entry.name not in known for entry in path.iterdir())
+    return path.exists() and any(
+        entry.name not in known and entry.suffix != ".tmp" for entry in path.iterdir()
+    )
 
 
 def open_run(path: Path) -> Run:

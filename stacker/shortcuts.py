@@ -40,7 +40,7 @@ def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[s
     images = [manifest.images[row] for row in rows]
     clues = {"colour": np.c_[measures.colour, measures.saturation][rows]} | _file_clues(images)
     clues["magnification"] = np.array([[image.magnification or 0] for image in images])
-    clusters = np.array([image.cluster for image in images])
+    clusters = np.array(manifest.clusters)[rows]
     found = {}
     for name, values in clues.items():
         if (values == values[0]).all():
@@ -56,7 +56,7 @@ def _some_rows(manifest: Manifest, seed: int) -> np.ndarray:
     """Return all rows, or those of randomly drawn cases until there are enough."""
     if len(manifest.images) <= MOST_ROWS:
         return np.arange(len(manifest.images))
-    clusters, position = np.unique([image.cluster for image in manifest.images], return_inverse=True)
+    clusters, position = np.unique(manifest.clusters, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(clusters))
     sizes = np.bincount(position)[order].cumsum()
     taken = order[: max(FOLDS * 4, int(np.searchsorted(sizes, MOST_ROWS)) + 1)]
@@ -67,9 +67,9 @@ def _folds(manifest: Manifest, rows: np.ndarray, seed: int) -> np.ndarray | None
     """Return each row's fold, by whole cases and with every class; None when there are too few."""
     images: dict[str, dict[str, int]] = {}
     for row in rows:
-        image = manifest.images[row]
-        counts = images.setdefault(image.cluster, {})
-        counts[image.label] = counts.get(image.label, 0) + 1
+        counts = images.setdefault(manifest.clusters[row], {})
+        label = manifest.images[row].label
+        counts[label] = counts.get(label, 0) + 1
     contents = {cluster: Contents(counts, "") for cluster, counts in images.items()}
     fewest = min(sum(c in content.images for content in contents.values()) for c in manifest.classes)
     shares = {str(fold): 1.0 for fold in range(min(FOLDS, fewest))}
@@ -80,7 +80,7 @@ def _folds(manifest: Manifest, rows: np.ndarray, seed: int) -> np.ndarray | None
     except DataError:
         return None
     home = {cluster: int(fold) for fold, clusters in parts.items() for cluster in clusters}
-    return np.array([home[manifest.images[row].cluster] for row in rows])
+    return np.array([home[manifest.clusters[row]] for row in rows])
 
 
 def _file_clues(images: list[Image]) -> dict[str, np.ndarray]:

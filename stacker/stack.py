@@ -142,9 +142,10 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, tables: Tables) -> di
     metrics: dict[str, Any] = {
         "split": folds.label,
         "classes": manifest.classes,
-        "intervals": f"95%, {draws} bootstrap draws of whole cases",
-        "test": evaluate(models, draws, run.config.seed),
-        "held_out": development,
+        "unit": manifest.unit,
+        "intervals": f"95%, {draws} bootstrap draws of whole {manifest.unit}s",
+        "test": _by_unit(evaluate(models, draws, run.config.seed), manifest.unit),
+        "held_out": _by_unit(development, manifest.unit),
         "best_base": best,
         "differences": differences(models, pairs, draws, run.config.seed),
     }
@@ -155,6 +156,18 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, tables: Tables) -> di
     save_figure(roc_figure(models, manifest.classes, folds.label), run.figures / "roc.png")
     write_json(run.path / "metrics.json", metrics)
     return metrics
+
+
+def _by_unit(found: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, Any]]:
+    """Call the scores of whole cases what they are where cases are not known: of slides, or nothing."""
+    if unit == "case":
+        return found
+    return {
+        name: {(unit if key == "case" else key): value for key, value in scores.items()}
+        if unit == "slide"
+        else {key: value for key, value in scores.items() if key != "case"}
+        for name, scores in found.items()
+    }
 
 
 def _constant(tables: Tables, classes: int) -> Predictions:

@@ -38,6 +38,8 @@ from stacker.run import digest, read_json, require_space, write_json
 log = logging.getLogger(__name__)
 
 BLOCK = 256  # rows that are decoded, written and synced together: what a kill can cost
+BLOCK_BYTES = 100_000_000
+SAMPLED = 64  # rows of arrays read in place whose content is compared with the manifest's
 
 
 class Pixels(Protocol):
@@ -77,6 +79,12 @@ class InPlace:
         self.file = np.array([number[image.path] for image in manifest.images])
         self.row = np.array([image.index for image in manifest.images], dtype=np.int64)
         self.config = config
+        for row in np.linspace(0, len(self.row) - 1, SAMPLED).astype(int):
+            content = np.asarray(self.arrays[self.file[row]][self.row[row]]).tobytes()
+            found = hashlib.sha256(content).hexdigest()
+            if found != manifest.images[row].sha256:
+                where = f"{manifest.images[row].path}: row {self.row[row]}"
+                raise DataError(f"{where} has changed since it was listed; start a new run")
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -196,8 +204,9 @@ def _append(
     unreadable = _reasons_of_blank_rows(Path(partial.name), sources[:done], len(header), config)
     with bar("decode images", len(sources)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
         advance(done)
-        for start in range(done, len(sources), BLOCK):
-            block = sources[start : start + BLOCK]
+        step = max(1, min(BLOCK, BLOCK_BYTES // size))
+        for start in range(done, len(sources), step):
+            block = sources[start : start + step]
             decoded = list(pool.map(lambda s: _decode_source(s, config), block))  # Pillow frees the GIL
             gone = [str(found) for found in decoded if isinstance(found, DataError)]
             if gone:
@@ -246,6 +255,8 @@ def _reasons_of_blank_rows(
         rows = np.memmap(partial, np.uint8, "r", offset, shape)
         for row in np.flatnonzero([not row.any() for row in rows]):
             found = _decode_source(sources[row], config)
+            if isinstance(found, DataError):
+                raise found
             if isinstance(found, UnusableError):
                 reasons[sources[row][0]] = str(found)
     return reasons

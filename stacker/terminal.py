@@ -16,26 +16,34 @@ if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
     from stacker.predict import Prediction
 
 COLUMNS = (
-    ("image", "accuracy", "image accuracy"),
-    ("image", "auc", "image AUC"),
-    ("case", "accuracy", "case accuracy"),
-    ("case", "auc", "case AUC"),
-    ("case", "recognition_rate", "recognition rate"),
+    ("image", "accuracy"),
+    ("image", "auc"),
+    ("case", "accuracy"),
+    ("case", "auc"),
+    ("case", "recognition_rate"),
 )
+NAMES = {"accuracy": "accuracy", "auc": "AUC"}
 
 
 def scores_table(metrics: dict[str, Any]) -> Table:
     """Return the test scores of all models, each with its interval."""
-    first = next(iter(metrics["test"].values()))
-    sizes = f"{first['image']['n']} images of {first['case']['n']} cases"
+    first, unit = next(iter(metrics["test"].values())), metrics["unit"]
+    of = "cases not known" if unit == "image" else f"{first[unit]['n']} {unit}s"
+    sizes = f"{first['image']['n']} images, {of}"
+    columns = [(unit if of_what == "case" else of_what, score) for of_what, score in COLUMNS]
+    columns = [
+        (key, score)
+        for key, score in columns
+        if key in first and (score != "recognition_rate" or unit == "case")
+    ]
     table = Table(title=f"Test set: {sizes}; {metrics['split']}", title_justify="left")
     table.add_column("model")
-    for _, _, heading in COLUMNS:
-        table.add_column(heading)
+    for key, score in columns:
+        table.add_column("recognition rate" if score == "recognition_rate" else f"{key} {NAMES[score]}")
     for name, scores in metrics["test"].items():
         mark = " *" if name == metrics["best_base"] else ""
         mark += " (!)" if scores["constant_prediction"] else ""
-        cells = (_with_interval(scores[unit], score) for unit, score, _ in COLUMNS)
+        cells = (_with_interval(scores[key], score) for key, score in columns)
         table.add_row(name + mark, *cells)
     marks = "* best base model on held-out cases; (!) predicts one class"
     table.caption = f"Intervals: {metrics['intervals']}. {marks}"
@@ -118,7 +126,7 @@ def census_table(census: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table
     for view, rows in census.items():
         for i, (name, counts) in enumerate(rows.items()):
             cells = (str(counts[unit] or "-") for unit in ("images", "slides", "cases"))
-            table.add_row("" if i else view, name, *cells, end_section=i == len(rows) - 1)
+            table.add_row("" if i else view, escape(name), *cells, end_section=i == len(rows) - 1)
     return table
 
 
@@ -128,7 +136,7 @@ def parts_table(parts: Mapping[str, Mapping[str, Mapping[str, int]]], split: str
     title = f"Images (cases) by part: {split}"
     table = Table(title=title, title_justify="left", min_width=len(title))
     for heading in ("part", *columns):
-        table.add_column(heading)
+        table.add_column(escape(heading))
     for part, counts in parts.items():
         cells = (f"{counts[name]['images']} ({counts[name]['cases']})" for name in columns)
         table.add_row(part, *cells)

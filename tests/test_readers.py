@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_other_files_are_counted_and_hidden_ones_are_not(
     (tmp_path / "cat" / "notes.txt").write_text("a cat")
     (tmp_path / "cat" / "Thumbs.db").write_text("")
     assert len(folder(tmp_path).images) == 2
-    assert "2 files below" in caplog.text
+    assert "2 files in" in caplog.text
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
@@ -206,9 +207,34 @@ def test_a_column_that_is_not_used_is_warned_of(
 
 def test_the_pattern_works_on_a_table(read_table: Callable[..., Manifest]) -> None:
     """A slide that the table states stays where the pattern has none."""
-    lines = ("path,label,slide,id", "a.png,ill,s1,p1-1", "c.png,well,s2,p2-1")
-    manifest = read_table(*lines, case_pattern=r"^(?P<case>p\d)")
-    assert [(i.case, i.slide) for i in manifest.images] == [("p1", "s1"), ("p2", "s2")]
+    lines = ("path,label,slide,id", "a.png,ill,s1,p1-1", "sub/b.png,well,s2,p2-1")
+    manifest = read_table(*lines, case_pattern=r"(?P<case>\w)\.png")
+    assert [(i.case, i.slide) for i in manifest.images] == [("a", "s1"), ("b", "s2")]
+    with pytest.raises(DataError, match="has a column 'case', and data.case_pattern is set"):
+        read_table("path,label,case", "a.png,ill,1", "c.png,well,2", case_pattern=r"(?P<case>\w)\.")
+
+
+@pytest.mark.parametrize("name", ["nan", "NA", "None", "unknown", "?"])
+def test_a_placeholder_is_not_a_case(read_table: Callable[..., Manifest], name: str) -> None:
+    """All patients that nobody knows would become one."""
+    with pytest.raises(DataError, match=f"line 3: case '{re.escape(name)}' is no name"):
+        read_table("path,label,case", "a.png,ill,1", f"c.png,well,{name}")
+
+
+def test_a_subtype_that_is_missing_is_not_the_class(read_table: Callable[..., Manifest]) -> None:
+    """Under task: subtype some with and some without one would mix two questions."""
+    lines = ("path,label,subtype", "a.png,ill,dc", "c.png,well,")
+    with pytest.raises(DataError, match=r"1 of 2 images have none, e\.g\. c\.png"):
+        read_table(*lines, task="subtype")
+
+
+def test_parts_among_classes_are_refused(tmp_path: Path) -> None:
+    """train, test and something else with pictures: nobody can tell classes from parts."""
+    tree(tmp_path, "train/cat/a.png", "test/dog/a.png", "results/x.png")
+    with pytest.raises(DataError, match="holds results, test, train: parts of a split and others"):
+        folder(tmp_path)
+    (tmp_path / "results" / "x.png").unlink()
+    assert folder(tmp_path).classes == ("cat", "dog")
 
 
 def test_classes_are_in_the_order_that_is_given(tmp_path: Path) -> None:
@@ -255,9 +281,23 @@ def test_an_unknown_case_is_never_guessed(tmp_path: Path) -> None:
 
 def test_a_cluster_is_the_nearest_thing_to_a_case() -> None:
     """The case, else the slide, else the image itself."""
-    assert Image("i", "", "x", "c", "s").cluster == "c"
-    assert Image("i", "", "x", "", "s").cluster == "s"
-    assert Image("i", "", "x").cluster == "i"
+    images = [Image(f"i{n}", "", "xy"[n % 2], f"c{n // 2}", f"s{n // 2}") for n in range(4)]
+    assert (make_manifest(images).unit, make_manifest(images).clusters) == (
+        "case",
+        ["c0", "c0", "c1", "c1"],
+    )
+    images[0] = Image("i0", "", "x", "", "s0")
+    assert (make_manifest(images).unit, make_manifest(images).clusters[0]) == ("slide", "s0")
+    images[0] = Image("i0", "", "x")
+    assert make_manifest(images).clusters == ["i0", "i1", "i2", "i3"]
+
+
+def test_slides_that_are_numbered_per_case_are_told_apart() -> None:
+    """Slide 1 of one patient is not slide 1 of another; names that are unique stay as they are."""
+    numbered = make_manifest([Image(f"i{n}", "", "xy"[n % 2], f"c{n}", "1") for n in range(3)])
+    assert numbered.groups("slide") == ["c0/1", "c1/1", "c2/1"]
+    unique = make_manifest([Image(f"i{n}", "", "xy"[n % 2], f"c{n}", f"s{n}") for n in range(3)])
+    assert unique.groups("slide") == ["s0", "s1", "s2"]
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
