@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stacker.census import case_table, census, official_parts, part_counts, parts_of
-from stacker.copies import Copy, check_copies, describe, find_copies, straddling
+from stacker.copies import Copy, Group, check_copies, find_copies, straddling
 from stacker.findings import Finding, Severity, finding, plural, sort
 from stacker.fingerprints import FLAT, Measures, measure
 from stacker.folds import Folds
@@ -36,6 +36,7 @@ class Audit:
 
     findings: tuple[Finding, ...]
     census: dict[str, Any]
+    unit: str
     split: str
     parts: dict[str, Any]
     cases: dict[str, Any]
@@ -50,23 +51,31 @@ def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) ->
     shortcuts = recognisability(manifest, measures, seed)
     own = {} if folds is None else parts_of(manifest, folds)
     official = official_parts(manifest)
+    is_used = folds is not None and folds.policy.get("test") == "official"
     found = [
         *check_split(manifest, own, copies, "this run's split", "error"),
-        *check_split(manifest, official, copies, "the data set's own split", "warning"),
+        *check_split(
+            manifest,
+            {} if is_used else official,
+            copies,
+            "the data set's own split (not used)",
+            "warning",
+        ),
         *check_copies(manifest, copies),
         *check_labels(manifest),
         *check_sizes(manifest),
         *check_pictures(manifest, measures),
-        *check_shortcuts(shortcuts),
+        *check_shortcuts(shortcuts, manifest.unit),
     ]
     return Audit(
         findings=sort(found),
         census=census(manifest),
+        unit=manifest.unit,
         split="" if folds is None else folds.label,
         parts={"own": part_counts(manifest, own), "official": part_counts(manifest, official)},
         cases=case_table(manifest, own or official),
         shortcuts=shortcuts,
-        copies=tuple(_named(manifest, copy) for copy in copies),
+        copies=tuple(_named(manifest, copy) for group in copies for copy in group.copies),
     )
 
 
@@ -76,7 +85,7 @@ def _named(manifest: Manifest, copy: Copy) -> dict[str, Any]:
 
 
 def check_split(
-    manifest: Manifest, parts: Parts, copies: Sequence[Copy], name: str, severity: Severity
+    manifest: Manifest, parts: Parts, copies: Sequence[Group], name: str, severity: Severity
 ) -> Iterable[Finding]:
     """Find cases, slides and pictures in two parts, and parts that lack a class."""
     for unit in ("case", "slide"):
@@ -93,10 +102,12 @@ def check_split(
                 f"{unit} on two sides",
                 f"{name} has {len(both)} of {len(homes)} {unit}s in more than one part: what scores a "
                 "model trained it",
-                "split by case: folds.group=case, and shares instead of 'official'",
+                "take folds.group=case, and shares instead of 'official'"
+                if unit == "case" or not manifest.slides_of_many
+                else "correct the slides that are listed under two cases",
                 [f"{group} in {' and '.join(sorted(homes[group]))}" for group in both],
             )
-    apart = straddling(copies, parts)
+    apart = straddling(manifest, copies, parts)
     if apart:
         yield finding(
             severity,
@@ -104,7 +115,7 @@ def check_split(
             f"{name} has copies of {plural(len(apart), 'picture')} in two parts: what scores a model "
             "trained it",
             "remove the copies",
-            describe(manifest, apart),
+            apart,
         )
     for part, rows in parts.items():
         counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))
@@ -112,13 +123,10 @@ def check_split(
         few = [
             f"{cases[label]} of '{label}'" for label in manifest.classes if 0 < cases[label] < FEW_CASES
         ]
-        if few and part == "test":
-            yield finding(
-                "note",
-                "few test cases",
-                f"{name}: the test part has {' and '.join(few)}: intervals by case will be wide",
-                "add cases, or say so in the paper",
-            )
+        if few and part in ("test", "validation") and severity == "error":
+            meaning = "intervals by case will be wide" if part == "test" else "chance chooses the epoch"
+            text = f"{name}: the {part} part has cases: {' and '.join(few)}: {meaning}"
+            yield finding("note", f"few {part} cases", text, "add cases, or say so in the paper")
         lacking = [manifest.classes[k] for k in np.flatnonzero(counts == 0)]
         if lacking:
             text = f"{name}: {part} ({len(rows)} images) has no {' and no '.join(lacking)}"
@@ -141,7 +149,8 @@ def check_labels(manifest: Manifest) -> Iterable[Finding]:
     """Find slides and cases that carry two subtypes or two classes."""
     for unit in ("slide", "case"):
         names = manifest.slides if unit == "slide" else [image.case for image in manifest.images]
-        for attribute, kind in (("subtype", "subtypes"), ("label", "classes")):
+        by_subtype = all(image.label == image.subtype for image in manifest.images)
+        for attribute, kind in (("subtype", "subtypes"), ("label", "classes"))[: 1 if by_subtype else 2]:
             found: dict[str, set[str]] = defaultdict(set)
             for image, name in zip(manifest.images, names, strict=True):
                 if name and getattr(image, attribute):
@@ -162,13 +171,18 @@ def check_labels(manifest: Manifest) -> Iterable[Finding]:
                 "warning" if unit == "slide" else "note",
                 f"{unit} with two {kind}",
                 text,
-                "check the source; the subtype task leaves out such slides of BreakHis",
+                "check the source",
                 [f"{group}: {', '.join(sorted(found[group]))}" for group in mixed],
             )
 
 
 def check_sizes(manifest: Manifest) -> Iterable[Finding]:
     """Find unknown cases, classes of few cases and classes that outnumber the others."""
+    shared = {} if "/" in "".join(manifest.slides[:1]) else manifest.slides_of_many
+    if shared:
+        listed = [f"{slide}: {', '.join(cases)}" for slide, cases in sorted(shared.items())]
+        text = f"{plural(len(listed), 'slide')} listed under several cases: one of them is wrong"
+        yield finding("warning", "slide under two cases", text, "correct the case", listed)
     unknown = [image.id for image in manifest.images if not image.case]
     if unknown:
         yield finding(
@@ -213,8 +227,11 @@ def check_pictures(manifest: Manifest, measures: Measures) -> Iterable[Finding]:
         yield finding("warning", "not histology", text, "pretrained weights will expect H&E colours")
 
 
-def check_shortcuts(shortcuts: Mapping[str, Any]) -> Iterable[Finding]:
+def check_shortcuts(shortcuts: Mapping[str, Any], unit: str) -> Iterable[Finding]:
     """Find clues that tell the class without the tissue, on cases that a shallow model has not seen."""
+    if not shortcuts:
+        text = f"too few {unit}s of a class to see whether colour or file format tell it"
+        yield finding("note", "shortcuts not examined", text)
     for clue, found in shortcuts.items():
         if found["interval"] is None or found["interval"][0] <= 0.6:
             continue
@@ -223,7 +240,7 @@ def check_shortcuts(shortcuts: Mapping[str, Any]) -> Iterable[Finding]:
         yield finding(
             "error" if artefact and low > 0.8 else "warning",
             f"class told by {clue}",
-            f"{clue} alone tells the class of unseen cases with AUC {found['auc']:.2f} [{low:.2f}, "
+            f"{clue} alone tells the class of unseen {unit}s with AUC {found['auc']:.2f} [{low:.2f}, "
             f"{high:.2f}]: a network may learn that instead of the tissue",
             "take and save all classes alike" if artefact else "compare the final scores with this one",
         )

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from stacker.config import Config, ImagesConfig
-from stacker.errors import UnreadableImages
 from stacker.images import decode_image
 from stacker.manifest import Image, Manifest
 from stacker.readers import read_manifest
-from stacker.store import Pixels, open_store
+from stacker.store import open_usable
 
 LEAST_SECONDS = 0.5
 
@@ -38,33 +37,23 @@ def bench_images(config: Config, images: int, repeats: int) -> list[Timing]:
     The peer is torch's DataLoader over the same files with a worker per core. All ways deliver shuffled
     batches of (B, size, size, 3) uint8; the files are in the page cache for all.
     """
-    manifest, pixels = _packed(config)
+    folder = config.artifacts / ".images"
+    manifest = read_manifest(config.data)
+    manifest, pixels = open_usable(folder, manifest, config.images, config.data.on_error)
     rng = np.random.default_rng(config.seed)
     chosen = rng.permutation(len(manifest.images))[:images]
     size = config.train.batch_size
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    loader = _loader(manifest, batches, config.images)
     ways: dict[str, Callable[[], Iterator[Any]]] = {
         "decode, one thread": lambda: _decode(manifest, batches, config.images, 1),
         f"decode, {os.cpu_count()} threads": lambda: _decode(
             manifest, batches, config.images, os.cpu_count()
         ),
-        f"DataLoader, {os.cpu_count()} workers": lambda: _loader(manifest, batches, config.images),
+        f"DataLoader, {os.cpu_count()} workers": lambda: iter(loader),
         "store": lambda: (pixels[rows] for rows in batches),
     }
     return [_time(way, start, len(chosen), repeats) for way, start in ways.items()]
-
-
-def _packed(config: Config) -> tuple[Manifest, Pixels]:
-    """Return the images with their store, packed first where need be."""
-    manifest = read_manifest(config.data)
-    folder = config.artifacts / ".images"
-    try:
-        return manifest, open_store(folder, manifest, config.images)
-    except UnreadableImages as error:
-        if config.data.on_error == "stop":
-            raise
-        manifest = manifest.without(error.reasons)
-        return manifest, open_store(folder, manifest, config.images)
 
 
 def _time(way: str, start: Callable[[], Iterator[Any]], images: int, repeats: int) -> Timing:
@@ -101,14 +90,13 @@ class _Files:
         return decode_image(self.images[row], self.settings)
 
 
-def _loader(
-    manifest: Manifest, batches: list[np.ndarray], settings: ImagesConfig
-) -> Iterator[np.ndarray]:
+def _loader(manifest: Manifest, batches: list[np.ndarray], settings: ImagesConfig) -> Any:
+    """Return torch's DataLoader, whose workers live on from epoch to epoch."""
     from torch.utils.data import DataLoader
 
-    loader: Any = DataLoader(
+    return DataLoader(
         _Files(manifest.images, settings),  # type: ignore[arg-type]
         batch_sampler=[rows.tolist() for rows in batches],
         num_workers=os.cpu_count() or 1,
+        persistent_workers=True,
     )
-    yield from loader

@@ -23,7 +23,7 @@ from stacker.manifest import Manifest
 from stacker.pipeline import has_begun, reopen
 from stacker.readers import read_manifest
 from stacker.report import markdown
-from stacker.run import publish, versions, write_json
+from stacker.run import Run, publish, versions, write_json
 from stacker.store import is_packed, open_store, store_bytes
 
 COARSE = 4  # a map of fewer cells a side points at quadrants
@@ -76,15 +76,27 @@ def check(config: Config) -> Report:
     disk = _estimate(config, manifest, folds, fits)
     found += _check_disk(config, disk)
     try:
-        pixels = open_store(config.artifacts / ".images", manifest, config.images)
+        return _with_audit(config, manifest, folds, Report(tuple(found), fits, disk, None))
+    except StackerError as error:
+        found.append(finding("error", "images", str(error)))
+        return Report(sort(found), fits, disk, None)
+
+
+def _with_audit(config: Config, manifest: Manifest, folds: Folds | None, report: Report) -> Report:
+    """Decode the images, and add what is found in them; raise where too few can be decoded."""
+    found = list(report.findings)
+    folder = config.artifacts / ".images"
+    try:
+        pixels = open_store(folder, manifest, config.images)
     except UnreadableImages as error:
         found.append(_unreadable(config, error))
         manifest = manifest.without(error.reasons)
         folds = None if folds is None else make_folds(manifest, config.folds, config.seed)
-        pixels = open_store(config.artifacts / ".images", manifest, config.images)
+        pixels = open_store(folder, manifest, config.images)
     audited = audit(manifest, folds, pixels, config.seed)
+    findings = sort([*found, *audited.findings])
     digests = (manifest.digest, "" if folds is None else folds.digest)
-    return Report(sort([*found, *audited.findings]), fits, disk, audited, *digests)
+    return Report(findings, report.backbones, report.disk, audited, *digests)
 
 
 def _data(config: Config, found: list[Finding]) -> tuple[Manifest, Folds | None]:
@@ -131,12 +143,16 @@ def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[
     for name, settings in config.backbones.items():
         try:
             backbone = create(name, classes, settings).freeze()
+            with torch.no_grad():
+                activations = backbone.trunk(torch.zeros(1, 3, side, side))
+                embedding, _ = backbone.head(activations)
         except StackerError as error:
             found.append(finding("error", "backbone", str(error)))
             continue
-        with torch.no_grad():
-            activations = backbone.trunk(torch.zeros(1, 3, side, side))
-            embedding, _ = backbone.head(activations)
+        except RuntimeError as error:
+            text = f"backbones.{name} does not take images of {side}x{side}: {error}"
+            found.append(finding("error", "backbone", text, "choose a larger images.size"))
+            continue
         parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
         _, _, height, width = activations.shape
         weights = (
@@ -158,25 +174,31 @@ def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[
 
 
 def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tuple[Fit, ...]) -> Disk:
-    """Return what the run will write: packed images, checkpoints, and caches of unseen images."""
-    folder = config.artifacts / ".images"
+    """Return what the run has still to write: packed images, checkpoints, caches of unseen images."""
+    run, folder, classes = (
+        Run(config.run_path, config),
+        config.artifacts / ".images",
+        len(manifest.classes),
+    )
     packed = is_packed(folder, manifest, config.images)
     images = 0 if packed else store_bytes(manifest, config.images)
     cached, models = 0, 0
     for fold in () if folds is None else folds.folds:
-        rows = len(manifest.rows_of(folds.group, (*fold.held_out, *folds.test))) if folds else 0
+        unseen = (*fold.held_out, *folds.test) if folds else ()
+        rows = len(manifest.rows_of(config.folds.group, unseen))
         for fit in fits:
-            classes = len(manifest.classes)
-            cells = classes * fit.grid[0] * fit.grid[1]
-            cached += rows * (2 * cells + 4 * fit.embedding + 4 * classes + 64)
-            models += 4 * fit.parameters
+            if not run.model_file(fit.backbone, fold.name).exists():
+                models += 4 * fit.parameters
+            if not (run.cache_folder(fit.backbone, fold.name) / "index.h5").exists():
+                cells = classes * fit.grid[0] * fit.grid[1]
+                cached += rows * (2 * cells + 4 * fit.embedding + 4 * classes + 64)
     return Disk(images, models, cached, shutil.disk_usage(_existing(config.artifacts)).free)
 
 
 def _existing(path: Path) -> Path:
     """Return the nearest folder above a path that is there."""
     path = path.absolute()
-    while not path.exists():
+    while not path.is_dir():
         path = path.parent
     return path
 
@@ -186,13 +208,21 @@ def _check_disk(config: Config, disk: Disk) -> Iterator[Finding]:
     if needed > disk.free:
         text = f"the run will take {needed / 1e9:.1f} GB and {disk.free / 1e9:.1f} GB are free"
         yield finding("error", "disk", text, "make room, or point 'artifacts' at another disk")
-    if not os.access(_existing(config.artifacts), os.W_OK):
-        text = f"{_existing(config.artifacts)} cannot be written to"
+    folder = _existing(config.artifacts)
+    if not os.access(folder, os.W_OK) or any(
+        path.is_file() for path in config.artifacts.absolute().parents
+    ):
+        text = f"{config.artifacts} cannot be made in {folder}"
         yield finding("error", "disk", text, "point 'artifacts' at another folder")
 
 
-def write(report: Report, config: Config, folder: Path) -> None:
-    """Publish audit.json, with everything, and audit.md, for people."""
+def write(report: Report, config: Config, folder: Path) -> bool:
+    """Publish audit.json, with everything, and audit.md, for people.
+
+    A check that got no look at the images does not replace one that did; then return False.
+    """
+    if report.audit is None and (folder / "audit.json").exists():
+        return False
     content: dict[str, Any] = asdict(report)
     if report.audit is not None:
         content["audit"] = asdict(replace(report.audit, findings=()))
@@ -201,6 +231,7 @@ def write(report: Report, config: Config, folder: Path) -> None:
     write_json(folder / "audit.json", {"config": data, "versions": versions(), **content})
     with publish(folder / "audit.md") as temporary:
         temporary.write_text(markdown(report, config), encoding="utf-8")
+    return True
 
 
 def to_json(report: Report) -> str:

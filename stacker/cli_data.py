@@ -46,7 +46,7 @@ def check(
     config = load(config_file, overrides)
     report = examine(config)
     folder = out or config.run_path
-    write(report, config, folder)
+    written = write(report, config, folder)
     if as_json:
         click.echo(to_json(report))
     else:
@@ -55,7 +55,8 @@ def check(
             if report.audit.parts["own"]:
                 show(parts_table(report.audit.parts["own"], report.audit.split))
         show(backbones_table(report), findings_table(report.findings))
-    click.echo(f"{folder}/audit.json, audit.md", err=as_json)
+    state = "" if written else " are of an earlier check, and stay: this one saw no image"
+    click.echo(f"{folder}/audit.json, audit.md{state}", err=as_json)
     found = worst(report.findings)
     if found == "error" or (strict and found == "warning"):
         number = sum(each.severity == found for each in report.findings)
@@ -144,9 +145,13 @@ def _open(config: Config, split: bool) -> tuple[Manifest, Folds | None]:
     from stacker.folds import make_folds
     from stacker.pipeline import has_begun, reopen
     from stacker.readers import read_manifest
+    from stacker.store import open_usable
 
     if has_begun(config):
         study = reopen(config)
         return study.manifest, study.folds
     manifest = read_manifest(config.data)
+    if config.data.on_error == "skip":  # else a picture that cannot be decoded stops the run anyway
+        folder = config.artifacts / ".images"
+        manifest, _ = open_usable(folder, manifest, config.images, "skip")
     return manifest, make_folds(manifest, config.folds, config.seed) if split else None

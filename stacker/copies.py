@@ -1,9 +1,13 @@
-"""Pictures that are there more than once: byte by byte, or turned, mirrored, re-encoded."""
+"""Pictures that are there more than once: byte by byte, or turned, mirrored, re-encoded.
+
+Copies of copies belong together: what is asked (two classes? two parts?) is asked of the whole group, so
+that an image of unknown case or part between two others hides nothing.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from stacker.findings import Finding, Severity, finding, plural
 from stacker.fingerprints import FLAT, Measures, find_pairs
-from stacker.manifest import Manifest
+from stacker.manifest import Image, Manifest
 
 IDENTICAL = "same content"
 
@@ -27,24 +31,63 @@ class Copy:
     similarity: float
 
 
-def find_copies(manifest: Manifest, measures: Measures) -> list[Copy]:
-    """Return the copies among the pictures that show something: blank ones all look alike.
+@dataclass(frozen=True)
+class Group:
+    """All rows that show one picture, and the copies that tie them together."""
 
-    A group of identical images is tied to its first one, which alone is compared with other pictures.
-    """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(measures.contrast >= FLAT):
-        groups[manifest.images[row].sha256].append(int(row))
-    identical = [Copy(rows[0], row, IDENTICAL, 1.0) for rows in groups.values() for row in rows[1:]]
-    distinct = np.array(sorted(rows[0] for rows in groups.values()), dtype=np.int64)
-    pairs = find_pairs(measures, distinct)
-    return identical + [Copy(p.first, p.second, p.change, p.similarity) for p in pairs]
+    rows: tuple[int, ...]
+    copies: tuple[Copy, ...]
+    blank: bool
 
 
-def straddling(copies: Sequence[Copy], parts: Mapping[str, np.ndarray]) -> list[Copy]:
-    """Return the copies whose two rows are in different parts of a split."""
+def find_copies(manifest: Manifest, measures: Measures) -> list[Group]:
+    """Return the groups of copies; blank pictures are copies only when they are equal to the byte."""
+    same: dict[str, list[int]] = defaultdict(list)
+    for row, image in enumerate(manifest.images):
+        same[image.sha256].append(row)
+    copies = [Copy(rows[0], row, IDENTICAL, 1.0) for rows in same.values() for row in rows[1:]]
+    pairs = find_pairs(measures, np.array(sorted(rows[0] for rows in same.values()), dtype=np.int64))
+    copies += [Copy(pair.first, pair.second, pair.change, pair.similarity) for pair in pairs]
+    if not copies:
+        return []
+    ends = np.array([(copy.first, copy.second) for copy in copies])
+    count = len(manifest.images)
+    graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), (count, count))
+    _, home = connected_components(graph, directed=False)
+    members: dict[int, list[int]] = defaultdict(list)
+    for row in np.unique(ends):
+        members[home[row]].append(int(row))
+    ties: dict[int, list[Copy]] = defaultdict(list)
+    for copy in copies:
+        ties[home[copy.first]].append(copy)
+    flat = measures.contrast <= FLAT
+    return [Group(tuple(rows), tuple(ties[g]), bool(flat[rows].all())) for g, rows in members.items()]
+
+
+def straddling(
+    manifest: Manifest, groups: Iterable[Group], parts: Mapping[str, np.ndarray]
+) -> list[str]:
+    """Describe the groups that have members in two parts of a split, blank pictures left out."""
     home = {int(row): part for part, rows in parts.items() for row in rows}
-    return [c for c in copies if c.first in home and home.get(c.second, home[c.first]) != home[c.first]]
+    return [
+        shown
+        for group in groups
+        if not group.blank
+        and (shown := _contradiction(manifest, group, lambda row, _: home.get(row, "")))
+    ]
+
+
+def _contradiction(manifest: Manifest, group: Group, value: Callable[[int, Image], str]) -> str | None:
+    """Describe two members of a group that differ in something, where it is known; None if none do."""
+    first: dict[str, int] = {}
+    for row in group.rows:
+        first.setdefault(value(row, manifest.images[row]), row)
+    first.pop("", None)
+    if len(first) < 2:
+        return None
+    (one, row), (other, second), *_ = first.items()
+    change = next((c.change for c in group.copies if {c.first, c.second} == {row, second}), "copies")
+    return f"{manifest.images[row].id} ({one}) = {manifest.images[second].id} ({other}): {change}"
 
 
 def describe(manifest: Manifest, copies: Iterable[Copy]) -> list[str]:
@@ -55,47 +98,38 @@ def describe(manifest: Manifest, copies: Iterable[Copy]) -> list[str]:
     ]
 
 
-def check_copies(manifest: Manifest, copies: Sequence[Copy]) -> Iterable[Finding]:
+def check_copies(manifest: Manifest, groups: Sequence[Group]) -> Iterable[Finding]:
     """Report copies, the worst kind first: with two labels, under two cases, turned, or just there."""
-    kinds: dict[str, list[Copy]] = defaultdict(list)
-    for copy in copies:
-        first, second = manifest.images[copy.first], manifest.images[copy.second]
-        if first.label != second.label:
-            kinds["with two classes"].append(copy)
-        elif first.subtype != second.subtype:
-            kinds["with two subtypes"].append(copy)
-        if first.case and second.case and first.case != second.case:
-            kinds["under two cases"].append(copy)
-        if copy.change not in (IDENTICAL, "same position"):
-            kinds["turned or mirrored"].append(copy)
-    wordings: dict[str, tuple[Severity, str, str]] = {
-        "with two classes": ("error", "one of the labels is wrong", "remove both"),
-        "with two subtypes": ("warning", "one of the subtypes is wrong", "leave both out of that task"),
-        "under two cases": ("warning", "the cases may be one patient, whom a split cuts", "merge them"),
-        "turned or mirrored": (
-            "warning",
-            "augmented files count as images that were never taken, and split apart they leak",
-            "keep the originals only: training turns and mirrors them itself (train.flips)",
+    kinds: tuple[tuple[str, Severity, Callable[[int, Image], str], str, str], ...] = (
+        ("with two classes", "error", lambda _, i: i.label, "one of the labels is wrong", "remove both"),
+        (
+            *("with two subtypes", "warning", lambda _, i: i.subtype),
+            *("one of the subtypes is wrong", "leave both out of the subtype task"),
         ),
-    }
-    for kind, (severity, meaning, advice) in wordings.items():
-        if kinds[kind]:
-            topic = "augmented copies" if kind == "turned or mirrored" else f"one picture {kind}"
-            text = f"{plural(len(kinds[kind]), 'pair')} of one picture {kind}: {meaning}"
-            yield finding(severity, topic, text, advice, describe(manifest, kinds[kind]))
-    if copies:
-        pictures, images = _groups(copies)
+        (
+            *("under two cases", "warning", lambda _, i: i.case),
+            *("the cases may be one patient, whom a split cuts", "merge them"),
+        ),
+    )
+    for kind, severity, value, meaning, advice in kinds:
+        shown = [text for group in groups if (text := _contradiction(manifest, group, value))]
+        if shown:
+            text = f"{plural(len(shown), 'picture')} {kind}: {meaning}"
+            yield finding(severity, f"one picture {kind}", text, advice, shown)
+    copies = [copy for group in groups for copy in group.copies]
+    turned = [copy for copy in copies if copy.change not in (IDENTICAL, "same position")]
+    if turned:
+        yield finding(
+            "warning",
+            "augmented copies",
+            f"{plural(len(turned), 'pair')} of images turned or mirrored into each other: augmented "
+            "files count as images that were never taken, and split apart they leak",
+            "keep the originals only: training turns and mirrors them itself (train.flips)",
+            describe(manifest, turned),
+        )
+    if groups:
+        images = sum(len(group.rows) for group in groups)
         identical = sum(copy.change == IDENTICAL for copy in copies)
-        text = f"{images} images show {plural(pictures, 'picture')}"
-        text += f"; {plural(identical, 'pair')} equal to the byte" if identical else ""
-        shown = describe(manifest, copies)
-        yield finding("warning", "duplicates", text, "keep one of each", shown)
-
-
-def _groups(copies: Sequence[Copy]) -> tuple[int, int]:
-    """Return how many distinct pictures the copies show, and how many images they are."""
-    ends = np.array([(copy.first, copy.second) for copy in copies])
-    rows, position = np.unique(ends, return_inverse=True)
-    first, second = position.reshape(-1, 2).T
-    graph = coo_matrix((np.ones(len(first)), (first, second)), (len(rows), len(rows)))
-    return int(connected_components(graph, directed=False)[0]), len(rows)
+        text = f"{images} images show {plural(len(groups), 'picture')}"
+        text += f"; {plural(identical, 'image')} equal to another to the byte" if identical else ""
+        yield finding("warning", "duplicates", text, "keep one of each", describe(manifest, copies))

@@ -47,7 +47,9 @@ def montage(chosen: Mapping[str, Sequence[Image]], config: ImagesConfig, title: 
         for axis, image in zip(line, images, strict=False):
             axis.imshow(decode_image(image, config))
             scale = f", {image.magnification}X" if image.magnification else ""
-            axis.set_title((image.case or image.slide or image.id)[-18:] + scale, fontsize=6.5, pad=2)
+            name = image.case or image.slide or image.id
+            name = name if len(name) <= 18 else f"\N{HORIZONTAL ELLIPSIS}{name[-17:]}"
+            axis.set_title(name + scale, fontsize=6.5, pad=2)
         line[0].text(
             *(-0.06, 0.5, subtype.replace("_", "\n")),
             transform=line[0].transAxes,

@@ -26,7 +26,7 @@ from tempfile import TemporaryFile
 
 import numpy as np
 from PIL import Image as Picture
-from PIL import ImageFilter
+from PIL import ImageFilter, ImageOps
 
 from stacker.progress import bar
 from stacker.store import Pixels
@@ -75,7 +75,9 @@ def measure(pixels: Pixels) -> Measures:
     """Measure every image of a store in one pass; the spectra go to a temporary file."""
     colours, saturations, contrasts, magnitudes = [], [], [], []
     shape = (len(pixels), RADII, HARMONICS)
-    spectra_NRK = np.memmap(TemporaryFile(), np.complex64, shape=shape)  # noqa: SIM115
+    file = TemporaryFile()  # noqa: SIM115  # it goes with the array that is mapped to it
+    os.posix_fallocate(file.fileno(), 0, 8 * math.prod(shape))  # a full disk is an error here, not later
+    spectra_NRK = np.memmap(file, np.complex64, shape=shape)
     with bar("look at images", len(pixels)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in _blocks(len(pixels), max(1, min(256, 100_000_000 // pixels[:1].nbytes))):
             images_BHWC = pixels[block]
@@ -110,8 +112,9 @@ def _colours(images_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _small(image_HWC: np.ndarray) -> np.ndarray:
-    """Return a smoothed grey picture, (GRID, GRID) uint8."""
+    """Return a smoothed grey picture, (GRID, GRID) uint8, without the white borders of `resize: pad`."""
     picture = Picture.fromarray(image_HWC).convert("L")
+    picture = picture.crop(ImageOps.invert(picture).getbbox())
     picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 112))
     return np.asarray(picture.resize((GRID, GRID), Picture.Resampling.BOX))
 
@@ -152,14 +155,24 @@ def _transform() -> np.ndarray:
 
 
 def find_pairs(measures: Measures, rows: np.ndarray) -> list[Pair]:
-    """Return all pairs among some rows that show one content, flat pictures left out."""
+    """Return pairs among some rows that show one content, flat pictures left out.
+
+    Of a group of copies there are as many pairs as tie it together: a thousand copies of one picture
+    would make half a million.
+    """
     rows = rows[measures.contrast[rows] > FLAT]
     magnitudes_ND = measures.magnitudes[rows]
     pairs: list[Pair] = []
+    group_N = np.arange(len(measures.contrast))
     with bar("compare images", len(rows)) as advance:
         for block in _blocks(len(rows), BLOCK):
             for first, second in _candidates(magnitudes_ND, block):
-                pairs += _confirm(measures.spectra, rows[first], rows[second])
+                new = group_N[rows[first]] != group_N[rows[second]]
+                for pair in _confirm(measures.spectra, rows[first[new]], rows[second[new]]):
+                    one, other = group_N[pair.first], group_N[pair.second]
+                    if one != other:
+                        group_N[group_N == other] = one
+                        pairs.append(pair)
             advance(len(block))
     return sorted(pairs, key=lambda pair: -pair.similarity)
 

@@ -163,10 +163,12 @@ def _official_parts(manifest: Manifest, config: FoldsConfig) -> dict[str, list[s
         wanted |= {"train": "train", "stack": "valid"} if config.stack == "official" else {}
     missing = sorted(set(wanted.values()) - splits)
     if missing or "" in splits:
-        lacks = f"no image in {' and '.join(missing)}" if missing else "images without a part"
+        without = [image.id for image in manifest.images if not image.split]
+        lacks = f"no image in {' and '.join(missing)}" if missing else ""
+        lacks = f"{len(without)} images without a part, e.g. {without[0]}" if without else lacks
         raise DataError(
-            f"folds.test: official needs the data set's own split, and it has {lacks}; take a share, or "
-            "give the split (breakhis: data.fold_list; csv: a column 'split'; folder: train/, test/)"
+            f"'official' in folds needs the data set's own split, which has {lacks}; take shares, or "
+            "give it (breakhis: data.fold_list; csv: a column 'split'; folder: train/, val/, test/)"
         )
     both = sorted(group for group, found in homes.items() if len(found) > 1)
     # train and valid may share groups where both are for development

@@ -24,6 +24,11 @@ from stacker.errors import DataError
 from stacker.run import publish
 
 SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+}
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
 
@@ -81,10 +86,19 @@ class Manifest:
     @cached_property
     def slides(self) -> list[str]:
         """Return every image's slide; where cases number their slides from one, with its case."""
-        homes: dict[str, str] = {}
-        if all(homes.setdefault(i.slide, i.case) == i.case for i in self.images if i.slide and i.case):
+        slides = {image.slide for image in self.images if image.slide}
+        if 2 * len(self.slides_of_many) < max(1, len(slides)):
             return [image.slide for image in self.images]
         return [f"{image.case}/{image.slide}" if image.slide else "" for image in self.images]
+
+    @cached_property
+    def slides_of_many(self) -> dict[str, list[str]]:
+        """Return the slides that are listed under several cases: a mistake, unless most are."""
+        cases: dict[str, set[str]] = {}
+        for image in self.images:
+            if image.slide and image.case:
+                cases.setdefault(image.slide, set()).add(image.case)
+        return {slide: sorted(found) for slide, found in cases.items() if len(found) > 1}
 
     @cached_property
     def digest(self) -> str:

@@ -20,13 +20,22 @@ import numpy as np
 
 from stacker.cache import Provenance, Rows, describe_preprocessing, fixed_text
 from stacker.config import Config, TrainConfig
-from stacker.errors import RunError, UnreadableImages
+from stacker.errors import RunError
 from stacker.folds import Fold, Folds, load_folds, make_folds, save_folds
 from stacker.manifest import Manifest, load_manifest, save_manifest
 from stacker.progress import bar
 from stacker.readers import read_manifest
-from stacker.run import Run, create_run, digest, file_sha256, open_run, require_space, versions
-from stacker.store import Pixels, open_store
+from stacker.run import (
+    Run,
+    create_run,
+    digest,
+    file_sha256,
+    open_run,
+    read_json,
+    require_space,
+    versions,
+)
+from stacker.store import Pixels, open_store, open_usable
 
 if TYPE_CHECKING:
     from stacker.finetune import Epoch
@@ -60,22 +69,29 @@ def begin(config: Config) -> Study:
     require_files(config.backbones)
     if has_begun(config):
         return reopen(config)
-    manifest = read_manifest(config.data)
-    folds = make_folds(manifest, config.folds, config.seed)
-    try:
-        open_store(config.artifacts / ".images", manifest, config.images)
-    except UnreadableImages as error:
-        if config.data.on_error == "stop":
-            raise
-        for reason in error.reasons.values():
-            log.warning("left out: %s", reason)
-        manifest = manifest.without(error.reasons)
+    listed = read_manifest(config.data)
+    folds = make_folds(listed, config.folds, config.seed)  # a refusal costs no decoding
+    folder = config.artifacts / ".images"
+    manifest, _ = open_usable(folder, listed, config.images, config.data.on_error)
+    if manifest is not listed:
         folds = make_folds(manifest, config.folds, config.seed)
     run = create_run(config)
     save_folds(folds, run.folds_file)
     save_manifest(manifest, run.manifest_file)
     log.info("%s; %s", manifest.describe(), folds.label)
+    _mention_audit(run)
     return Study(run, manifest, folds)
+
+
+def _mention_audit(run: Run) -> None:
+    """Remind of errors that `stacker check` found in the data."""
+    path = run.path / "audit.json"
+    found = read_json(path)["findings"] if path.exists() else []
+    errors = [each["topic"] for each in found if each["severity"] == "error"]
+    if errors:
+        log.warning(
+            "'stacker check' found errors (%s): see %s", ", ".join(errors), path.with_suffix(".md")
+        )
 
 
 def has_begun(config: Config) -> bool:

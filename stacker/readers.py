@@ -12,10 +12,8 @@ that is guessed wrong leaks.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -25,20 +23,15 @@ from pathlib import Path
 
 from stacker.breakhis import named_pictures, read_breakhis, without_contradicting_slides
 from stacker.config import DataConfig
-from stacker.errors import DataError, UnreadableImages
-from stacker.manifest import PICTURES, SPLITS, Image, Manifest, make_manifest
+from stacker.errors import DataError, UnreadableImages, require_one_of
+from stacker.manifest import PICTURES, SPLIT_NAMES, Image, Manifest, make_manifest
 from stacker.pcam import read_pcam
 from stacker.progress import track
+from stacker.tables import read_csv, with_cases
 
 log = logging.getLogger(__name__)
 
-PLACEHOLDERS = {"nan", "na", "n/a", "none", "null", "unknown", "?", "-"}
 IDC_NAME = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png")
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-}
 
 
 def read_manifest(config: DataConfig) -> Manifest:
@@ -63,9 +56,11 @@ def read_manifest(config: DataConfig) -> Manifest:
     images = _with_hashes(sorted(images, key=lambda image: image.id), config.on_error)
     manifest = make_manifest(images, config.classes)
     if config.task == "binary" and len(manifest.classes) > 2:
+        counts = Counter(image.label for image in images)
+        listed = ", ".join(f"{label!r}: {counts[label]}" for label in manifest.classes)
         raise DataError(
-            f"data.task is binary and there are {len(manifest.classes)} classes "
-            f"({', '.join(manifest.classes)}); take data.task=subtype"
+            f"data.task is binary and there are {len(counts)} classes (images of {listed}); choose two "
+            "with data.classes, take data.task=subtype, or correct the labels"
         )
     return manifest
 
@@ -130,7 +125,7 @@ def read_folder(config: DataConfig) -> list[Image]:
                     split=parts[top] if by_part else "",
                 )
             )
-    return _with_cases(images, config.case_pattern, root)
+    return with_cases(images, config.case_pattern, root)
 
 
 def _pictures_by_folder(root: Path) -> dict[Path, list[Path]]:
@@ -151,82 +146,6 @@ def _pictures_by_folder(root: Path) -> dict[Path, list[Path]]:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def read_csv(config: DataConfig) -> list[Image]:
-    """Read a table of images; relative paths are taken from the table's folder."""
-    table = config.path
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        try:
-            columns = list(reader.fieldnames or [])
-            rows = list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{table} is no CSV in UTF-8 ({error}); save it as such") from None
-    missing = [name for name in ("path", "label") if name not in columns]
-    if missing or not rows:
-        lacks = f"column {' and '.join(missing)}" if missing else "rows"
-        raise DataError(f"{table} has no {lacks}; expected path,label[,case,slide,...], found {columns}")
-    known = {"path", "label", "id", "case", "slide", "magnification", "subtype", "split"}
-    unused = [name for name in columns if name not in known]
-    if unused:
-        log.warning("%s: columns %s are not used (known: %s)", table, unused, sorted(known))
-    if config.case_pattern is not None and "case" in columns:
-        raise DataError(f"{table} has a column 'case', and data.case_pattern is set: drop one of them")
-    images = [_csv_image(table, number, row) for number, row in enumerate(rows, 2)]
-    return _with_cases(images, config.case_pattern, table.parent.absolute())
-
-
-def _csv_image(table: Path, number: int, row: dict[str, str | None]) -> Image:
-    cells = {name: (text or "").strip() for name, text in row.items() if name}
-    where = f"{table}, line {number}"
-    for name in ("path", "label"):
-        if not cells[name]:
-            raise DataError(f"{where}: no {name}")
-    path = (table.parent / cells["path"]).absolute()
-    if not path.is_file():
-        raise DataError(f"{where}: no file at {path}")
-    split = cells.get("split", "").lower()
-    if split and split not in SPLIT_NAMES:
-        raise DataError(f"{where}: split {split!r}; expected one of {', '.join(SPLITS)}, or nothing")
-    magnification = cells.get("magnification", "").upper().removesuffix("X")
-    if magnification and not magnification.isdecimal():
-        raise DataError(f"{where}: magnification {cells['magnification']!r}; expected such as 200")
-    for name in ("case", "slide", "subtype"):
-        if cells.get(name, "").lower() in PLACEHOLDERS:
-            raise DataError(
-                f"{where}: {name} {cells[name]!r} is no name; leave it empty if it is not known"
-            )
-    return Image(
-        id=cells.get("id") or cells["path"],
-        path=str(path),
-        label=cells["label"],
-        case=cells.get("case", ""),
-        slide=cells.get("slide", ""),
-        magnification=int(magnification) if magnification else None,
-        subtype=cells.get("subtype", ""),
-        split=SPLIT_NAMES.get(split, ""),
-    )
-
-
-def _with_cases(images: list[Image], pattern: str | None, root: Path) -> list[Image]:
-    """Read case and slide off each path below the root; raise DataError for those that do not tell."""
-    if pattern is None:
-        return images
-    grammar = re.compile(pattern)
-    paths = [Path(os.path.relpath(image.path, root)).as_posix() for image in images]
-    found = [grammar.search(path) for path in paths]
-    strangers = [path for path, match in zip(paths, found, strict=True) if not (match and match["case"])]
-    if strangers:
-        raise DataError(
-            f"data.case_pattern {pattern!r} finds no case in {len(strangers)} of {len(images)} images, "
-            f"e.g. {strangers[0]}"
-        )
-    named = [match.groupdict() for match in found if match]
-    return [
-        replace(image, case=names["case"], slide=names.get("slide") or image.slide)
-        for image, names in zip(images, named, strict=True)
-    ]
 
 
 READERS: dict[str, Callable[[DataConfig], list[Image]]] = {
@@ -253,8 +172,9 @@ def _by_subtype(images: list[Image]) -> list[Image]:
 def _of_classes(images: list[Image], classes: list[str]) -> list[Image]:
     """Leave out the images of classes that are not asked for."""
     counts = Counter(image.label for image in images)
+    require_one_of("class (data.classes)", classes, sorted(counts))
     for label in sorted(counts.keys() - set(classes)):
-        log.warning("%d images of class '%s' are left out (data.classes)", counts[label], label)
+        log.warning("class '%s' is left out, images: %d (data.classes)", label, counts[label])
     return [image for image in images if image.label in classes]
 
 
@@ -263,7 +183,7 @@ def _refuse_duplicate_ids(images: list[Image]) -> None:
     if len(counts) < len(images):
         twice = next(name for name, count in counts.items() if count > 1)
         first, second, *_ = (image.path for image in images if image.id == twice)
-        raise DataError(f"two files are named {twice}: {first} and {second}; remove one")
+        raise DataError(f"two images have the id {twice}: {first} and {second}; remove or rename one")
 
 
 def _refuse_useless_masks(images: list[Image], masks: Path | None) -> None:

@@ -28,7 +28,7 @@ def markdown(report: Report, config: Config) -> str:
 def _data(audit: Audit, config: Config, manifest_digest: str, folds_digest: str) -> Iterator[str]:
     total = audit.census["total"]["all"]
     yield (
-        f"{total['images']} images of {total['slides']} slides and {total['cases']} cases "
+        f"{total['images']} images, {_known(total, 'slide')}, {_known(total, 'case')} "
         f"({config.data.format}, manifest {manifest_digest})."
     )
     yield ""
@@ -44,14 +44,19 @@ def _data(audit: Audit, config: Config, manifest_digest: str, folds_digest: str)
     if audit.shortcuts:
         yield "## What tells the class without the tissue"
         yield ""
-        yield "A shallow forest on the clue alone, scored on cases that it has not seen."
+        yield f"A shallow forest on the clue alone, scored on {audit.unit}s that it has not seen."
         yield ""
-        yield from ("| clue | AUC | 95 % by case |", "|---|---|---|")
+        yield from (f"| clue | AUC | 95 % by {audit.unit} |", "|---|---|---|")
         for clue, found in audit.shortcuts.items():
             bounds = found["interval"]
             shown = "-" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
             yield f"| {clue} | {_number(found['auc'])} | {shown} |"
         yield ""
+
+
+def _known(counts: Mapping[str, int], unit: str) -> str:
+    number = counts[f"{unit}s"]
+    return f"{number} {unit}s" if number else f"{unit}s not known"
 
 
 def _number(value: float | None) -> str:
@@ -76,7 +81,7 @@ def _method(folds: FoldsConfig) -> str:
 def _table(heading: str, rows: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     yield from (f"| {heading} | images | slides | cases |", "|---|---|---|---|")
     for name, counts in rows.items():
-        yield f"| {name} | {counts['images']} | {counts['slides']} | {counts['cases']} |"
+        yield f"| {name} | {counts['images']} | {counts['slides'] or '-'} | {counts['cases'] or '-'} |"
     yield ""
 
 
@@ -85,7 +90,7 @@ def _parts(parts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterator[str
     yield "| part | " + " | ".join(f"{name}: images (cases)" for name in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     for part, counts in parts.items():
-        cells = (f"{counts[name]['images']} ({counts[name]['cases']})" for name in columns)
+        cells = (f"{counts[name]['images']} ({counts[name]['cases'] or '-'})" for name in columns)
         yield f"| {part} | " + " | ".join(cells) + " |"
     yield ""
 

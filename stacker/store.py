@@ -146,6 +146,21 @@ def open_store(folder: Path, manifest: Manifest, config: ImagesConfig) -> Pixels
     return Packed(np.load(file, mmap_mode="r"), positions)
 
 
+def open_usable(
+    folder: Path, manifest: Manifest, config: ImagesConfig, on_error: str
+) -> tuple[Manifest, Pixels]:
+    """Open the store of what can be decoded; what cannot be stops it, or is left out and said."""
+    try:
+        return manifest, open_store(folder, manifest, config)
+    except UnreadableImages as error:
+        if on_error == "stop":
+            raise
+        for reason in error.reasons.values():
+            log.warning("left out: %s", reason)
+        rest = manifest.without(error.reasons)
+        return rest, open_store(folder, rest, config)
+
+
 def _find(folder: Path, kind: str, wanted: dict[str, None]) -> tuple[Path, Any] | None:
     """Return a finished store that holds all wanted images, with its index."""
     for path in sorted(folder.glob(f"{kind}-*.json")):

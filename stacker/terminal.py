@@ -138,7 +138,7 @@ def parts_table(parts: Mapping[str, Mapping[str, Mapping[str, int]]], split: str
     for heading in ("part", *columns):
         table.add_column(escape(heading))
     for part, counts in parts.items():
-        cells = (f"{counts[name]['images']} ({counts[name]['cases']})" for name in columns)
+        cells = (f"{counts[name]['images']} ({counts[name]['cases'] or '-'})" for name in columns)
         table.add_row(part, *cells)
     return table
 

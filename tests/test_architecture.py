@@ -10,7 +10,7 @@ import stacker
 PACKAGE = Path(stacker.__file__).parent
 ORDER = (  # every module imports only from modules above it
     *("__init__", "errors", "config", "configfile", "run", "progress"),
-    *("tissue", "lesions", "synthetic", "manifest", "breakhis", "pcam", "readers"),
+    *("tissue", "lesions", "synthetic", "manifest", "breakhis", "pcam", "tables", "readers"),
     *("images", "store", "assignment", "folds", "metrics"),
     *("findings", "census", "fingerprints", "copies", "shortcuts", "audit"),
     *("backbone", "cam", "cache", "finetune", "extract"),

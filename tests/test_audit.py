@@ -151,7 +151,51 @@ def test_one_picture_under_two_labels_and_two_cases(tmp_path: Path) -> None:
     result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
     assert found(result, "one picture with two classes").severity == "error"
     assert found(result, "one picture under two cases").severity == "warning"
-    assert "1 pair equal to the byte" in found(result, "duplicates").message
+    assert "1 image equal to another to the byte" in found(result, "duplicates").message
+
+
+def test_a_copy_of_unknown_part_and_case_hides_nothing(tmp_path: Path) -> None:
+    """Three copies, the first of no known case or part: the other two are still on two sides."""
+    rows = [[*row, "test" if int(row[2][4:]) > 11 else "train"] for row in case_rows()]
+    rows[0][2:] = ["", ""]
+    table = write_table(tmp_path / "set.csv", "path,label,case,split", rows)
+    for name in ("02-0.png", "14-1.png"):
+        (tmp_path / name).write_bytes((tmp_path / "00-0.png").read_bytes())
+    result = audited(tmp_path, format="csv", path=table)
+    assert "02-0.png (train) = 14-1.png (test)" in found(result, "picture on two sides").examples[0]
+    assert "(case02) = 14-1.png (case14)" in found(result, "one picture under two cases").examples[0]
+
+
+def test_identical_blank_pictures_contradict_each_other_by_label_alone(tmp_path: Path) -> None:
+    """A blank file on two sides of a split leaks nothing; under two labels it is a mistake."""
+    table = write_table(tmp_path / "set.csv", "path,label,case", case_rows())
+    for name in ("00-0.png", "01-0.png", "05-2.png"):
+        Picture.new("RGB", (64, 64), "white").save(tmp_path / name)
+    result = audited(tmp_path, FoldsConfig(k=4), format="csv", path=table)
+    assert found(result, "one picture with two classes").severity == "error"
+    assert "picture on two sides" not in topics(result)
+
+
+def test_a_slide_under_two_cases(tmp_path: Path) -> None:
+    """One slide that is listed under two patients is a mistake; slides numbered per patient are not."""
+    rows = [[*row, f"s{row[2]}"] for row in case_rows()]
+    rows[0][3] = "scase07"
+    table = write_table(tmp_path / "set.csv", "path,label,case,slide", rows)
+    result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
+    assert found(result, "slide under two cases").examples == ("scase07: case00, case07",)
+    numbered = [[*row, "1"] for row in case_rows()]
+    table = write_table(tmp_path / "numbered.csv", "path,label,case,slide", numbered)
+    result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
+    assert not {"slide under two cases", "slide on two sides"} & topics(result)
+    assert result.census["total"]["all"]["slides"] == 16
+
+
+def test_what_is_not_known_is_not_called_a_case(tmp_path: Path) -> None:
+    """Without cases the shallow model has seen the patients of its test images, and does not deny it."""
+    table = write_table(tmp_path / "set.csv", "path,label", [row[:2] for row in case_rows()])
+    result = audited(tmp_path, FoldsConfig(k=2, group="image"), format="csv", path=table)
+    assert result.unit == "image"
+    assert result.census["total"]["all"]["cases"] == 0
 
 
 @pytest.mark.parametrize("clue", ["picture format", "magnification", "colour", "file size"])

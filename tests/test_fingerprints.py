@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from PIL import ImageEnhance
+from PIL import ImageEnhance, ImageOps
 
 from stacker import fingerprints
 from stacker.fingerprints import Pair, find_pairs, measure
@@ -81,6 +81,27 @@ def test_blank_pictures_are_no_copies_of_each_other() -> None:
     rng = np.random.default_rng(0)
     blank = [Picture.fromarray(rng.normal(240, 1, (SIDE, SIDE, 3)).astype(np.uint8)) for _ in range(3)]
     assert pairs_among(*blank) == []
+
+
+def test_white_borders_are_not_compared() -> None:
+    """Padded fields of view have the same borders; what lies between them decides."""
+    padded = [
+        ImageOps.pad(tissue(n, 96).crop((0, 0, 96, 60)), (96, 96), color="white") for n in range(30)
+    ]
+    assert pairs_among(*padded) == []
+    (found,) = pairs_among(padded[0], padded[0].transpose(TRANSPOSE.ROTATE_180))
+    assert found.change == "turned by 180 degrees"
+
+
+def test_many_copies_of_one_picture_are_tied_together_and_no_more() -> None:
+    """Fifty copies would make 1225 pairs; 49 say the same."""
+    rng = np.random.default_rng(0)
+    copies = [
+        tissue(3, SIDE).rotate(rng.uniform(0, 360), Picture.Resampling.BILINEAR) for _ in range(50)
+    ]
+    pairs = pairs_among(*copies)
+    assert len(pairs) == 49
+    assert {row for pair in pairs for row in (pair.first, pair.second)} == set(range(50))
 
 
 def test_candidates_miss_nothing_and_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_same_name_twice_is_refused(flat: Path) -> None:
     """An image id stands for one file."""
     (flat / "again").mkdir()
     (flat / "again" / NAMES[0]).write_bytes((flat / NAMES[0]).read_bytes())
-    with pytest.raises(DataError, match="two files are named"):
+    with pytest.raises(DataError, match="two images have the id"):
         read_manifest(DataConfig(path=flat))
 
 
