@@ -15,36 +15,25 @@ if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
     from stacker.inspection import Summary
     from stacker.predict import Prediction
 
-COLUMNS = (
-    ("image", "accuracy"),
-    ("image", "auc"),
-    ("case", "accuracy"),
-    ("case", "auc"),
-    ("case", "recognition_rate"),
-)
 NAMES = {"accuracy": "accuracy", "auc": "AUC"}
 
 
 def scores_table(metrics: dict[str, Any]) -> Table:
     """Return the test scores of all models, each with its interval."""
     first, unit = next(iter(metrics["test"].values())), metrics["unit"]
-    of = "cases not known" if unit == "image" else f"{first[unit]['n']} {unit}s"
-    sizes = f"{first['image']['n']} images, {of}"
-    columns = [(unit if of_what == "case" else of_what, score) for of_what, score in COLUMNS]
-    columns = [
-        (key, score)
-        for key, score in columns
-        if key in first and (score != "recognition_rate" or unit == "case")
-    ]
+    groups = "cases not known" if unit == "image" else f"{first[unit]['n']} {unit}s"
+    sizes = f"{first['image']['n']} images, {groups}"
     table = Table(title=f"Test set: {sizes}; {metrics['split']}", title_justify="left")
     table.add_column("model")
-    for key, score in columns:
-        table.add_column("recognition rate" if score == "recognition_rate" else f"{key} {NAMES[score]}")
+    columns = [("image", "accuracy"), ("image", "auc")]
+    columns += [(unit, "accuracy"), (unit, "auc")] if unit != "image" else []
+    columns += [(unit, "recognition_rate")] if unit == "case" else []
+    for of, score in columns:
+        table.add_column(f"{of} {NAMES[score]}" if score in NAMES else "recognition rate")
     for name, scores in metrics["test"].items():
         mark = " *" if name == metrics["best_base"] else ""
         mark += " (!)" if scores["constant_prediction"] else ""
-        cells = (_with_interval(scores[key], score) for key, score in columns)
-        table.add_row(name + mark, *cells)
+        table.add_row(name + mark, *(_with_interval(scores[of], score) for of, score in columns))
     marks = "* best base model on held-out cases; (!) predicts one class"
     table.caption = f"Intervals: {metrics['intervals']}. {marks}"
     table.caption_justify = "left"

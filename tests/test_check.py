@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,3 +168,44 @@ def test_findings_are_ordered_and_cut() -> None:
     assert worst([many]) == "note"
     assert worst([]) is None
     assert (plural(1, "case"), plural(0, "case")) == ("1 case", "0 cases")
+
+
+def test_a_check_without_images_does_not_replace_one_with(make_config: MakeConfig) -> None:
+    """A wrong config for a run that was audited leaves its report alone."""
+    config = make_config()
+    folder = config.run_path
+    assert write(check(config), config, folder)
+    before = (folder / "audit.md").read_text()
+    pipeline.begin(config)
+    other = make_config(seed=5)
+    assert not write(check(other), other, folder)
+    assert (folder / "audit.md").read_text() == before
+
+
+def test_a_class_that_cannot_be_decoded_is_reported(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Nothing can be audited then, but what was found before is not lost."""
+    table = write_table(tmp_path / "set.csv", "path,label,case", case_rows())
+    for row in case_rows():
+        if row[1] == "malignant":
+            (tmp_path / row[0]).write_bytes(b"no picture")
+    report = check(make_config(data={"path": str(table), "format": "csv", "masks": None}))
+    assert found(report, "images").severity == "error"
+    assert report.backbones
+
+
+def test_a_backbone_that_is_too_large_for_the_images(make_config: MakeConfig) -> None:
+    """Some networks shrink 32 pixels to nothing: that is a finding, not a traceback."""
+    report = check(make_config(backbones={"inception_v3": {"weights": "random"}}))
+    assert "does not take images of 32x32" in found(report, "backbone").message
+
+
+def test_errors_of_a_check_are_mentioned_when_the_run_begins(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the audit found is not forgotten between two commands."""
+    config = make_config(folds={"group": "image"})
+    write(check(config), config, config.run_path)
+    logging.getLogger("stacker").addHandler(caplog.handler)
+    pipeline.begin(config)
+    logging.getLogger("stacker").removeHandler(caplog.handler)
+    assert "'stacker check' found errors (case on two sides" in caplog.text

@@ -14,6 +14,10 @@ from stacker.config import Config
 from stacker.errors import CacheError
 from stacker.predict import predict
 from stacker.stack import stack_facts
+from stacker.terminal import scores_table
+from tests.conftest import MakeConfig
+from tests.pictures import write_table
+from tests.test_audit import case_rows
 
 MODELS = ["constant", "test_resnet", "test_efficientnet", "mean", "logistic", "mlp", "xgboost"]
 
@@ -143,3 +147,20 @@ def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
     study = pipeline.reopen(finished)
     assert list(pipeline.stack(study, ["xgboost"])["test"])[-1] == "xgboost"
     assert list(pipeline.stack(study, ["logistic"])["test"])[-2:] == ["logistic", "xgboost"]
+
+
+def test_scores_without_cases_are_not_called_scores_of_cases(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Where nobody knows the patient there are no case scores, and intervals say what they draw."""
+    rows = [row[:2] for row in case_rows()]
+    table = write_table(tmp_path / "set.csv", "path,label", rows)
+    data = {"path": str(table), "format": "csv", "masks": None}
+    config = make_config(data=data, folds={"group": "image"}, stack={"meta": ["logistic"]})
+    metrics = pipeline.run_all(config)
+    assert metrics["unit"] == "image"
+    assert metrics["intervals"] == "95%, 100 bootstrap draws of whole images"
+    assert all("case" not in scores for scores in metrics["test"].values())
+    shown = scores_table(metrics)
+    assert "cases not known" in str(shown.title)
+    assert [column.header for column in shown.columns] == ["model", "image accuracy", "image AUC"]
