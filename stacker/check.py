@@ -20,11 +20,11 @@ from stacker.errors import DataError, StackerError, UnreadableImages
 from stacker.findings import Finding, finding, plural, sort
 from stacker.folds import Folds, make_folds
 from stacker.manifest import Manifest
-from stacker.pipeline import has_begun, reopen
 from stacker.readers import read_manifest
 from stacker.report import markdown
 from stacker.run import Run, publish, versions, write_json
 from stacker.store import is_packed, open_store, store_bytes
+from stacker.studies import has_begun, reopen
 
 COARSE = 4  # a map of fewer cells a side points at quadrants
 

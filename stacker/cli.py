@@ -74,9 +74,9 @@ def demo(overrides: tuple[str, ...]) -> None:
 @SET
 def train(config_file: Path, overrides: tuple[str, ...]) -> None:
     """Stage one: fine-tune every backbone on every fold of CONFIG."""
-    from stacker import pipeline
+    from stacker import pipeline, studies
 
-    study = pipeline.begin(load(config_file, overrides))
+    study = studies.begin(load(config_file, overrides))
     pipeline.train(study)
     click.echo(f"{len(study.jobs())} base models in {study.run.path}/models")
 
@@ -86,9 +86,9 @@ def train(config_file: Path, overrides: tuple[str, ...]) -> None:
 @SET
 def cache(config_file: Path, overrides: tuple[str, ...]) -> None:
     """Stage two: cache maps, embeddings and logits of images that a base model never saw."""
-    from stacker import pipeline
+    from stacker import pipeline, studies
 
-    study = pipeline.reopen(load(config_file, overrides))
+    study = studies.reopen(load(config_file, overrides))
     pipeline.cache(study)
     click.echo(f"{len(study.jobs())} caches in {study.run.path}/cache")
 
@@ -105,12 +105,12 @@ def cache(config_file: Path, overrides: tuple[str, ...]) -> None:
 )
 def stack(config_file: Path, overrides: tuple[str, ...], metas: tuple[str, ...]) -> None:
     """Stage three: train meta-learners on the cached maps and score them on the test cases."""
-    from stacker import pipeline
+    from stacker import pipeline, studies
     from stacker.config import MetaName
     from stacker.errors import require_one_of
 
     require_one_of("meta-learner", metas, get_args(MetaName))
-    study = pipeline.reopen(load(config_file, overrides))
+    study = studies.reopen(load(config_file, overrides))
     metrics = pipeline.stack(study, metas or study.run.config.stack.meta)
     _print_scores(metrics)
     click.echo(f"\n{study.run.path}/metrics.json, predictions.csv, figures/")
@@ -161,8 +161,8 @@ def predict(
     """
     from dataclasses import asdict, replace
 
-    from stacker.pipeline import open_study
     from stacker.predict import predict as classify
+    from stacker.studies import open_study
     from stacker.terminal import predictions_table
 
     run = open_study(run_folder).run
@@ -227,7 +227,7 @@ def inspect(
 
     from stacker import inspection
     from stacker.figures import save_figure
-    from stacker.pipeline import open_study
+    from stacker.studies import open_study
     from stacker.terminal import caches_table
 
     run = open_study(run_folder).run

@@ -143,9 +143,9 @@ def split(config_file: Path, overrides: tuple[str, ...], out: Path | None, as_js
 def _open(config: Config, split: bool) -> tuple[Manifest, Folds | None]:
     """Return the images, and the split where it is asked for, of the run or of what it would be."""
     from stacker.folds import make_folds
-    from stacker.pipeline import has_begun, reopen
     from stacker.readers import read_manifest
     from stacker.store import open_usable
+    from stacker.studies import has_begun, reopen
 
     if has_begun(config):
         study = reopen(config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stacker import inspection, pipeline
+from stacker import inspection, pipeline, studies
 from stacker.configfile import load_config
 from stacker.errors import ConfigError
 from stacker.figures import save_figure
@@ -38,7 +38,7 @@ def run_demo(overrides: tuple[str, ...] = ()) -> Demo:
     config = load_config(demo_config(), overrides)
     write_breakhis(config.data.path, seed=config.seed)
     metrics = pipeline.run_all(config)
-    run = pipeline.open_study(config.run_path).run
+    run = studies.open_study(config.run_path).run
     caches = inspection.find_caches(run)
     images = inspection.sample(caches, PICTURES, config.seed)
     heatmaps = run.figures / "heatmaps.png"

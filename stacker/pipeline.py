@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,99 +20,21 @@ import numpy as np
 from stacker.cache import Provenance, Rows, describe_preprocessing, fixed_text
 from stacker.config import Config, TrainConfig
 from stacker.errors import RunError
-from stacker.folds import Fold, Folds, load_folds, make_folds, save_folds
-from stacker.manifest import Manifest, load_manifest, save_manifest
+from stacker.folds import Fold
 from stacker.progress import bar
-from stacker.readers import read_manifest
 from stacker.run import (
-    Run,
-    create_run,
     digest,
     file_sha256,
-    open_run,
-    read_json,
     require_space,
     versions,
 )
-from stacker.store import Pixels, open_store, open_usable
+from stacker.store import Pixels
+from stacker.studies import Study, begin
 
 if TYPE_CHECKING:
     from stacker.finetune import Epoch
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Study:
-    """A run with its images and its split: what every stage works on."""
-
-    run: Run
-    manifest: Manifest
-    folds: Folds
-
-    def jobs(self) -> list[tuple[str, Fold]]:
-        """Return the base models of the run: every backbone in every fold."""
-        return [(name, fold) for name in self.run.config.backbones for fold in self.folds.folds]
-
-    def pixels(self) -> Pixels:
-        """Return the decoded images in the manifest's order."""
-        config = self.run.config
-        return open_store(config.artifacts / ".images", self.manifest, config.images)
-
-
-def begin(config: Config) -> Study:
-    """Start a run, or reopen it; raise before anything is written when the data is unusable."""
-    from stacker.backbone import require_files, require_known
-
-    require_known(list(config.backbones))
-    require_files(config.backbones)
-    if has_begun(config):
-        return reopen(config)
-    listed = read_manifest(config.data)
-    folds = make_folds(listed, config.folds, config.seed)  # a refusal costs no decoding
-    folder = config.artifacts / ".images"
-    manifest, _ = open_usable(folder, listed, config.images, config.data.on_error)
-    if manifest is not listed:
-        folds = make_folds(manifest, config.folds, config.seed)
-    run = create_run(config)
-    save_folds(folds, run.folds_file)
-    save_manifest(manifest, run.manifest_file)
-    log.info("%s; %s", manifest.describe(), folds.label)
-    _mention_audit(run)
-    return Study(run, manifest, folds)
-
-
-def _mention_audit(run: Run) -> None:
-    """Remind of errors that `stacker check` found in the data."""
-    path = run.path / "audit.json"
-    found = read_json(path)["findings"] if path.exists() else []
-    errors = [each["topic"] for each in found if each["severity"] == "error"]
-    if errors:
-        log.warning(
-            "'stacker check' found errors (%s): see %s", ", ".join(errors), path.with_suffix(".md")
-        )
-
-
-def has_begun(config: Config) -> bool:
-    """Say whether the config's run has its images and its split already."""
-    return (config.run_path / "manifest.csv").exists()
-
-
-def reopen(config: Config) -> Study:
-    """Reopen a run that has been started; raise RunError when it has not, or by another config."""
-    if not has_begun(config):
-        raise RunError(f"{config.run_path}: nothing is here yet; run 'stacker train CONFIG' first")
-    return _study(create_run(config))
-
-
-def open_study(path: Path) -> Study:
-    """Open a run directory as it is, for looking and predicting."""
-    return _study(open_run(path))
-
-
-def _study(run: Run) -> Study:
-    manifest = load_manifest(run.manifest_file, run.config.data.classes)
-    return Study(run, manifest, load_folds(run.folds_file, manifest))
 
 
 def train(study: Study) -> None:

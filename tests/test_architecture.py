@@ -13,7 +13,7 @@ ORDER = (  # every module imports only from modules above it
     *("tissue", "lesions", "synthetic", "manifest", "breakhis", "pcam", "tables", "readers"),
     *("images", "store", "assignment", "folds", "metrics"),
     *("findings", "census", "fingerprints", "copies", "shortcuts", "audit"),
-    *("backbone", "cam", "cache", "finetune", "extract"),
+    *("backbone", "studies", "cam", "cache", "finetune", "extract"),
     *("heatmaps", "figures", "data_figures", "features", "mlp", "meta", "stack"),
     *("inspection", "predict", "pipeline", "report", "check", "bench", "terminal", "demo"),
     *("command", "cli_data", "cli_bench", "cli", "__main__"),

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from stacker import pipeline
+from stacker import pipeline, studies
 from stacker.cache import (
     Provenance,
     Rows,
@@ -198,7 +198,7 @@ def test_caching_twice_gives_the_same_bytes(finished: Config) -> None:
     before = {path: file_sha256(path) for path in files}
     for path in files:
         path.unlink()
-    pipeline.cache(pipeline.reopen(finished))
+    pipeline.cache(studies.reopen(finished))
     assert {path: file_sha256(path) for path in files} == before
     assert len(files) == 2 * (4 + 1)
 
@@ -209,7 +209,7 @@ def test_only_missing_parts_are_made_again(finished: Config) -> None:
     before = {path: (path.stat().st_mtime_ns, file_sha256(path)) for path in folder.glob("part*")}
     broken = part_file(folder, 1)
     os.truncate(broken, 100)
-    pipeline.cache(pipeline.reopen(finished))
+    pipeline.cache(studies.reopen(finished))
     after = {path: (path.stat().st_mtime_ns, file_sha256(path)) for path in folder.glob("part*")}
     assert after[broken][1] == before[broken][1]
     assert {p: v for p, v in after.items() if p != broken} == {
@@ -223,7 +223,7 @@ def test_a_damaged_index_is_made_again(finished: Config) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.glob("part*")}
     digest = file_sha256(folder / "index.h5")
     (folder / "index.h5").write_bytes(b"junk")
-    pipeline.cache(pipeline.reopen(finished))
+    pipeline.cache(studies.reopen(finished))
     assert file_sha256(folder / "index.h5") == digest
     assert {path: path.stat().st_mtime_ns for path in folder.glob("part*")} == before
 
@@ -231,7 +231,7 @@ def test_a_damaged_index_is_made_again(finished: Config) -> None:
 def test_larger_parts_replace_smaller_ones(finished: Config) -> None:
     """The size of parts may change within a run; what is left of the old ones is removed."""
     cam = finished.cam.model_copy(update={"part_rows": 1000})
-    study = pipeline.reopen(finished.model_copy(update={"cam": cam}))
+    study = studies.reopen(finished.model_copy(update={"cam": cam}))
     folder = study.run.cache_folder("test_resnet", "holdout")
     before = open_cache(folder).read("maps")
     pipeline.cache(study)
@@ -241,7 +241,7 @@ def test_larger_parts_replace_smaller_ones(finished: Config) -> None:
 
 def test_only_unseen_images_are_cached(finished: Config) -> None:
     """No cached case is among the cases that the file says trained its model; all others are there."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     for name, fold in study.jobs():
         cache = open_cache(study.run.cache_folder(name, fold.name))
         cached = {case.decode() for case in cache.rows.case_id}
@@ -252,7 +252,7 @@ def test_only_unseen_images_are_cached(finished: Config) -> None:
 
 def test_caching_needs_its_base_models(finished: Config) -> None:
     """A missing checkpoint, and one of another run, are refused with what to do."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     path = study.run.model_file("test_resnet", "holdout")
     other = study.run.model_file("test_efficientnet", "holdout")
     path.write_bytes(other.read_bytes())

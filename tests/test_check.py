@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image as Picture
 
-from stacker import pipeline, store
+from stacker import pipeline, store, studies
 from stacker.check import Report, check, write
 from stacker.config import Config
 from stacker.findings import Finding, finding, plural, sort, worst
@@ -110,14 +110,14 @@ def test_nothing_is_decoded_again_after_a_check(
         raise AssertionError("decoded twice")
 
     monkeypatch.setattr(store, "decode_bytes", refuse)
-    study = pipeline.begin(config)
+    study = studies.begin(config)
     assert len(study.pixels()) == 72
 
 
 def test_a_run_that_has_begun_is_checked_as_it_is(make_config: MakeConfig) -> None:
     """Its own manifest and split are audited, and another config of its name is refused."""
     config = make_config()
-    study = pipeline.begin(config)
+    study = studies.begin(config)
     report = check(config)
     assert report.folds_digest == study.folds.digest
     other = check(make_config(seed=5))
@@ -176,7 +176,7 @@ def test_a_check_without_images_does_not_replace_one_with(make_config: MakeConfi
     folder = config.run_path
     assert write(check(config), config, folder)
     before = (folder / "audit.md").read_text()
-    pipeline.begin(config)
+    studies.begin(config)
     other = make_config(seed=5)
     assert not write(check(other), other, folder)
     assert (folder / "audit.md").read_text() == before
@@ -206,6 +206,6 @@ def test_errors_of_a_check_are_mentioned_when_the_run_begins(
     config = make_config(folds={"group": "image"})
     write(check(config), config, config.run_path)
     logging.getLogger("stacker").addHandler(caplog.handler)
-    pipeline.begin(config)
+    studies.begin(config)
     logging.getLogger("stacker").removeHandler(caplog.handler)
     assert "'stacker check' found errors (case on two sides" in caplog.text

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from stacker import __version__, pipeline
+from stacker import __version__, studies
 from stacker.cli import main
 from stacker.config import Config
 from stacker.errors import BackboneError
@@ -97,7 +97,7 @@ def test_set_changes_a_setting(write_config: WriteConfig, tmp_path: Path) -> Non
 
 def test_predict_equals_what_was_cached(finished: Config) -> None:
     """A test image given as a new file gets the probabilities that the cached row got."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     row = study.manifest.rows_of("case", study.folds.test)[0]
     image = study.manifest.images[row]
     result = call("predict", finished.run_path, image.path, "--json", "--meta", "mlp")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.image import imread
 
-from stacker import pipeline
+from stacker import studies
 from stacker.config import DataConfig
 from stacker.configfile import load_config
 from stacker.data_figures import pick
@@ -65,7 +65,7 @@ def test_split_shows_the_split_of_the_run(write_config: WriteConfig, tmp_path: P
     """Before a run it is the one to come, afterwards the one that is written down: they are the same."""
     path = write_config()
     before = json.loads(call("data", "split", path, "--json").stdout)
-    study = pipeline.begin(load_config(path))
+    study = studies.begin(load_config(path))
     after = json.loads(call("data", "split", path, "--json").stdout)
     assert before == after
     assert after["digest"] == study.folds.digest
@@ -85,7 +85,7 @@ def test_montage(write_config: WriteConfig, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(file)
     height, width, _ = imread(file).shape
     assert height > 2 * width
-    assert pipeline.begin(load_config(path)).run.path.exists()
+    assert studies.begin(load_config(path)).run.path.exists()
 
 
 def test_montage_picks_one_image_per_case(data: Path) -> None:

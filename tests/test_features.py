@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from stacker import pipeline
+from stacker import pipeline, studies
 from stacker.cache import Rows, fixed_text, open_cache, part_file, write_index, write_part
 from stacker.config import Config
 from stacker.errors import CacheError, LeakError
@@ -67,7 +67,7 @@ def test_probabilities_are_the_softmax() -> None:
 
 def test_holdout_tables(finished: Config) -> None:
     """The meta-learner's rows are the stack cases, the test table holds the test cases."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     tables = load_tables(study.run, study.manifest, study.folds, ["maps", "embeddings"])
     (fold,) = study.folds.folds
     assert {case.decode() for case in tables.development.rows.case_id} == set(fold.held_out)
@@ -88,7 +88,7 @@ def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: Make
         stack={"meta": ["logistic"]},
     )
     metrics = pipeline.run_all(config)
-    study = pipeline.reopen(config)
+    study = studies.reopen(config)
     tables = load_tables(study.run, study.manifest, study.folds, ["maps", "logits"])
     rows = tables.development.rows
     made_by = dict(
@@ -108,7 +108,7 @@ def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: Make
 
 def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
     """A row of a training case smuggled into a cache stops stage three and is named."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     folder = study.run.cache_folder("test_resnet", "holdout")
     rows = open_cache(folder).rows
     stolen = study.folds.folds[0].fit[0]
@@ -120,7 +120,7 @@ def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
 
 def test_planted_leak_in_the_provenance_is_refused(finished: Config) -> None:
     """A model that was trained on a held-out case gives rows that cannot be stacked."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     fold = study.folds.folds[0]
     folder = study.run.cache_folder("test_efficientnet", "holdout")
     rewrite(folder, training_cases=(*fold.fit, *fold.validation, study.folds.test[0]))
@@ -141,7 +141,7 @@ def test_a_split_by_slide_was_asked_for() -> None:
 )
 def test_a_cache_of_another_run_is_refused(finished: Config, change: dict[str, Any]) -> None:
     """The message gives what was found and what this run uses."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     rewrite(study.run.cache_folder("test_resnet", "holdout"), **change)
     with pytest.raises(
         CacheError, match=f"was made with {next(iter(change))} {next(iter(change.values()))}"
@@ -151,7 +151,7 @@ def test_a_cache_of_another_run_is_refused(finished: Config, change: dict[str, A
 
 def test_caches_of_different_images_are_not_joined(finished: Config) -> None:
     """Side by side columns must be of the same image."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     folder = study.run.cache_folder("test_resnet", "holdout")
     rows = open_cache(folder).rows
     order = np.arange(len(rows))[::-1]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stacker import pipeline
+from stacker import studies
 from stacker.config import Config
 from stacker.errors import ConfigError, DataError
 from stacker.figures import Picture, heatmap_sheet
@@ -69,7 +69,7 @@ def test_unsigned_sheet_hides_what_speaks_against() -> None:
 
 def test_sample_takes_the_classes_in_turn(finished: Config) -> None:
     """Four test images are two benign and two malignant, the same for the same seed."""
-    run = pipeline.reopen(finished).run
+    run = studies.reopen(finished).run
     caches = find_caches(run)
     images = sample(caches, 4, 0)
     assert [image.split("_")[1] for image in images] == ["B", "B", "M", "M"]
@@ -78,7 +78,7 @@ def test_sample_takes_the_classes_in_turn(finished: Config) -> None:
 
 def test_drawing_refuses_what_is_not_there(finished: Config) -> None:
     """A typo gets the nearest name; a training image is refused with the reason."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     caches = find_caches(study.run)
     (known, *_) = sample(caches, 1, 0)
     with pytest.raises(ConfigError, match="no image 'SOB_nowhere'"):

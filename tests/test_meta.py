@@ -84,8 +84,8 @@ def test_stage_three_does_not_load_torch(name: str, finished_artifacts: Path) ->
     code = f"""
 import sys
 from pathlib import Path
-from stacker import pipeline
-study = pipeline.open_study(Path({str(finished_artifacts)!r}) / "small")
+from stacker import pipeline, studies
+study = studies.open_study(Path({str(finished_artifacts)!r}) / "small")
 import stacker.features, stacker.stack
 tables = stacker.features.load_tables(study.run, study.manifest, study.folds, ["maps"])
 model = stacker.stack.META[{name!r}].build(study.run.config.stack, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stacker import pipeline
+from stacker import pipeline, studies
 from stacker.config import Config
 from stacker.errors import CacheError
 from stacker.predict import predict
@@ -65,7 +65,7 @@ def test_metrics_are_those_of_the_predictions(finished_artifacts: Path) -> None:
 
 def test_test_rows_are_the_test_cases(finished: Config) -> None:
     """No prediction is scored on a case that trained or stacked anything."""
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     cases = {row["case_id"] for row in read_csv(study.run.path / "predictions.csv")}
     assert cases == set(study.folds.test)
 
@@ -82,28 +82,28 @@ def test_what_is_fitted_is_skipped_and_what_changed_is_fitted_again(finished: Co
     """A meta-learner is refitted when its own parameters change, the others stay."""
     run = finished.run_path
     before = {path: path.stat().st_mtime_ns for path in run.glob("stack/*/model.*")}
-    pipeline.stack(pipeline.reopen(finished), ["logistic", "mlp", "xgboost"])
+    pipeline.stack(studies.reopen(finished), ["logistic", "mlp", "xgboost"])
     assert {path: path.stat().st_mtime_ns for path in before} == before
     stack = finished.stack.model_copy(
         update={"logistic": finished.stack.logistic.model_copy(update={"C": 5.0})}
     )
     changed = finished.model_copy(update={"stack": stack})
-    pipeline.stack(pipeline.reopen(changed), ["logistic", "xgboost"])
+    pipeline.stack(studies.reopen(changed), ["logistic", "xgboost"])
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path.parent.name for path in before if after[path] != before[path]} == {"logistic"}
-    assert stack_facts(pipeline.reopen(changed).run, "logistic")["parameters"] == {"C": 5.0}
+    assert stack_facts(studies.reopen(changed).run, "logistic")["parameters"] == {"C": 5.0}
 
 
 def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> None:
     """Backbones in another order, or caches by another method, are other columns: fit again."""
-    pipeline.stack(pipeline.reopen(finished), ["logistic"])
+    pipeline.stack(studies.reopen(finished), ["logistic"])
     model = finished.run_path / "stack" / "logistic" / "model.skops"
     times = [model.stat().st_mtime_ns]
     turned = finished.model_copy(update={"backbones": dict(reversed(finished.backbones.items()))})
-    pipeline.stack(pipeline.reopen(turned), ["logistic"])
+    pipeline.stack(studies.reopen(turned), ["logistic"])
     times.append(model.stat().st_mtime_ns)
     cam = finished.cam.model_copy(update={"method": "layercam"})
-    study = pipeline.reopen(finished.model_copy(update={"cam": cam}))
+    study = studies.reopen(finished.model_copy(update={"cam": cam}))
     pipeline.cache(study)
     pipeline.stack(study, ["logistic"])
     times.append(model.stat().st_mtime_ns)
@@ -113,10 +113,10 @@ def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> N
 def test_a_changed_method_is_noticed(finished: Config, data: Path) -> None:
     """Caches by another method are refused, and predict keeps the method that it was fitted on."""
     image = next((data / "histology_slides").rglob("*.png"))
-    run = pipeline.reopen(finished).run
+    run = studies.reopen(finished).run
     (before,), _ = predict(run, [image], "logistic", run.path / "before")
     cam = finished.cam.model_copy(update={"method": "layercam"})
-    study = pipeline.reopen(finished.model_copy(update={"cam": cam}))
+    study = studies.reopen(finished.model_copy(update={"cam": cam}))
     with pytest.raises(CacheError, match="was made with method gradcam, this run uses layercam"):
         pipeline.stack(study, ["logistic"])
     (after,), _ = predict(study.run, [image], "logistic", run.path / "after")
@@ -128,14 +128,14 @@ def test_caches_of_a_model_that_was_trained_again_are_refused(finished: Config) 
     path = finished.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(CacheError, match="was made by another model"):
-        pipeline.stack(pipeline.reopen(finished), ["logistic"])
+        pipeline.stack(studies.reopen(finished), ["logistic"])
 
 
 def test_a_stale_meta_learner_is_left_out(finished: Config) -> None:
     """After a change of features only what was fitted on them is scored."""
     stack = finished.stack.model_copy(update={"features": ["logits"]})
     changed = finished.model_copy(update={"stack": stack})
-    metrics = pipeline.stack(pipeline.reopen(changed), ["logistic"])
+    metrics = pipeline.stack(studies.reopen(changed), ["logistic"])
     assert list(metrics["test"]) == ["constant", "test_resnet", "test_efficientnet", "mean", "logistic"]
 
 
@@ -144,7 +144,7 @@ def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
     for name in ("logistic", "mlp", "xgboost"):
         for path in (finished.run_path / "stack" / name).iterdir():
             path.unlink()
-    study = pipeline.reopen(finished)
+    study = studies.reopen(finished)
     assert list(pipeline.stack(study, ["xgboost"])["test"])[-1] == "xgboost"
     assert list(pipeline.stack(study, ["logistic"])["test"])[-2:] == ["logistic", "xgboost"]
 
