@@ -51,16 +51,14 @@ def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) ->
     shortcuts = recognisability(manifest, measures, seed)
     own = {} if folds is None else parts_of(manifest, folds)
     official = official_parts(manifest)
-    is_used = folds is not None and folds.policy.get("test") == "official"
+    if folds is not None and folds.policy.get("test") == "official":
+        official = {}  # it is this run's own
+    theirs = "the data set's own split (not used)"
     found = [
         *check_split(manifest, own, copies, "this run's split", "error"),
-        *check_split(
-            manifest,
-            {} if is_used else official,
-            copies,
-            "the data set's own split (not used)",
-            "warning",
-        ),
+        *check_parts(manifest, own, "this run's split", "error"),
+        *check_split(manifest, official, copies, theirs, "warning"),
+        *check_parts(manifest, official, theirs, "warning"),
         *check_copies(manifest, copies),
         *check_labels(manifest),
         *check_sizes(manifest),
@@ -87,7 +85,8 @@ def _named(manifest: Manifest, copy: Copy) -> dict[str, Any]:
 def check_split(
     manifest: Manifest, parts: Parts, copies: Sequence[Group], name: str, severity: Severity
 ) -> Iterable[Finding]:
-    """Find cases, slides and pictures in two parts, and parts that lack a class."""
+    """Find cases, slides and pictures in two parts."""
+    meaning = "in more than one part: what scores a model trained it"
     for unit in ("case", "slide"):
         names = manifest.slides if unit == "slide" else [image.case for image in manifest.images]
         homes: dict[str, set[str]] = defaultdict(set)
@@ -97,37 +96,34 @@ def check_split(
         homes.pop("", None)
         both = sorted(group for group, found in homes.items() if len(found) > 1)
         if both:
+            mistaken = unit == "slide" and manifest.slides_of_many
             yield finding(
                 severity,
                 f"{unit} on two sides",
-                f"{name} has {len(both)} of {len(homes)} {unit}s in more than one part: what scores a "
-                "model trained it",
-                "take folds.group=case, and shares instead of 'official'"
-                if unit == "case" or not manifest.slides_of_many
-                else "correct the slides that are listed under two cases",
+                f"{name} has {len(both)} of {len(homes)} {unit}s {meaning}",
+                "correct the slides that are listed under two cases"
+                if mistaken
+                else "take folds.group=case, and shares instead of 'official'",
                 [f"{group} in {' and '.join(sorted(homes[group]))}" for group in both],
             )
     apart = straddling(manifest, copies, parts)
     if apart:
-        yield finding(
-            severity,
-            "picture on two sides",
-            f"{name} has copies of {plural(len(apart), 'picture')} in two parts: what scores a model "
-            "trained it",
-            "remove the copies",
-            apart,
-        )
+        text = f"{name} has copies of {plural(len(apart), 'picture')} {meaning}"
+        yield finding(severity, "picture on two sides", text, "remove the copies", apart)
+
+
+def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity) -> Iterable[Finding]:
+    """Find parts that lack a class, and parts that are judged or chosen by with few cases of one."""
+    few_means = {"test": "intervals by case will be wide", "validation": "chance chooses the epoch"}
     for part, rows in parts.items():
-        counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))
-        cases = Counter(label for label, case in {_label_and_case(manifest, r) for r in rows} if case)
-        few = [
-            f"{cases[label]} of '{label}'" for label in manifest.classes if 0 < cases[label] < FEW_CASES
-        ]
-        if few and part in ("test", "validation") and severity == "error":
-            meaning = "intervals by case will be wide" if part == "test" else "chance chooses the epoch"
-            text = f"{name}: the {part} part has cases: {' and '.join(few)}: {meaning}"
+        images = [manifest.images[row] for row in rows]
+        present = {image.label for image in images}
+        lacking = [label for label in manifest.classes if label not in present]
+        cases = Counter(label for label, case in {(i.label, i.case) for i in images} if case)
+        few = [f"{number} of '{label}'" for label, number in sorted(cases.items()) if number < FEW_CASES]
+        if few and part in few_means:
+            text = f"{name}: {part} has {' and '.join(few)} (cases): {few_means[part]}"
             yield finding("note", f"few {part} cases", text, "add cases, or say so in the paper")
-        lacking = [manifest.classes[k] for k in np.flatnonzero(counts == 0)]
         if lacking:
             text = f"{name}: {part} ({len(rows)} images) has no {' and no '.join(lacking)}"
             if part == "validation":
@@ -139,10 +135,6 @@ def check_split(
                 f"{text}: a score on it means nothing; was the list cut without being shuffled?",
                 "give folds.test and folds.stack shares instead of 'official'",
             )
-
-
-def _label_and_case(manifest: Manifest, row: int) -> tuple[str, str]:
-    return manifest.images[row].label, manifest.images[row].case
 
 
 def check_labels(manifest: Manifest) -> Iterable[Finding]:

@@ -165,14 +165,15 @@ def predict(
     from stacker.studies import open_study
     from stacker.terminal import predictions_table
 
-    run = open_study(run_folder).run
+    study = open_study(run_folder)
+    run = study.run
     if device is not None:
         run = replace(run, config=run.config.model_copy(update={"device": device}))
     predictions, failures = classify(run, images, meta, out or run.path / "predictions")
     if as_json:
         click.echo(json.dumps([asdict(p) for p in predictions], indent=1))
     elif predictions:
-        show(predictions_table(predictions))
+        show(predictions_table(predictions, study.folds.label))
     if failures:
         raise Failure("\n  ".join([f"{len(failures)} images skipped:", *failures]), 1)
 

@@ -88,9 +88,10 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
     taken = {group for groups in parts.values() for group in groups}
     free = {group: content for group, content in contents.items() if group not in taken}
     rng = np.random.default_rng(seed)
-    for name, groups in parts.items():
+    shares = _shares(config, parts)
+    for name, groups in {**parts, **({"development": free} if shares else {})}.items():
         _require_classes(name, groups, contents, manifest.classes)
-    parts |= assign(free, _shares(config, parts), rng, config.group)
+    parts |= assign(free, shares, rng, config.group)
     held_out = ["stack"] if config.protocol == "holdout" else [f"fold{i}" for i in range(config.k)]
     folds = []
     for name in held_out:

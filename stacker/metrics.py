@@ -114,7 +114,13 @@ def recognition_rate(predictions: Predictions, case_weights: np.ndarray) -> np.n
 def draw_cases(cases: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """Return how often each distinct case is drawn in each bootstrap replicate, (R, cases)."""
     count = len(np.unique(cases))
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=replicates)
+    rng, shares = np.random.default_rng(seed), np.full(count, 1 / count)
+    drawn = np.empty((replicates, count), dtype=np.uint16)  # numpy draws int64: gigabytes at once
+    step = max(1, CHUNK // count)
+    for start in range(0, replicates, step):
+        rows = drawn[start : start + step]
+        rows[:] = rng.multinomial(count, shares, size=len(rows))
+    return drawn
 
 
 def replicate(predictions: Predictions, case_weights: np.ndarray) -> dict[str, Scores]:

@@ -96,9 +96,9 @@ def caches_table(summaries: Sequence[Summary]) -> Table:
     return table
 
 
-def predictions_table(predictions: Sequence[Prediction]) -> Table:
+def predictions_table(predictions: Sequence[Prediction], split: str) -> Table:
     """Return the stack's say on each image, beside that of each base model."""
-    table = Table(title="Predictions", title_justify="left")
+    table = Table(title=f"Predictions of a stack with a {split}", title_justify="left")
     for heading in ("image", "predicted", "probability", *predictions[0].base, "heatmaps"):
         table.add_column(heading, overflow="fold")
     for p in predictions:

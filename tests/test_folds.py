@@ -145,6 +145,22 @@ def test_a_straddling_split_cannot_be_made() -> None:
         Folds("holdout", "case", 0, "", (Fold("holdout", ("a", "b"), ("c",), ("b",)),), ("d",))
 
 
+def test_a_class_that_only_the_official_test_part_has_is_refused() -> None:
+    """Nothing could be trained to tell it, and an official part of everything leaves nothing."""
+    images = [
+        Image(
+            f"{label}{n}", "", label, f"{label}{n}", split="test" if label == "b" or n > 6 else "train"
+        )
+        for label in ("a", "b")
+        for n in range(10)
+    ]
+    with pytest.raises(DataError, match="own development part has no image of b"):
+        make_folds(make_manifest(images), FoldsConfig(k=2, test="official"), 0)
+    everything = make_manifest([replace(image, split="test") for image in images])
+    with pytest.raises(DataError, match="own development part has no image of a and b"):
+        make_folds(everything, FoldsConfig(k=2, test="official"), 0)
+
+
 def test_a_case_is_held_out_once() -> None:
     """Two folds that hold out one case would put its images into the stack's table twice."""
     folds = (Fold("fold0", ("b",), ("c",), ("a",)), Fold("fold1", ("b",), ("c",), ("a",)))
