@@ -235,4 +235,5 @@ def check_shortcuts(shortcuts: Mapping[str, Any], unit: str) -> Iterable[Finding
             f"{clue} alone tells the class of unseen {unit}s with AUC {found['auc']:.2f} [{low:.2f}, "
             f"{high:.2f}]: a network may learn that instead of the tissue",
             "take and save all classes alike" if artefact else "compare the final scores with this one",
+            found["typical"],
         )

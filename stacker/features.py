@@ -16,7 +16,7 @@ import numpy as np
 
 from stacker.cache import ARRAYS, Cache, Provenance, Rows, open_cache
 from stacker.errors import CacheError, LeakError
-from stacker.folds import Folds
+from stacker.folds import Fold, Folds
 from stacker.manifest import Manifest
 from stacker.run import Run, digest, file_sha256
 
@@ -93,6 +93,7 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
         caches = {name: open_cache(run.cache_folder(name, fold.name)) for name in backbones}
         for name, cache in caches.items():
             _check_origin(cache, name, fold.name, manifest, folds, run.config.cam.method)
+            _refuse_trained_images(cache, f"{name}/{fold.name}", fold, manifest, folds)
             _check_model(cache, run.model_file(name, fold.name))
             checkpoints[f"{name}/{fold.name}"] = cache.provenance.checkpoint_sha256
             origins[f"{name}/{fold.name}"] = digest({**asdict(cache.provenance), "versions": None})
@@ -177,6 +178,20 @@ def _check_origin(
                 f"{value}; run 'stacker cache CONFIG' again"
             )
     refuse_leaks(cache.rows, found, f"{backbone}/{fold}")
+
+
+def _refuse_trained_images(
+    cache: Cache, where: str, fold: Fold, manifest: Manifest, folds: Folds
+) -> None:
+    """Raise LeakError when a row is an image that trained its model, by whatever unit the split goes."""
+    trained = manifest.rows_of(folds.group, (*fold.fit, *fold.validation))
+    ids = {manifest.images[row].id for row in trained}
+    leaked = sorted(ids & {image.decode() for image in cache.rows.image_id})
+    if leaked:
+        raise LeakError(
+            f"cache {where}: {len(leaked)} images trained the model that produced their rows, e.g. "
+            f"{leaked[0]}; these rows cannot be stacked: run 'stacker cache CONFIG' again"
+        )
 
 
 def _check_model(cache: Cache, model: Path) -> None:

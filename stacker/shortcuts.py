@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,6 @@ from stacker.metrics import Predictions, evaluate
 
 MOST_ROWS = 20_000  # a shallow model does not learn more from more
 FOLDS = 5
-KINDS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 
 
 def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[str, Any]:
@@ -38,8 +40,14 @@ def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[s
     if folds is None:
         return {}
     images = [manifest.images[row] for row in rows]
-    clues = {"colour": np.c_[measures.colour, measures.saturation][rows]} | _file_clues(images)
+    clues = {"colour": np.c_[measures.colour, measures.saturation][rows]}
     clues["magnification"] = np.array([[image.magnification or 0] for image in images])
+    typical = {"magnification": _by_class([f"{image.magnification}X" for image in images], images)}
+    if images[0].index is None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            files = list(pool.map(_read_header, images))
+        clues |= _file_clues(files)
+        typical["picture format"] = _by_class(files, images)
     clusters = np.array(manifest.clusters)[rows]
     found = {}
     for name, values in clues.items():
@@ -48,7 +56,12 @@ def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[s
         shares = _out_of_fold(values.astype(np.float32), manifest.labels[rows], folds)
         scores = evaluate({name: Predictions(manifest.labels[rows], clusters, shares)}, 500, seed)
         image = scores[name]["image"]
-        found[name] = {"auc": image["auc"], "interval": image["interval"]["auc"], "images": len(rows)}
+        found[name] = {
+            "auc": image["auc"],
+            "interval": image["interval"]["auc"],
+            "images": len(rows),
+            "typical": typical.get(name, []),
+        }
     return found
 
 
@@ -83,26 +96,48 @@ def _folds(manifest: Manifest, rows: np.ndarray, seed: int) -> np.ndarray | None
     return np.array([home[manifest.clusters[row]] for row in rows])
 
 
-def _file_clues(images: list[Image]) -> dict[str, np.ndarray]:
-    """Return the size of the files and the shape and kind of the pictures; nothing for arrays."""
-    if images[0].index is not None:
-        return {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        facts = np.array(list(pool.map(_file_facts, images)))
-    return {"file size": facts[:, :1], "picture format": facts[:, 1:]}
+@dataclass(frozen=True)
+class File:
+    """What can be told of a picture without decoding it."""
+
+    size: int
+    width: int
+    height: int
+    mode: str
+    format: str
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return f"{self.format} {self.mode} {self.width}x{self.height}"
 
 
-def _file_facts(image: Image) -> list[float]:
-    """Return log bytes, width, height, aspect, the pixels' kind and whether it is a JPEG."""
+def _read_header(image: Image) -> File:
+    """Read the header of a picture; what cannot be read has no properties."""
     path = Path(image.path)
     try:
         with Picture.open(path) as picture:
-            width, height = picture.size
-            kind = KINDS.index(picture.mode) if picture.mode in KINDS else -1
-            shape = [width, height, width / height, kind, picture.format == "JPEG"]
-        return [math.log(path.stat().st_size + 1), *map(float, shape)]
+            return File(path.stat().st_size, *picture.size, picture.mode, picture.format or "")
     except (OSError, UnidentifiedImageError):
-        return [0.0] * 6
+        return File(0, 1, 1, "", "")
+
+
+def _file_clues(files: list[File]) -> dict[str, np.ndarray]:
+    """Return the size of the files, and the shape and kind of the pictures in them."""
+    kinds = sorted({(file.mode, file.format) for file in files})
+    shapes = [[f.width, f.height, f.width / f.height, kinds.index((f.mode, f.format))] for f in files]
+    sizes = [[math.log(file.size + 1)] for file in files]
+    return {"file size": np.array(sizes), "picture format": np.array(shapes)}
+
+
+def _by_class(values: Sequence[object], images: Sequence[Image]) -> list[str]:
+    """Say which value is the most frequent in each class."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for value, image in zip(values, images, strict=True):
+        counts[image.label][str(value)] += 1
+    return [
+        f"{label}: {found.most_common(1)[0][0]} ({found.most_common(1)[0][1]} of {found.total()})"
+        for label, found in sorted(counts.items())
+    ]
 
 
 def _out_of_fold(values: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:

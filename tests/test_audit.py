@@ -220,6 +220,11 @@ def test_a_class_that_is_told_by_something_else_than_tissue(tmp_path: Path, clue
     told = found(result, f"class told by {clue}")
     assert told.severity == ("error" if clue in ("picture format", "magnification") else "warning")
     assert result.shortcuts[clue]["auc"] > 0.9
+    said = {
+        "picture format": "malignant: JPEG RGB 64x64 (24 of 24)",
+        "magnification": "malignant: 200X (24 of 24)",
+    }
+    assert told.examples[1:] == tuple(text for name, text in said.items() if name == clue)
 
 
 def test_blank_grey_and_colourless_pictures(tmp_path: Path) -> None:

@@ -128,6 +128,22 @@ def test_planted_leak_in_the_provenance_is_refused(finished: Config) -> None:
         load_tables(study.run, study.manifest, study.folds, ["logits"])
 
 
+def test_a_training_image_among_the_rows_is_refused_however_the_split_goes(
+    make_config: MakeConfig,
+) -> None:
+    """A split by image may have a case on two sides; an image on two sides it may not have."""
+    config = make_config(folds={"group": "image"}, stack={"meta": ["logistic"]})
+    pipeline.run_all(config)
+    study = studies.reopen(config)
+    folder = study.run.cache_folder("test_resnet", "holdout")
+    rows = open_cache(folder).rows
+    stolen = study.folds.folds[0].fit[0]
+    images = [image.decode() for image in rows.image_id]
+    rewrite(folder, replace(rows, image_id=fixed_text([stolen, *images[1:]])))
+    with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 images trained.*{stolen}"):
+        pipeline.stack(study, ["logistic"])
+
+
 def test_a_split_by_slide_was_asked_for() -> None:
     """Only a split by case promises that no case straddles."""
     leaky = replace(ORIGIN, training_cases=("15-0",))
