@@ -20,8 +20,8 @@ from stacker.findings import Finding, Severity, finding, plural, sort
 from stacker.fingerprints import FLAT, Measures, measure
 from stacker.folds import Folds
 from stacker.manifest import Manifest
+from stacker.pixels import Pixels
 from stacker.shortcuts import recognisability
-from stacker.store import Pixels
 
 Parts = Mapping[str, np.ndarray]
 FEW_CASES = 5

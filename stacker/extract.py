@@ -26,8 +26,8 @@ from stacker.cache import (
 from stacker.cam import class_maps
 from stacker.config import CamConfig
 from stacker.errors import CacheError
+from stacker.pixels import Pixels
 from stacker.run import sweep
-from stacker.store import Pixels
 
 Arrays = dict[str, np.ndarray]
 

@@ -23,7 +23,7 @@ from stacker.backbone import Backbone, autocast
 from stacker.config import TrainConfig
 from stacker.errors import BackboneError
 from stacker.metrics import scores
-from stacker.store import Pixels
+from stacker.pixels import Pixels
 
 Epoch = dict[str, Any]
 

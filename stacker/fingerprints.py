@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image as Picture
 from PIL import ImageFilter, ImageOps
 
+from stacker.pixels import Pixels
 from stacker.progress import bar
-from stacker.store import Pixels
 
 SIMILAR = 0.88
 FLAT = 5.0  # standard deviation of the grey levels below which there is nothing to compare

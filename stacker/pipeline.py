@@ -21,6 +21,7 @@ from stacker.cache import Provenance, Rows, describe_preprocessing, fixed_text
 from stacker.config import Config, TrainConfig
 from stacker.errors import RunError
 from stacker.folds import Fold
+from stacker.pixels import Pixels
 from stacker.progress import bar
 from stacker.run import (
     digest,
@@ -28,7 +29,6 @@ from stacker.run import (
     require_space,
     versions,
 )
-from stacker.store import Pixels
 from stacker.studies import Study, begin
 
 if TYPE_CHECKING:

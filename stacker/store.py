@@ -18,20 +18,19 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from stacker.config import ImagesConfig
 from stacker.errors import DataError, UnreadableImages
-from stacker.images import MIN_SIDE, UnusableError, decode_bytes, fit
+from stacker.images import MIN_SIDE, UnusableError, decode_bytes
 from stacker.manifest import Manifest
-from stacker.pcam import open_array
+from stacker.pixels import InPlace, Packed, Pixels
 from stacker.progress import bar
 from stacker.run import digest, read_json, require_space, write_json
 
@@ -39,65 +38,6 @@ log = logging.getLogger(__name__)
 
 BLOCK = 256  # rows that are decoded, written and synced together: what a kill can cost
 BLOCK_BYTES = 100_000_000
-SAMPLED = 64  # rows of arrays read in place whose content is compared with the manifest's
-
-
-class Pixels(Protocol):
-    """The images of a manifest: rows in, (B, size, size, 3) uint8 out."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        """Return the pixels of some rows, by slice or by an array of positions."""
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Rows of a store that the manifest's images refer to."""
-
-    store: np.ndarray
-    positions: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.positions)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        """Return the pixels of some rows."""
-        chosen: np.ndarray = self.store[self.positions[rows]]
-        return chosen
-
-
-class InPlace:
-    """Rows of HDF5 arrays, read where they lie and resized on the way where the config asks for it."""
-
-    def __init__(self, manifest: Manifest, config: ImagesConfig) -> None:
-        paths = sorted({image.path for image in manifest.images})
-        self.arrays = [open_array(Path(path), "x") for path in paths]
-        number = {path: i for i, path in enumerate(paths)}
-        self.file = np.array([number[image.path] for image in manifest.images])
-        self.row = np.array([image.index for image in manifest.images], dtype=np.int64)
-        self.config = config
-        for row in np.linspace(0, len(self.row) - 1, SAMPLED).astype(int):
-            content = np.asarray(self.arrays[self.file[row]][self.row[row]]).tobytes()
-            found = hashlib.sha256(content).hexdigest()
-            if found != manifest.images[row].sha256:
-                where = f"{manifest.images[row].path}: row {self.row[row]}"
-                raise DataError(f"{where} has changed since it was listed; start a new run")
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.row)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        """Return the pixels of some rows, each file read in ascending order."""
-        files, wanted = self.file[rows], self.row[rows]
-        side = self.config.size
-        pixels = np.empty((len(wanted), side, side, 3), np.uint8)
-        for place in np.lexsort((wanted, files)):
-            pixels[place] = fit(self.arrays[files[place]][wanted[place]], self.config)
-        return pixels
 
 
 def store_bytes(manifest: Manifest, config: ImagesConfig) -> int:
@@ -178,11 +118,9 @@ def _pack(folder: Path, kind: str, manifest: Manifest, config: ImagesConfig) -> 
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(file.with_suffix(".partial")) as partial:
         if file.exists() and file.with_suffix(".json").exists():
-            file.with_suffix(".partial").unlink(
-                missing_ok=True
-            )  # another process packed the same images meanwhile
+            file.with_suffix(".partial").unlink(missing_ok=True)  # made by the process waited for
             return
-        unreadable = _append(partial, paths, config, folder)
+        unreadable = _append(partial, paths, config, _at_hand(folder, kind))
         write_json(file.with_suffix(".json"), {"rows": rows, "unreadable": unreadable})
         file.with_suffix(".partial").replace(file)
 
@@ -199,8 +137,30 @@ def _alone(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def _at_hand(folder: Path, kind: str) -> Callable[[str], np.ndarray | UnusableError | None]:
+    """Return a function that finds what finished stores have of a content: pixels or a reason."""
+    places: dict[str, tuple[np.ndarray, int]] = {}
+    reasons: dict[str, str] = {}
+    for path in sorted(folder.glob(f"{kind}-*.json")):
+        if path.with_suffix(".npy").exists():
+            index, pixels = read_json(path), np.load(path.with_suffix(".npy"), mmap_mode="r")
+            places |= {sha256: (pixels, row) for row, sha256 in enumerate(index["rows"])}
+            reasons |= index["unreadable"]
+
+    def find(sha256: str) -> np.ndarray | UnusableError | None:
+        if sha256 in reasons:
+            return UnusableError(reasons[sha256])
+        pixels, row = places.get(sha256, (None, 0))
+        return None if pixels is None else pixels[row]
+
+    return find
+
+
 def _append(
-    partial: BinaryIO, paths: dict[str, str], config: ImagesConfig, folder: Path
+    partial: BinaryIO,
+    paths: dict[str, str],
+    config: ImagesConfig,
+    at_hand: Callable[[str], np.ndarray | UnusableError | None],
 ) -> dict[str, str]:
     """Append the rows that are missing, in blocks that are synced; return the unreadable ones.
 
@@ -211,18 +171,23 @@ def _append(
     header = _npy_header(shape)
     size = config.size**2 * 3
     done = max(0, (partial.seek(0, os.SEEK_END) - len(header)) // size)
-    require_space(folder, (len(sources) - done) * size)
+    require_space(Path(partial.name).parent, (len(sources) - done) * size)
     if done == 0:
         partial.truncate(0)
         partial.write(header)
     partial.truncate(len(header) + done * size)  # the row that a kill cut through
     unreadable = _reasons_of_blank_rows(Path(partial.name), sources[:done], len(header), config)
+
+    def obtain(source: tuple[str, str]) -> np.ndarray | UnusableError | DataError:
+        found = at_hand(source[0])
+        return _decode_source(source, config) if found is None else found
+
     with bar("decode images", len(sources)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
         advance(done)
         step = max(1, min(BLOCK, BLOCK_BYTES // size))
         for start in range(done, len(sources), step):
             block = sources[start : start + step]
-            decoded = list(pool.map(lambda s: _decode_source(s, config), block))  # Pillow frees the GIL
+            decoded = list(pool.map(obtain, block))  # Pillow frees the GIL
             gone = [str(found) for found in decoded if isinstance(found, DataError)]
             if gone:
                 raise DataError("\n  ".join([f"{len(gone)} images cannot be packed:", *gone]))

@@ -10,9 +10,10 @@ from stacker.config import Config
 from stacker.errors import RunError
 from stacker.folds import Fold, Folds, load_folds, make_folds, save_folds
 from stacker.manifest import Manifest, load_manifest, save_manifest
+from stacker.pixels import Pixels
 from stacker.readers import read_manifest
 from stacker.run import Run, create_run, open_run, read_json
-from stacker.store import Pixels, open_store, open_usable
+from stacker.store import open_store, open_usable
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ PACKAGE = Path(stacker.__file__).parent
 ORDER = (  # every module imports only from modules above it
     *("__init__", "errors", "config", "configfile", "run", "progress"),
     *("tissue", "lesions", "synthetic", "manifest", "breakhis", "pcam", "tables", "readers"),
-    *("images", "store", "assignment", "folds", "metrics"),
+    *("images", "pixels", "store", "assignment", "folds", "metrics"),
     *("findings", "census", "fingerprints", "copies", "shortcuts", "audit"),
     *("backbone", "studies", "cam", "cache", "finetune", "extract"),
     *("heatmaps", "figures", "data_figures", "features", "mlp", "meta", "stack"),

@@ -172,7 +172,7 @@ def test_reasons_survive_a_kill(manifest: Manifest, tmp_path: Path, watch: Calla
 def test_a_subset_is_served_from_the_same_file(
     manifest: Manifest, tmp_path: Path, watch: Callable[..., Calls]
 ) -> None:
-    """Fewer images, or those of one magnification, are already packed; one more image is not."""
+    """Fewer images, or those of one magnification, are packed already; of more, the new are decoded."""
     whole = open_store(tmp_path / "store", manifest, SIZE)[:]
     calls = watch()
     fewer = open_store(tmp_path / "store", manifest.without([0, 3]), SIZE)
@@ -183,8 +183,19 @@ def test_a_subset_is_served_from_the_same_file(
     assert np.array_equal(open_store(tmp_path / "store", at_200, SIZE)[:], whole[rows])
     assert not calls
     Picture.new("RGB", (40, 40)).save(folder / "SOB_M_DC-14-99-100-001.png")
-    assert len(open_store(tmp_path / "store", read_manifest(DataConfig(path=folder)), SIZE)) == COUNT + 1
-    assert calls
+    (folder / "SOB_M_DC-14-98-100-001.png").write_bytes(b"no picture")
+    more = read_manifest(DataConfig(path=folder))
+    with pytest.raises(UnreadableImages) as caught:
+        open_store(tmp_path / "store", more, SIZE)
+    assert len(calls) == 2
+    usable = more.without(caught.value.reasons)
+    pixels = open_store(tmp_path / "store", usable, SIZE)
+    position = {image.id: row for row, image in enumerate(usable.images)}
+    assert np.array_equal(pixels[[position[image.id] for image in manifest.images]], whole)
+    Picture.new("RGB", (40, 40), "red").save(folder / "SOB_M_DC-14-97-100-001.png")
+    with pytest.raises(UnreadableImages, match=r"SOB_M_DC-14-98-100-001\.png: not an image"):
+        open_store(tmp_path / "store", read_manifest(DataConfig(path=folder)), SIZE)
+    assert len(calls) == 3
 
 
 def test_the_same_content_is_packed_once(
