@@ -7,7 +7,7 @@ without a class. A warning may make it misleading. A note is worth a sentence in
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from stacker.copies import Copy, Group, check_copies, find_copies, straddling
 from stacker.findings import Finding, Severity, finding, plural, sort
 from stacker.fingerprints import FLAT, Measures, measure
 from stacker.folds import Folds
-from stacker.manifest import Manifest
+from stacker.manifest import Manifest, cases_by_class
 from stacker.pixels import Pixels
 from stacker.shortcuts import recognisability
 
@@ -88,23 +88,23 @@ def check_split(
     """Find cases, slides and pictures in two parts."""
     meaning = "in more than one part: what scores a model trained it"
     for unit in ("case", "slide"):
-        names = manifest.slides if unit == "slide" else [image.case for image in manifest.images]
-        homes: dict[str, set[str]] = defaultdict(set)
+        names = manifest.names(unit)
+        found: dict[str, set[str]] = defaultdict(set)
         for part, rows in parts.items():
             for row in rows:
-                homes[names[row]].add(part)
-        homes.pop("", None)
-        both = sorted(group for group, found in homes.items() if len(found) > 1)
+                found[names[row]].add(part)
+        found.pop("", None)
+        both = sorted(group for group, sides in found.items() if len(sides) > 1)
         if both:
-            mistaken = unit == "slide" and manifest.slides_of_many
+            mistaken = unit == "slide" and manifest.misplaced_slides
             yield finding(
                 severity,
                 f"{unit} on two sides",
-                f"{name} has {len(both)} of {len(homes)} {unit}s {meaning}",
+                f"{name} has {len(both)} of {len(found)} {unit}s {meaning}",
                 "correct the slides that are listed under two cases"
                 if mistaken
                 else "take folds.group=case, and shares instead of 'official'",
-                [f"{group} in {' and '.join(sorted(homes[group]))}" for group in both],
+                [f"{group} in {' and '.join(sorted(found[group]))}" for group in both],
             )
     apart = straddling(manifest, copies, parts)
     if apart:
@@ -119,8 +119,8 @@ def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity)
         images = [manifest.images[row] for row in rows]
         present = {image.label for image in images}
         lacking = [label for label in manifest.classes if label not in present]
-        cases = Counter(label for label, case in {(i.label, i.case) for i in images} if case)
-        few = [f"{number} of '{label}'" for label, number in sorted(cases.items()) if number < FEW_CASES]
+        cases = sorted(cases_by_class(images).items())
+        few = [f"{number} of '{label}'" for label, number in cases if number < FEW_CASES]
         if few and part in few_means:
             text = f"{name}: {part} has {' and '.join(few)} (cases): {few_means[part]}"
             yield finding("note", f"few {part} cases", text, "add cases, or say so in the paper")
@@ -139,17 +139,20 @@ def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity)
 
 def check_labels(manifest: Manifest) -> Iterable[Finding]:
     """Find slides and cases that carry two subtypes or two classes."""
+    kinds = [("subtype", "subtypes"), ("label", "classes")]
+    if all(image.label == image.subtype for image in manifest.images):
+        kinds.pop()  # they are the same
+    slides = set(manifest.slides)
     for unit in ("slide", "case"):
-        names = manifest.slides if unit == "slide" else [image.case for image in manifest.images]
-        by_subtype = all(image.label == image.subtype for image in manifest.images)
-        for attribute, kind in (("subtype", "subtypes"), ("label", "classes"))[: 1 if by_subtype else 2]:
+        names = manifest.names(unit)
+        for attribute, kind in kinds:
             found: dict[str, set[str]] = defaultdict(set)
             for image, name in zip(manifest.images, names, strict=True):
                 if name and getattr(image, attribute):
                     found[name].add(getattr(image, attribute))
             mixed = sorted(group for group, values in found.items() if len(values) > 1)
             if unit == "case":  # a case that is one slide of the same name is reported as that slide
-                mixed = [group for group in mixed if group not in manifest.slides]
+                mixed = [group for group in mixed if group not in slides]
             if not mixed:
                 continue
             patches = len(mixed) > len(found) / 4
@@ -170,9 +173,9 @@ def check_labels(manifest: Manifest) -> Iterable[Finding]:
 
 def check_sizes(manifest: Manifest) -> Iterable[Finding]:
     """Find unknown cases, classes of few cases and classes that outnumber the others."""
-    shared = {} if "/" in "".join(manifest.slides[:1]) else manifest.slides_of_many
-    if shared:
-        listed = [f"{slide}: {', '.join(cases)}" for slide, cases in sorted(shared.items())]
+    misplaced = sorted(manifest.misplaced_slides.items())
+    if misplaced:
+        listed = [f"{slide}: {', '.join(cases)}" for slide, cases in misplaced]
         text = f"{plural(len(listed), 'slide')} listed under several cases: one of them is wrong"
         yield finding("warning", "slide under two cases", text, "correct the case", listed)
     unknown = [image.id for image in manifest.images if not image.case]
@@ -185,8 +188,7 @@ def check_sizes(manifest: Manifest) -> Iterable[Finding]:
             "give data.case_pattern, a column 'case', or the meta CSVs",
             unknown,
         )
-    cases = Counter(label for _, label in {(i.case, i.label) for i in manifest.images if i.case})
-    for label, number in sorted(cases.items()):
+    for label, number in sorted(cases_by_class(manifest.images).items()):
         if number < FEW_CASES:
             text = (
                 f"'{label}' has {plural(number, 'case')}: intervals will be wide, chance decides a split"

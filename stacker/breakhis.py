@@ -82,14 +82,15 @@ def named_pictures(
     tree: Path, grammar: re.Pattern[str], name: str, example: str
 ) -> Iterable[tuple[Path, re.Match[str]]]:
     """Return the PNG files below a folder with the parts of their names; refuse strangers."""
-    found = [(path.absolute(), grammar.fullmatch(path.name)) for path in sorted(tree.rglob("*.png"))]
+    pictures = sorted(path for path in tree.rglob("*") if path.suffix.lower() in PICTURES)
+    found = [(p.absolute(), grammar.fullmatch(p.name)) for p in pictures if p.suffix == ".png"]
     strangers = [path for path, match in found if match is None]
     if strangers:
         raise DataError(
             f"{len(strangers)} of {len(found)} PNG files in {tree} are not named as in {name}, e.g. "
             f"{strangers[0].name} (expected such as {example}); move them elsewhere"
         )
-    others = [p for p in tree.rglob("*") if p.suffix.lower() in PICTURES and p.suffix != ".png"]
+    others = [path for path in pictures if path.suffix != ".png"]
     if others:
         log.warning(
             "%d pictures in %s are not .png, as those of %s are, and are left out, e.g. %s",

@@ -65,9 +65,14 @@ def official_parts(manifest: Manifest) -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(splits == name) for name in np.unique(splits) if name}
 
 
+def homes(parts: Mapping[str, np.ndarray]) -> dict[int, str]:
+    """Return the part of every row that is in one."""
+    return {int(row): part for part, rows in parts.items() for row in rows}
+
+
 def case_table(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """Return every known case with its slides, its images by class, and the parts it is in."""
-    home = {int(row): part for part, rows in parts.items() for row in rows}
+    home = homes(parts)
     found: dict[str, dict[str, Any]] = {}
     for row, image in enumerate(manifest.images):
         if image.case:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,23 +175,22 @@ def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[
 
 def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tuple[Fit, ...]) -> Disk:
     """Return what the run has still to write: packed images, checkpoints, caches of unseen images."""
-    run, folder, classes = (
-        Run(config.run_path, config),
-        config.artifacts / ".images",
-        len(manifest.classes),
-    )
-    packed = is_packed(folder, manifest, config.images)
+    run, classes = Run(config.run_path, config), len(manifest.classes)
+    packed = is_packed(config.artifacts / ".images", manifest, config.images)
     images = 0 if packed else store_bytes(manifest, config.images)
+    unseen: dict[str, int] = {}
+    if folds is not None:
+        for fold in folds.folds:
+            rows = manifest.rows_of(folds.group, (*fold.held_out, *folds.test))
+            unseen[fold.name] = len(rows)
     cached, models = 0, 0
-    for fold in () if folds is None else folds.folds:
-        unseen = (*fold.held_out, *folds.test) if folds else ()
-        rows = len(manifest.rows_of(config.folds.group, unseen))
+    for name, number in unseen.items():
         for fit in fits:
-            if not run.model_file(fit.backbone, fold.name).exists():
+            if not run.model_file(fit.backbone, name).exists():
                 models += 4 * fit.parameters
-            if not (run.cache_folder(fit.backbone, fold.name) / "index.h5").exists():
+            if not (run.cache_folder(fit.backbone, name) / "index.h5").exists():
                 cells = classes * fit.grid[0] * fit.grid[1]
-                cached += rows * (2 * cells + 4 * fit.embedding + 4 * classes + 64)
+                cached += number * (2 * cells + 4 * fit.embedding + 4 * classes + 64)
     return Disk(images, models, cached, shutil.disk_usage(_existing(config.artifacts)).free)
 
 
@@ -225,8 +224,7 @@ def write(report: Report, config: Config, folder: Path) -> bool:
         return False
     content: dict[str, Any] = asdict(report)
     if report.audit is not None:
-        content["audit"] = asdict(replace(report.audit, findings=()))
-        del content["audit"]["findings"]
+        del content["audit"]["findings"]  # those of the report are these and more
     data = config.model_dump(mode="json", include={"data", "images", "folds", "seed"})
     write_json(folder / "audit.json", {"config": data, "versions": versions(), **content})
     with publish(folder / "audit.md") as temporary:

@@ -77,7 +77,7 @@ def describe(config_file: Path, overrides: tuple[str, ...], as_json: bool) -> No
     from stacker.census import census
     from stacker.terminal import census_table
 
-    manifest, _ = _open(load(config_file, overrides), split=False)
+    manifest, _ = _open(load(config_file, overrides))
     if as_json:
         click.echo(json.dumps(census(manifest), indent=1))
     else:
@@ -103,7 +103,7 @@ def montage(
     from stacker.figures import save_figure
 
     config = load(config_file, overrides)
-    manifest, _ = _open(config, split=False)
+    manifest, _ = _open(config)
     path = out or config.run_path / "figures" / "montage.png"
     save_figure(draw(pick(manifest, cases, seed), config.images, manifest.describe()), path)
     click.echo(f"{path}")
@@ -123,12 +123,12 @@ def split(config_file: Path, overrides: tuple[str, ...], out: Path | None, as_js
     from stacker.census import part_counts, parts_of
     from stacker.data_figures import split_figure
     from stacker.figures import save_figure
+    from stacker.folds import make_folds
     from stacker.terminal import parts_table
 
     config = load(config_file, overrides)
-    manifest, folds = _open(config, split=True)
-    if folds is None:
-        raise AssertionError("a split was asked for")
+    manifest, begun = _open(config)
+    folds = begun or make_folds(manifest, config.folds, config.seed)
     parts = parts_of(manifest, folds)
     counts = part_counts(manifest, parts)
     if as_json:
@@ -140,9 +140,8 @@ def split(config_file: Path, overrides: tuple[str, ...], out: Path | None, as_js
     click.echo(f"{path}", err=as_json)
 
 
-def _open(config: Config, split: bool) -> tuple[Manifest, Folds | None]:
-    """Return the images, and the split where it is asked for, of the run or of what it would be."""
-    from stacker.folds import make_folds
+def _open(config: Config) -> tuple[Manifest, Folds | None]:
+    """Return the images and the split of the run, or the images that it would begin with."""
     from stacker.readers import read_manifest
     from stacker.store import open_usable
     from stacker.studies import has_begun, reopen
@@ -154,4 +153,4 @@ def _open(config: Config, split: bool) -> tuple[Manifest, Folds | None]:
     if config.data.on_error == "skip":  # else a picture that cannot be decoded stops the run anyway
         folder = config.artifacts / ".images"
         manifest, _ = open_usable(folder, manifest, config.images, "skip")
-    return manifest, make_folds(manifest, config.folds, config.seed) if split else None
+    return manifest, None

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from stacker.census import homes
 from stacker.findings import Finding, Severity, finding, plural
 from stacker.fingerprints import FLAT, Measures, find_pairs
 from stacker.manifest import Image, Manifest
@@ -68,7 +69,7 @@ def straddling(
     manifest: Manifest, groups: Iterable[Group], parts: Mapping[str, np.ndarray]
 ) -> list[str]:
     """Describe the groups that have members in two parts of a split, blank pictures left out."""
-    home = {int(row): part for part, rows in parts.items() for row in rows}
+    home = homes(parts)
     return [
         shown
         for group in groups

@@ -86,19 +86,28 @@ class Manifest:
     @cached_property
     def slides(self) -> list[str]:
         """Return every image's slide; where cases number their slides from one, with its case."""
-        slides = {image.slide for image in self.images if image.slide}
-        if 2 * len(self.slides_of_many) < max(1, len(slides)):
+        if not self._slides_are_numbered:
             return [image.slide for image in self.images]
         return [f"{image.case}/{image.slide}" if image.slide else "" for image in self.images]
 
     @cached_property
-    def slides_of_many(self) -> dict[str, list[str]]:
-        """Return the slides that are listed under several cases: a mistake, unless most are."""
+    def misplaced_slides(self) -> dict[str, list[str]]:
+        """Return the slides that are listed under several cases by mistake, with the cases."""
+        return {} if self._slides_are_numbered else self._slides_of_several_cases
+
+    @cached_property
+    def _slides_of_several_cases(self) -> dict[str, list[str]]:
         cases: dict[str, set[str]] = {}
         for image in self.images:
             if image.slide and image.case:
                 cases.setdefault(image.slide, set()).add(image.case)
         return {slide: sorted(found) for slide, found in cases.items() if len(found) > 1}
+
+    @cached_property
+    def _slides_are_numbered(self) -> bool:
+        """Say whether slide names repeat from case to case: a few do by mistake, most do by design."""
+        slides = {image.slide for image in self.images if image.slide}
+        return 2 * len(self._slides_of_several_cases) >= max(1, len(slides))
 
     @cached_property
     def digest(self) -> str:
@@ -109,13 +118,18 @@ class Manifest:
             found.update(json.dumps([getattr(image, name) for name in names]).encode())
         return found.hexdigest()[:16]
 
+    def names(self, unit: str) -> list[str]:
+        """Return each image's case, slide or own id; what is not known is empty."""
+        if unit == "slide":
+            return self.slides
+        return [image.case if unit == "case" else image.id for image in self.images]
+
     def groups(self, unit: str) -> list[str]:
         """Return each image's case, slide or own id: the unit that a split keeps together.
 
         Raise DataError when an image's case (or slide) is not known.
         """
-        attribute = "case" if unit == "case" else "id"
-        found = self.slides if unit == "slide" else [getattr(i, attribute) for i in self.images]
+        found = self.names(unit)
         if not all(found):
             first = self.images[found.index("")].id
             raise DataError(
@@ -139,12 +153,17 @@ class Manifest:
     def describe(self) -> str:
         """Say in a line what is here."""
         images = Counter(image.label for image in self.images)
-        cases = Counter(label for _, label in {(i.case, i.label) for i in self.images if i.case})
+        cases = cases_by_class(self.images)
         parts = [
             f"{c} {images[c]} images" + (f" of {cases[c]} cases" if cases[c] else "")
             for c in self.classes
         ]
         return f"{len(self.images)} images: " + "; ".join(parts)
+
+
+def cases_by_class(images: Iterable[Image]) -> Counter[str]:
+    """Return how many known cases have images of each class."""
+    return Counter(label for _, label in {(i.case, i.label) for i in images if i.case})
 
 
 def make_manifest(images: Sequence[Image], classes: Sequence[str] | None = None) -> Manifest:

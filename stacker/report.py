@@ -34,7 +34,7 @@ def _data(audit: Audit, config: Config, manifest_digest: str, folds_digest: str)
     yield ""
     for view, rows in audit.census.items():
         if view != "total":
-            yield from _table(view, {name: rows[name] for name in rows})
+            yield from _table(view, rows)
     if audit.parts["own"]:
         yield f"## Split: {audit.split}"
         yield ""

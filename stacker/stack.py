@@ -160,12 +160,13 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, tables: Tables) -> di
 
 def _by_unit(found: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, Any]]:
     """Call the scores of whole cases what they are where cases are not known: of slides, or nothing."""
-    if unit == "case":
-        return found
+    names = {"case": unit}
     return {
-        name: {(unit if key == "case" else key): value for key, value in scores.items()}
-        if unit == "slide"
-        else {key: value for key, value in scores.items() if key != "case"}
+        name: {
+            names.get(key, key): value
+            for key, value in scores.items()
+            if (key, unit) != ("case", "image")
+        }
         for name, scores in found.items()
     }
 

@@ -32,6 +32,17 @@ def rewrite(folder: Path, rows: Rows | None = None, **origin: Any) -> None:
     write_index(folder, [part_file(folder, 0)])
 
 
+def smuggle(study: studies.Study, column: str) -> str:
+    """Give the first row of a cache the name of a case or image that trained its model; return it."""
+    folder = study.run.cache_folder("test_resnet", "holdout")
+    rows = open_cache(folder).rows
+    stolen = study.folds.folds[0].fit[0]
+    names = [name.decode() for name in getattr(rows, column)]
+    names[0] = stolen
+    rewrite(folder, replace(rows, **{column: fixed_text(names)}))
+    return stolen
+
+
 def test_columns_say_what_they_are() -> None:
     """Backbone, block, class and place on the grid; embeddings are numbered."""
     arrays = {
@@ -109,11 +120,7 @@ def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: Make
 def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
     """A row of a training case smuggled into a cache stops stage three and is named."""
     study = studies.reopen(finished)
-    folder = study.run.cache_folder("test_resnet", "holdout")
-    rows = open_cache(folder).rows
-    stolen = study.folds.folds[0].fit[0]
-    cases = [case.decode() for case in rows.case_id]
-    rewrite(folder, replace(rows, case_id=fixed_text([stolen, *cases[1:]])))
+    stolen = smuggle(study, "case_id")
     with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 cases trained.*{stolen}"):
         pipeline.stack(study, ["logistic"])
 
@@ -135,11 +142,7 @@ def test_a_training_image_among_the_rows_is_refused_however_the_split_goes(
     config = make_config(folds={"group": "image"}, stack={"meta": ["logistic"]})
     pipeline.run_all(config)
     study = studies.reopen(config)
-    folder = study.run.cache_folder("test_resnet", "holdout")
-    rows = open_cache(folder).rows
-    stolen = study.folds.folds[0].fit[0]
-    images = [image.decode() for image in rows.image_id]
-    rewrite(folder, replace(rows, image_id=fixed_text([stolen, *images[1:]])))
+    stolen = smuggle(study, "image_id")
     with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 images trained.*{stolen}"):
         pipeline.stack(study, ["logistic"])
 
