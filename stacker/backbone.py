@@ -1,55 +1,98 @@
 """A base model seen as two functions: a trunk that ends at the last spatial grid, and a head.
 
-    activations_BChw = trunk(images_BCHW)            costs a forward pass
-    embedding_BD, logits_BK = head(activations_BChw)     is cheap, and so are gradients through it
+    features = trunk(images_BCHW)                         costs a forward pass
+    embedding_BD, logits_BK = head(*features)             is cheap, and so are gradients through it
 
-That cut is all that Grad-CAM needs, so no hook is ever registered. timm's contract (`forward_features`,
-`forward_head(pre_logits=True)`) gives it for every convolutional model; VGG alone is cut before its last
-max-pool, which keeps the 14x14 grid of the last convolution at 224 px. Weights come from the hub, a file
-or random initialisation, and a partial match never passes silently.
+`features.grid_BChw` is what maps are made of, whatever the family's own layout is; `features.rest` is
+what else the head needs, which is constant for a map. Where a family is cut:
+
+    convolutions           behind forward_features                    NCHW
+    VGG, AlexNet           before the last max-pool (a finer grid)    NCHW
+    Swin                   behind forward_features                    NHWC
+    tokens, averaged       behind forward_features                    NLC, prefix tokens in `rest`
+    tokens, one of them    behind the norm1 of the last block         NLC, the residual in `rest`
+
+A transformer that is pooled by its class token does not look at the last block's patches any more: no
+gradient would reach them behind it. All of this is asked of timm's contract (`forward_features`,
+`forward_head(pre_logits=True)`, `forward_intermediates`), tried on one image, and refused with the
+reason where trunk and head are not the model.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from timm.models.vgg import VGG
 from torch import Tensor, nn
 
-from stacker.config import BackboneConfig, Channels
-from stacker.errors import BackboneError, ConfigError, require_one_of
-from stacker.run import publish
+from stacker.alexnet import AlexNet
+from stacker.errors import BackboneError, require_one_of
+from stacker.recipe import BackboneConfig, Channels
+from stacker.weights import Settings, build
 
-Trunk = Callable[[Tensor], Tensor]
-Head = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+class Features(NamedTuple):
+    """What a trunk gives: the last spatial grid, and what the head needs beside it."""
+
+    grid_BChw: Tensor  # noqa: N815  # shapes are part of names
+    rest: Tensor | None
+
+
+Trunk = Callable[[Tensor], Features]
+Head = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a family is cut, and in which layout its own tensors are there."""
+
+    trunk: Trunk
+    head: Head
+    target_layer: str
+    layout: str
+    prefix_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A timm model, cut at `target_layer` into trunk and head, and the scaling of its input."""
+    """A timm model, cut into trunk and head, with the size and the scaling of its input."""
 
     name: str
-    model: nn.Module
-    trunk: Trunk
-    head: Head
-    target_layer: str
+    model: Any
+    cut: Cut
+    size: tuple[int, int]
     mean: Channels
     std: Channels
 
+    @property
+    def target_layer(self) -> str:
+        """The layer whose activations are the grid."""
+        return self.cut.target_layer
+
+    @property
+    def trunk(self) -> Trunk:
+        """From images to the last grid."""
+        return self.cut.trunk
+
+    @property
+    def head(self) -> Head:
+        """From the last grid to embedding and logits."""
+        return self.cut.head
+
     def normalise(self, pixels_BHWC: Tensor) -> Tensor:
         """Turn uint8 pixels into the model's input; the permuted view is channels_last already."""
-        mean = torch.tensor(self.mean, device=pixels_BHWC.device)
-        std = torch.tensor(self.std, device=pixels_BHWC.device)
-        return ((pixels_BHWC.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        return self.scale(pixels_BHWC.float() / 255)
+
+    def scale(self, colours_BHWC: Tensor) -> Tensor:
+        """Turn colours between 0 and 1 into the model's input."""
+        mean = torch.tensor(self.mean, device=colours_BHWC.device)
+        std = torch.tensor(self.std, device=colours_BHWC.device)
+        return ((colours_BHWC - mean) / std).permute(0, 3, 1, 2)
 
     def freeze(self) -> Backbone:
         """Put the model in eval mode with frozen parameters, as stage two wants it."""
@@ -57,57 +100,43 @@ class Backbone:
         return self
 
 
-def require_known(names: list[str]) -> None:
+def require_known(names: Sequence[str]) -> None:
     """Raise ConfigError for a backbone that timm does not have, with the nearest name."""
     require_one_of("timm model", [n for n in names if not timm.is_model(n)], timm.list_models())
 
 
-def require_files(backbones: Mapping[str, BackboneConfig]) -> None:
-    """Raise BackboneError for weights that are to come from a file which is not there."""
-    for name, settings in backbones.items():
-        if settings.weights not in ("hub", "random") and not Path(settings.weights).is_file():
-            raise BackboneError(
-                f"backbones.{name}.weights: no file at {settings.weights}; "
-                "expected 'hub', 'random' or a path"
-            )
+def create(
+    name: str,
+    classes: int,
+    settings: BackboneConfig,
+    size: tuple[int, int] = (224, 224),
+    drop: Settings | None = None,
+) -> Backbone:
+    """Build a backbone with a fresh head of `classes` outputs, starting from the wanted weights.
 
-
-def create(name: str, classes: int, settings: BackboneConfig) -> Backbone:
-    """Build a backbone with a fresh head of `classes` outputs, starting from the wanted weights."""
+    `drop` are settings of timm's models: drop_rate and drop_path_rate.
+    """
     require_known([name])
-    require_files({name: settings})
-    if settings.weights == "hub":
-        model = _from_hub(name, classes)
-    else:
-        model = timm.create_model(name, num_classes=classes)
-        if settings.weights != "random":
-            _load_weights(name, model, Path(settings.weights), settings.partial)
+    model = build(name, classes, settings, size, drop or {})
     cfg = model.pretrained_cfg
-    backbone = _cut(name, model, settings.mean or cfg["mean"], settings.std or cfg["std"])
-    _require_grid(name, model, backbone.trunk, backbone.head)
+    backbone = attach(name, model, size, settings.mean or cfg["mean"], settings.std or cfg["std"])
+    _require_same(backbone)
     return backbone
 
 
-def _cut(name: str, model: Any, mean: Sequence[float], std: Sequence[float]) -> Backbone:
-    """Cut a model into trunk and head, as timm's contract or VGG's layers have it."""
+def attach(
+    name: str, model: Any, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> Backbone:
+    """Cut a model into trunk and head; raise BackboneError where it has no grid to cut at."""
     model.to(memory_format=torch.channels_last)
-    classifier: nn.Module = model.get_classifier()
-    if isinstance(model, VGG):
-        convolutions, last_pool = model.features[:-1], model.features[-1]
-
-        def trunk(images_BCHW: Tensor) -> Tensor:
-            found: Tensor = convolutions(images_BCHW)
-            return found
-
-        layer = f"features.{len(model.features) - 2}"
-    else:
-        trunk, last_pool, layer = model.forward_features, nn.Identity(), "forward_features"
-
-    def head(activations_BChw: Tensor) -> tuple[Tensor, Tensor]:
-        embedding_BD = model.forward_head(last_pool(activations_BChw), pre_logits=True)
-        return embedding_BD, classifier(embedding_BD)
-
-    return Backbone(name, model, trunk, head, layer, _channels(mean), _channels(std))
+    scaling = (_channels(mean), _channels(std))
+    try:
+        return Backbone(name, model, _cut(model, size), size, *scaling)
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise BackboneError(
+            f"backbones.{name}: does not take images of {size[0]}x{size[1]}, or has no last spatial "
+            f"grid ({error}); take a larger images.size or another backbone, e.g. resnet50"
+        ) from None
 
 
 def _channels(values: Sequence[float]) -> Channels:
@@ -115,141 +144,137 @@ def _channels(values: Sequence[float]) -> Channels:
     return red, green, blue
 
 
-def _require_grid(name: str, model: Any, trunk: Trunk, head: Head) -> None:
+def _cut(model: Any, size: tuple[int, int]) -> Cut:
+    """Find the family's cut by the shape of its last features."""
+    if isinstance(model, VGG | AlexNet):
+        return _cut_before_last_pool(model)
+    with torch.no_grad():
+        found = model.eval().forward_features(torch.zeros(1, 3, *size)).shape
+    if len(found) == 4:
+        layout = getattr(model, "output_fmt", "NCHW")
+        return _cut_behind_features(model, getattr(layout, "value", layout), 0, (0, 0))
+    if len(found) != 3:
+        raise ValueError(f"its last features are of shape {tuple(found)}")
+    prefix = getattr(model, "num_prefix_tokens", 0) or 0
+    grid = _grid(model, found[1] - prefix, size)
+    if getattr(model, "global_pool", "avg") in ("token", "map"):
+        return _cut_inside_last_block(model, prefix, grid)
+    return _cut_behind_features(model, "NLC", prefix, grid)
+
+
+def _grid(model: Any, tokens: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of the patches, which the tokens have lost."""
+    patches = getattr(model, "patch_embed", getattr(model, "stem", None))
+    height, width = getattr(patches, "grid_size", None) or (0, 0)
+    if height * width != tokens:
+        height = round(math.sqrt(tokens * size[0] / size[1]))
+        width = tokens // max(1, height)
+    if height * width != tokens:
+        raise ValueError(f"its {tokens} tokens are no grid")
+    return height, width
+
+
+def _cut_before_last_pool(model: Any) -> Cut:
+    convolutions, last_pool = model.features[:-1], model.features[-1]
+
+    def head(grid_BChw: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
+        embedding_BD = model.forward_head(last_pool(grid_BChw), pre_logits=True)
+        return embedding_BD, model.get_classifier()(embedding_BD)
+
+    layer = f"features.{len(model.features) - 2}"
+    return Cut(lambda images_BCHW: Features(convolutions(images_BCHW), None), head, layer, "NCHW")
+
+
+def _cut_behind_features(model: Any, layout: str, prefix: int, grid: tuple[int, int]) -> Cut:
+    def trunk(images_BCHW: Tensor) -> Features:
+        last = model.forward_features(images_BCHW)
+        if layout == "NLC":
+            return Features(_spatial(last[:, prefix:], grid), last[:, :prefix])
+        return Features(last.permute(0, 3, 1, 2) if layout == "NHWC" else last, None)
+
+    def head(grid_BChw: Tensor, rest: Tensor | None) -> tuple[Tensor, Tensor]:
+        last = grid_BChw.permute(0, 2, 3, 1) if layout == "NHWC" else grid_BChw
+        if rest is not None:
+            last = torch.cat([rest, _tokens(grid_BChw)], dim=1)
+        embedding_BD = model.forward_head(last, pre_logits=True)
+        return embedding_BD, model.get_classifier()(embedding_BD)
+
+    return Cut(trunk, head, "forward_features", layout, prefix)
+
+
+def _cut_inside_last_block(model: Any, prefix: int, grid: tuple[int, int]) -> Cut:
+    """Cut behind the first normalisation of the last block, where patches still speak.
+
+    The head runs that block on the residual, with the normalisation's output for the patches replaced:
+    by a hook that is registered for this one call, as every family writes its blocks its own way.
+    """
+    last = len(model.blocks) - 1
+    if last < 1:
+        raise ValueError("it has a single block")
+    block = model.blocks[-1]
+
+    def trunk(images_BCHW: Tensor) -> Features:
+        ((tokens_BNC, prefix_BNC),) = model.forward_intermediates(
+            images_BCHW,
+            indices=[last - 1],
+            return_prefix_tokens=True,
+            stop_early=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        residual_BNC = torch.cat([prefix_BNC, tokens_BNC], dim=1)
+        return Features(_spatial(block.norm1(residual_BNC)[:, prefix:], grid), residual_BNC)
+
+    def head(grid_BChw: Tensor, rest: Tensor | None) -> tuple[Tensor, Tensor]:
+        def put_in(_: nn.Module, __: Any, found_BNC: Tensor) -> Tensor:
+            return torch.cat([found_BNC[:, :prefix], _tokens(grid_BChw).to(found_BNC.dtype)], dim=1)
+
+        handle = block.norm1.register_forward_hook(put_in)
+        try:
+            tokens_BNC = model.norm(block(rest))
+        finally:
+            handle.remove()
+        embedding_BD = model.forward_head(tokens_BNC, pre_logits=True)
+        return embedding_BD, model.get_classifier()(embedding_BD)
+
+    return Cut(trunk, head, f"blocks.{last}.norm1", "NLC", prefix)
+
+
+def _spatial(tokens_BLC: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return tokens as a grid_BChw."""
+    grid_BChw: Tensor = tokens_BLC.transpose(1, 2).unflatten(2, grid)
+    return grid_BChw
+
+
+def _tokens(grid_BChw: Tensor) -> Tensor:
+    """Return a grid as tokens_BLC."""
+    return grid_BChw.flatten(2).transpose(1, 2)
+
+
+def _require_same(backbone: Backbone) -> None:
     """Try trunk and head on one image; raise BackboneError unless they are the model, over a grid."""
-    side = model.pretrained_cfg["input_size"][-1]
-    image = torch.zeros(1, 3, side, side)
-    model.eval()
+    name, model = backbone.name, backbone.model.eval()
+    classifier = model.get_classifier()
+    if not isinstance(classifier, nn.Linear):
+        raise BackboneError(
+            f"backbones.{name}: its classifier is a {type(classifier).__name__}, one linear "
+            "layer is expected; choose another backbone, e.g. resnet50"
+        )
+    image = torch.linspace(-1, 1, 3 * math.prod(backbone.size)).reshape(1, 3, *backbone.size)
     try:
         with torch.no_grad():
-            activations = trunk(image)
-            grid = tuple(activations.shape)
-            same = len(grid) == 4 and grid[1] == model.num_features
-            same = same and torch.allclose(head(activations)[1], model(image), atol=1e-3)
-    except RuntimeError as error:
-        raise BackboneError(f"backbones.{name}: cannot be cut into trunk and head ({error})") from None
+            features = backbone.trunk(image)
+            shape = tuple(features.grid_BChw.shape)
+            _, logits = backbone.head(*features)
+            whole = model(image)
+            same = logits.shape == whole.shape and torch.allclose(logits, whole, atol=1e-3)
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise BackboneError(
+            f"backbones.{name}: cannot be cut into trunk and head at images.size="
+            f"{backbone.size} ({error})"
+        ) from None
     if not same:
         raise BackboneError(
-            f"backbones.{name}: its last features are of shape {grid}, expected (1, "
-            f"{model.num_features}, h, w) with a linear classifier behind them; choose a convolutional "
-            "backbone, e.g. resnet50"
+            f"backbones.{name}: its last features, of shape {shape}, with a linear classifier behind "
+            "them are not the whole model; choose another backbone, e.g. resnet50"
         )
-
-
-def _from_hub(name: str, classes: int) -> Any:
-    """Return the model with hub weights; raise BackboneError that names the alternatives."""
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
-
-    cfg = timm.get_pretrained_cfg(name)
-    repository = cfg.hf_hub_id if cfg else None
-    try:
-        if repository and not try_to_load_from_cache(repository, "model.safetensors"):
-            get_session().head(constants.ENDPOINT, timeout=5)  # fail in seconds, not after retries
-        return timm.create_model(name, pretrained=True, num_classes=classes)
-    except Exception as error:  # the hub's client raises several unrelated families
-        raise BackboneError(
-            f"backbones.{name}: no weights from the hub ({type(error).__name__}: {error}); give a "
-            f"local file (--set backbones.{name}.weights=PATH) or start from random initialisation "
-            f"(--set backbones.{name}.weights=random)"
-        ) from error
-
-
-def _load_weights(name: str, model: Any, path: Path, partial: bool) -> None:
-    """Load a trunk from a file; raise BackboneError unless every trunk tensor is matched."""
-    found = _read_tensors(name, path)
-    wanted = model.state_dict()
-    classifiers = model.pretrained_cfg["classifier"]
-    prefixes = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    trunk = {k for k in wanted if not k.startswith(tuple(f"{prefix}." for prefix in prefixes))}
-    matched = {k: v for k, v in found.items() if k in trunk and v.shape == wanted[k].shape}
-    missing = sorted(k for k in trunk - matched.keys() if not k.endswith("num_batches_tracked"))
-    if not matched or (missing and not partial):
-        raise BackboneError(
-            f"backbones.{name}: {path} holds {len(matched)} of the {len(trunk)} trunk tensors; missing "
-            f"or of another shape: {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}. Give a "
-            f"file in timm's layout, or start those from random (--set backbones.{name}.partial=true)"
-        )
-    model.load_state_dict(matched, strict=False)
-
-
-def _read_tensors(name: str, path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise BackboneError(f"backbones.{name}.weights: {path} cannot be read: {error}") from None
-    except (UnpicklingError, AttributeError) as error:
-        raise BackboneError(
-            f"backbones.{name}.weights: {path} is not a plain file of tensors: {error}"
-        ) from None
-    for key in ("state_dict", "model"):
-        content = content.get(key, content)
-    return {k: v for k, v in content.items() if isinstance(v, Tensor)}
-
-
-def save_checkpoint(path: Path, backbone: Backbone, facts: dict[str, Any]) -> None:
-    """Publish the weights with all that is needed to use and to trust them.
-
-    The facts go in as one JSON string: safetensors does not keep the order of several entries, and
-    equal models should be equal files.
-    """
-    layer = {"target_layer": backbone.target_layer}
-    facts = {"name": backbone.name, "mean": backbone.mean, "std": backbone.std, **layer, **facts}
-    state = {k: v.detach().cpu().contiguous() for k, v in backbone.model.state_dict().items()}
-    with publish(path) as temporary:
-        save_file(state, temporary, metadata={"stacker": json.dumps(facts)})
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself, without reading its tensors."""
-    try:
-        with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = json.loads(file.metadata()["stacker"])
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise BackboneError(
-            f"{path} is not a base model of this program ({error}); delete it and train again"
-        ) from None
-    return facts
-
-
-def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:
-    """Rebuild a fine-tuned base model from its file alone."""
-    facts = read_facts(path)
-    name, classes = facts["name"], len(facts["classes"])
-    with torch.device("meta"):  # VGG-16 needs seconds to draw random weights that are replaced at once
-        model = timm.create_model(name, num_classes=classes)
-    model.load_state_dict(load_file(path), assign=True)
-    if any(buffer.is_meta for buffer in model.buffers()):  # not all buffers are part of the state
-        model = timm.create_model(name, num_classes=classes)
-        model.load_state_dict(load_file(path))
-    return _cut(name, model, facts["mean"], facts["std"]), facts
-
-
-def choose_device(wanted: str) -> torch.device:
-    """Return the wanted device, or the best one at hand for 'auto'."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wanted)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ConfigError(f"device: {wanted} is not here ({found} CUDA devices found); use 'auto'")
-    return device
-
-
-def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Return bfloat16 for 'auto' where the hardware multiplies it natively, else float32."""
-    if wanted == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-            native = any(getattr(torch.cpu, check, bool)() for check in checks)
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if wanted == "bf16" else torch.float32
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return the autocast context of a trunk pass; it does nothing in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -35,7 +35,7 @@ def bench_images(config: Config, images: int, repeats: int) -> list[Timing]:
     """Time an epoch's loading: from the store, and by decoding every picture again.
 
     The peer is torch's DataLoader over the same files with a worker per core. All ways deliver shuffled
-    batches of (B, size, size, 3) uint8; the files are in the page cache for all.
+    batches of (B, height, width, 3) uint8; the files are in the page cache for all.
     """
     folder = config.artifacts / ".images"
     manifest = read_manifest(config.data)

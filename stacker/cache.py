@@ -224,6 +224,8 @@ def _read_provenance(file: h5py.File) -> Provenance:
     return Provenance(**values)
 
 
-def describe_preprocessing(size: int, resize: str, mean: Sequence[float], std: Sequence[float]) -> str:
+def describe_preprocessing(
+    size: int | tuple[int, int], resize: str, mean: Sequence[float], std: Sequence[float]
+) -> str:
     """Return the preprocessing as JSON, the form in which it is stored and compared."""
     return json.dumps({"size": size, "resize": resize, "mean": list(mean), "std": list(std)})

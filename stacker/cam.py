@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stacker.backbone import Head
+from stacker.backbone import Features, Head
 
 
 def gradcam(activations_BChw: Tensor, gradients_BChw: Tensor) -> Tensor:
@@ -43,16 +43,17 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def class_maps(head: Head, activations_BChw: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor]:
+def class_maps(head: Head, features: Features, method: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return embedding_BD, logits_BK and maps_BKhw, all float32, from one pass through the head.
 
     In eval mode the images of a batch do not touch each other, so the gradient of the batch's summed
     logit is each image's own. The head's parameters should be frozen: then nothing else is recorded.
     """
     formula = METHODS[method]
-    leaf_BChw = activations_BChw.detach().float().requires_grad_()
+    leaf_BChw = features.grid_BChw.detach().float().requires_grad_()
+    rest = None if features.rest is None else features.rest.detach().float()
     with torch.enable_grad():
-        embedding_BD, logits_BK = head(leaf_BChw)
+        embedding_BD, logits_BK = head(leaf_BChw, rest)
     classes = logits_BK.shape[1]
     maps = []
     for k in range(classes):

@@ -132,29 +132,30 @@ def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[
     """Build every backbone with its weights, and see where its maps come from."""
     import torch
 
-    from stacker.backbone import choose_device, create
+    from stacker.backbone import create
+    from stacker.devices import choose_device
+    from stacker.optimize import require_optimizer
+    from stacker.weights import drop_settings
 
     try:
         choose_device(config.device)
     except StackerError as error:
         found.append(finding("error", "device", str(error)))
     fits = []
-    side = config.images.size
+    size, shown = config.images.shape, config.images.size
     for name, settings in config.backbones.items():
         try:
-            backbone = create(name, classes, settings).freeze()
+            recipe = config.recipe(name)
+            require_optimizer(name, recipe)
+            backbone = create(name, classes, settings, size, drop_settings(recipe)).freeze()
             with torch.no_grad():
-                activations = backbone.trunk(torch.zeros(1, 3, side, side))
-                embedding, _ = backbone.head(activations)
+                features = backbone.trunk(torch.zeros(1, 3, *size))
+                embedding, _ = backbone.head(*features)
         except StackerError as error:
             found.append(finding("error", "backbone", str(error)))
             continue
-        except RuntimeError as error:
-            text = f"backbones.{name} does not take images of {side}x{side}: {error}"
-            found.append(finding("error", "backbone", text, "choose a larger images.size"))
-            continue
         parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
-        _, _, height, width = activations.shape
+        _, _, height, width = features.grid_BChw.shape
         weights = (
             settings.weights if settings.weights in ("hub", "random") else Path(settings.weights).name
         )
@@ -166,7 +167,7 @@ def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[
                 finding(
                     "note",
                     "coarse maps",
-                    f"{name}: maps of {height}x{width} cells at images.size={side} hardly localise",
+                    f"{name}: maps of {height}x{width} cells at images.size={shown} hardly localise",
                     "larger images give finer maps",
                 )
             )

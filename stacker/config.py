@@ -13,18 +13,18 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails
+
+from stacker.recipe import BackboneConfig, Section, Share, TrainConfig, TuneConfig
 
 MetaName = Literal["logistic", "mlp", "xgboost"]
 BlockName = Literal["maps", "logits", "embeddings"]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Channels = tuple[float, float, float]
 
 
 def _share_or_official(value: Any) -> Any:
@@ -35,12 +35,6 @@ def _share_or_official(value: Any) -> Any:
 
 
 Part = Annotated[float | Literal["official"], BeforeValidator(_share_or_official)]
-
-
-class Section(BaseModel):
-    """What all sections share: unknown keys are faults and values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataConfig(Section):
@@ -92,11 +86,29 @@ class DataConfig(Section):
         return self
 
 
-class ImagesConfig(Section):
-    """How an image becomes a square of pixels."""
+Side = Annotated[int, Field(ge=32, le=2048)]
 
-    size: int = Field(224, ge=32, le=2048)
+
+class ImagesConfig(Section):
+    """How an image becomes a rectangle of pixels: `size` is a side, or [height, width]."""
+
+    size: Side | tuple[Side, Side] = 224
     resize: Literal["squash", "crop", "pad"] = "squash"
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _one_side_or_two(cls, raw: Any) -> Any:
+        """Speak for both halves of the union at once, and write squares as one number."""
+        sides = list(raw) if isinstance(raw, list | tuple) else [raw]
+        whole = all(isinstance(side, int) and 32 <= side <= 2048 for side in sides)
+        if not whole or len(sides) not in (1, 2):
+            raise ValueError(f"expected a side or [height, width], each from 32 to 2048; found {raw!r}")
+        return sides[0] if len(set(sides)) == 1 else tuple(sides)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
 
 class FoldsConfig(Section):
@@ -121,33 +133,6 @@ class FoldsConfig(Section):
         return self
 
 
-class BackboneConfig(Section):
-    """Where a backbone starts from, and what it does differently from `train`."""
-
-    weights: str = "hub"
-    partial: bool = False
-    mean: Channels | None = None
-    std: Channels | None = None
-    lr: float | None = Field(None, gt=0)
-    epochs: int | None = Field(None, ge=1)
-
-
-class TrainConfig(Section):
-    """The fine-tuning recipe of stage one."""
-
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(32, ge=2)
-    lr: float = Field(3e-4, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup: float = Field(0.25, ge=0, lt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: Literal["balanced", "none"] = "balanced"
-    flips: bool = True
-    colour_jitter: float = Field(0.1, ge=0, le=1)
-    clip_norm: float | None = Field(1.0, gt=0)
-    patience: int | None = Field(None, ge=1)
-
-
 class CamConfig(Section):
     """What stage two caches, and in what portions."""
 
@@ -165,7 +150,7 @@ class LogisticConfig(Section):
 class MlpConfig(Section):
     """A BatchNorm/Dropout multi-layer perceptron on standardised features."""
 
-    hidden: list[Annotated[int, Field(ge=1)]] = [64]
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[64])
     dropout: float = Field(0.5, ge=0, lt=1)
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(64, ge=2)
@@ -204,11 +189,14 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    deterministic: bool = False
+    compile: bool = False
     data: DataConfig
     images: ImagesConfig = ImagesConfig()
     folds: FoldsConfig = FoldsConfig()
     backbones: dict[str, BackboneConfig] = Field(min_length=1)
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig | None = None
     cam: CamConfig = CamConfig()
     stack: StackConfig = StackConfig()
 
@@ -228,6 +216,23 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _every_backbone_has_a_recipe(self) -> Config:
+        """Find the faults in what a backbone changes of `train` before anything runs."""
+        for name in self.backbones:
+            try:
+                self.recipe(name)
+            except ValidationError as error:
+                raise ValidationError.from_exception_data(
+                    "Config", [_below(("backbones", name, "train"), fault) for fault in error.errors()]
+                ) from None
+        return self
+
+    def recipe(self, backbone: str) -> TrainConfig:
+        """Return the training recipe of a backbone: `train`, with what its own section changes."""
+        changes = self.backbones[backbone].train
+        return TrainConfig.model_validate(_merge(self.train.model_dump(), changes))
+
     @property
     def run_path(self) -> Path:
         """The run directory."""
@@ -238,9 +243,29 @@ class Config(Section):
 
         What is cached is decided by `cam` too; the caches say themselves how they were made.
         """
-        free = dict.fromkeys(("run", "artifacts", "device", "precision", "cam", "stack"), True)
+        how = ("device", "precision", "deterministic", "compile")
+        free = dict.fromkeys(("run", "artifacts", *how, "tune", "cam", "stack"), True)
         return self.model_dump(mode="json", exclude={**free, "data": {"masks", "on_error"}})
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that loads to an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping with changes put in, sections within sections."""
+    merged = dict(base)
+    for key, value in changes.items():
+        section = merged.get(key)
+        # `unfreeze` is a plan, not a section: another one replaces it
+        both = isinstance(value, dict) and isinstance(section, dict) and key != "unfreeze"
+        merged[key] = _merge(section, value) if both and section is not None else value
+    return merged
+
+
+def _below(where: tuple[str, ...], fault: Any) -> InitErrorDetails:
+    """Return a fault of a section with its place in the whole config."""
+    details = InitErrorDetails(type=fault["type"], loc=(*where, *fault["loc"]), input=fault["input"])
+    if "ctx" in fault:
+        details["ctx"] = fault["ctx"]
+    return details

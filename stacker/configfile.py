@@ -80,6 +80,8 @@ def _explain(fault: dict[str, Any]) -> str:
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     """Return the names that the section at `location` knows."""
+    if location[:1] == ("backbones",) and "train" in location:  # a backbone's own changes of `train`
+        location = location[location.index("train") :]
     model: type[BaseModel] = Config
     keys = iter(location)
     for key in keys:

@@ -125,7 +125,7 @@ def check_copies(manifest: Manifest, groups: Sequence[Group]) -> Iterable[Findin
             "augmented copies",
             f"{plural(len(turned), 'pair')} of images turned or mirrored into each other: augmented "
             "files count as images that were never taken, and split apart they leak",
-            "keep the originals only: training turns and mirrors them itself (train.flips)",
+            "keep the originals only: training turns and mirrors them itself (train.augment)",
             describe(manifest, turned),
         )
     if groups:

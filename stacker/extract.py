@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stacker.backbone import Backbone, autocast
+from stacker.backbone import Backbone
 from stacker.cache import (
     Provenance,
     Rows,
@@ -25,6 +25,7 @@ from stacker.cache import (
 )
 from stacker.cam import class_maps
 from stacker.config import CamConfig
+from stacker.devices import autocast
 from stacker.errors import CacheError
 from stacker.pixels import Pixels
 from stacker.run import sweep
@@ -44,11 +45,11 @@ def extract(
     for pixels_BHWC in pixels:
         images_BCHW = backbone.normalise(torch.from_numpy(pixels_BHWC).to(device))
         with torch.no_grad(), autocast(device, precision):
-            activations_BChw = backbone.trunk(images_BCHW)
-        embedding_BD, logits_BK, maps_BKhw = class_maps(backbone.head, activations_BChw, method)
+            features = backbone.trunk(images_BCHW)
+        embedding_BD, logits_BK, maps_BKhw = class_maps(backbone.head, features, method)
         batches.append((maps_BKhw.cpu(), embedding_BD.cpu(), logits_BK.cpu()))
-    maps, features, logits = (torch.cat(pieces).numpy() for pieces in zip(*batches, strict=True))
-    return {"maps": maps, "features": features, "logits": logits}
+    maps, embeddings, logits = (torch.cat(pieces).numpy() for pieces in zip(*batches, strict=True))
+    return {"maps": maps, "features": embeddings, "logits": logits}
 
 
 def fill_cache(

@@ -115,7 +115,7 @@ def heatmap_sheet(
         _show(axis, picture)
         axis.set_title(picture.title, fontsize=7)
     for (name, maps), column in zip(panels.items(), axes.T[1:], strict=True):
-        heats = [upsample(m, len(p.pixels)) for m, p in zip(maps, pictures, strict=True)]
+        heats = [upsample(m, p.pixels.shape[:2]) for m, p in zip(maps, pictures, strict=True)]
         limit = max(float(np.abs(h).max() if signed else h.max()) for h in heats)
         scale = Normalize(-limit if signed else 0, limit if limit > 0 else 1)
         colours = ScalarMappable(scale, "RdBu_r" if signed else "inferno")

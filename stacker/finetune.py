@@ -1,52 +1,52 @@
 """Stage one: fine-tune one backbone on the training part of one fold.
 
 The loop reads from top to bottom and knows nothing of files: pixels and labels come in, epochs go out
-through `log_epoch`, and the model is left with the weights of its best epoch, chosen on the fold's inner
-validation images. Every random choice comes from the seed, so that a job started again after an
-interruption ends with the same weights.
+through `on_epoch` with a snapshot to go on from, and the model is left with the weights of its best
+epoch, chosen on the fold's inner validation images. Every random choice comes from the seed, so that a
+job started again, from its beginning or from a snapshot, ends with the same weights.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch._dynamo.exc import TorchDynamoException
+from torch.nn.functional import one_hot
 
-from stacker.backbone import Backbone, autocast
-from stacker.config import TrainConfig
+from stacker.augment import mix, vary
+from stacker.backbone import Backbone
+from stacker.batches import Batch, Part, draw_order
+from stacker.devices import autocast
 from stacker.errors import BackboneError
+from stacker.layers import set_trainable, to_two_logits
+from stacker.losses import Loss
 from stacker.metrics import scores
-from stacker.pixels import Pixels
+from stacker.optimize import Schedule, make_optimizer
+from stacker.recipe import TrainConfig
+from stacker.snapshot import Snapshot, State, optimizer_state, restore_optimizer
+
+log = logging.getLogger(__name__)
 
 Epoch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows of the store with their class indices."""
+class How:
+    """What does not decide what is learnt: the machine, and where randomness starts."""
 
-    pixels: Pixels
-    labels: np.ndarray
-    rows: np.ndarray
-
-    def batches(
-        self, order: np.ndarray, size: int, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (pixels_BHWC uint8, labels_B) on the device, in the given order of rows."""
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            pixels = torch.from_numpy(self.pixels[chosen])
-            labels = torch.from_numpy(self.labels[chosen])
-            if device.type == "cuda":
-                pixels, labels = pixels.pin_memory(), labels.pin_memory()
-            yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    device: torch.device
+    precision: torch.dtype
+    seed: int = 0
+    compile: bool = False
 
 
 def finetune(
@@ -54,165 +54,250 @@ def finetune(
     fit: Part,
     validation: Part,
     recipe: TrainConfig,
-    seed: int,
-    device: torch.device,
-    precision: torch.dtype,
-    log_epoch: Callable[[Epoch], None],
+    how: How,
+    on_epoch: Callable[[Epoch, Callable[[], Snapshot]], None] = lambda *_: None,
+    on_images: Callable[[int], None] = lambda _: None,
+    snapshot: Snapshot | None = None,
 ) -> Epoch:
     """Train the model in place and leave it with its best weights; return the best epoch's record.
 
-    Raise BackboneError when the loss is not a number any more.
+    `on_epoch` hears every epoch's record with a function that takes a snapshot, `on_images` the size
+    of every batch. Raise BackboneError when the loss is not a number any more.
     """
-    torch.manual_seed(seed)
-    order_rng = np.random.default_rng(seed)
-    augment_rng = torch.Generator(device).manual_seed(seed)
-    model = backbone.model.requires_grad_(True).to(device)
-    classes = int(fit.labels.max()) + 1
-    weights = _class_weights(fit.labels[fit.rows], classes, recipe.class_weights).to(device)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=True
-    )
-    images = len(fit.rows) - (len(fit.rows) % recipe.batch_size == 1)  # BatchNorm cannot train on one
-    steps_per_epoch = math.ceil(images / recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, _warmup_then_cosine(recipe.epochs * steps_per_epoch, recipe.warmup)
-    )
-    best: Epoch = {}
-    best_state: dict[str, Tensor] = {}
-    for number in range(1, recipe.epochs + 1):
+    training = Training(backbone, fit, recipe, how)
+    if snapshot is not None:
+        training.restore(snapshot)
+    for number in range(len(training.epochs) + 1, recipe.epochs + 1):
+        if training.out_of_patience():
+            break
+        training.set_trainable(number)
         started = time.perf_counter()
-        model.train()
-        losses = []
-        order = _interleave(fit, order_rng)[:images]
-        for pixels_BHWC, labels_B in fit.batches(order, recipe.batch_size, device):
-            images_BCHW = _augment(backbone.normalise(pixels_BHWC), recipe, augment_rng)
-            with autocast(device, precision):
-                logits_BK = model(images_BCHW)
-            loss = cross_entropy(
-                logits_BK.float(), labels_B, weights, label_smoothing=recipe.label_smoothing
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if recipe.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.detach())
-        train_loss = float(torch.stack(losses).mean())
+        order = draw_order(fit, recipe.balance == "sampling", training.order_rng)[: training.images]
+        batches = fit.batches(order, recipe.batch_size, how.device)
+        train_loss = training.run_epoch(batches, on_images)
+        seconds = time.perf_counter() - started
         if not math.isfinite(train_loss):
             raise BackboneError(
                 f"{backbone.name}: the loss is {train_loss} in epoch {number}; lower the learning rate "
-                f"(--set backbones.{backbone.name}.lr={recipe.lr / 3:.0e}) and run it again"
+                f"(--set backbones.{backbone.name}.train.lr={recipe.lr / 3:.0e}) and run it again"
             )
-        seconds = time.perf_counter() - started
         epoch = {
             "epoch": number,
             "train_loss": round(train_loss, 6),
-            **_validate(backbone, validation, recipe.batch_size, device, precision),
-            "lr": schedule.get_last_lr()[0],
-            "images_per_second": round(images / seconds, 1),
+            **validate(training.judged, backbone, validation, training.loss, recipe.batch_size, how),
+            "lr": training.optimizer.param_groups[-1]["lr"],
+            "images_per_second": round(len(order) / seconds, 1),
+            **_memory(how.device),
         }
-        if not best or _merit(epoch) > _merit(best):
-            best = epoch
-            best_state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        log_epoch(epoch)
-        if recipe.patience is not None and number - best["epoch"] >= recipe.patience:
-            break
-    model.load_state_dict(best_state)
-    return best
+        training.end_epoch(epoch)
+        on_epoch(epoch, training.snapshot)
+    return training.finish()
 
 
-def _merit(epoch: Epoch) -> tuple[float, float]:
-    """Order epochs by how well they separate the classes and decide between them, then by loss.
+class Training:
+    """What changes while a backbone is trained."""
+
+    def __init__(self, backbone: Backbone, fit: Part, recipe: TrainConfig, how: How) -> None:
+        torch.manual_seed(how.seed)
+        self.order_rng = np.random.default_rng(how.seed)
+        self.augment_rng = torch.Generator().manual_seed(how.seed)
+        self.backbone, self.recipe, self.how = backbone, recipe, how
+        classes = int(fit.labels.max()) + 1
+        self.loss = Loss(recipe, fit.labels[fit.rows], classes, how.device)
+        self.model = backbone.model
+        if recipe.loss == "bce":
+            self.model.reset_classifier(1)
+        self.model.requires_grad_(True).to(how.device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.model) if how.compile else self.model
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.images = len(fit.rows) - (len(fit.rows) % recipe.batch_size == 1)  # BatchNorm needs two
+        self.schedule = Schedule(recipe, math.ceil(self.images / recipe.batch_size))
+        self.ema = ModelEmaV3(self.model, recipe.ema, use_warmup=True) if recipe.ema else None
+        self.accumulate = recipe.accumulate
+        self.step = 0
+        self.epochs: list[Epoch] = []
+        self.best: Epoch = {}
+        self.best_state: State = {}
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is validated and kept: the moving average where there is one."""
+        found: nn.Module = self.ema.module if self.ema else self.model
+        return found
+
+    def set_trainable(self, epoch: int) -> None:
+        """Freeze and unfreeze as the recipe has it for an epoch."""
+        wanted = self.recipe.trainable_in(epoch)
+        count = set_trainable(self.model, wanted)
+        if epoch == 1 or wanted != self.recipe.trainable_in(epoch - 1):
+            log.debug("%s: %s trainable: %d parameters", self.backbone.name, wanted, count)
+
+    def run_epoch(self, batches: Iterable[Batch], on_images: Callable[[int], None]) -> float:
+        """Take an optimizer step for every batch; return the mean loss."""
+        losses = []
+        for pixels_BHWC, labels_B in batches:
+            targets_BK = one_hot(labels_B, self.loss.classes).float()
+            colours_BHWC = vary(pixels_BHWC, self.recipe.augment, self.augment_rng)
+            colours_BHWC, targets_BK = mix(
+                colours_BHWC, targets_BK, self.recipe.augment, self.augment_rng
+            )
+            images_BCHW = self.backbone.scale(colours_BHWC)
+            self.schedule.apply(self.optimizer, self.step)
+            losses.append(self._gradient(images_BCHW, targets_BK))
+            if self.recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            if self.ema:
+                self.ema.update(self.model, step=self.step)
+            on_images(len(labels_B))
+        return float(torch.stack(losses).mean())
+
+    def _gradient(self, images_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
+        """Add up the gradient of a batch, slice by slice; smaller slices when memory is short."""
+        while True:
+            try:
+                return self._gradient_of_slices(images_BCHW, targets_BK)
+            except torch.OutOfMemoryError:
+                if self.accumulate * 2 > len(images_BCHW) // 2:
+                    raise BackboneError(
+                        f"{self.backbone.name}: out of memory with "
+                        f"{len(images_BCHW) // self.accumulate} images at once; take "
+                        "a smaller images.size or another backbone"
+                    ) from None
+            except TorchDynamoException as error:
+                raise BackboneError(
+                    f"{self.backbone.name}: cannot be compiled ({error}); go on without "
+                    "(--set compile=false)"
+                ) from None
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.how.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.accumulate *= 2
+            log.warning(
+                "%s: out of memory; a batch of %d now passes in %d slices (the same as --set "
+                "train.accumulate=%d)",
+                *(self.backbone.name, len(images_BCHW), self.accumulate, self.accumulate),
+            )
+
+    def _gradient_of_slices(self, images_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
+        slices = min(self.accumulate, max(1, len(images_BCHW) // 2))
+        weight, losses = self.loss.weight(targets_BK), []
+        pairs = zip(images_BCHW.tensor_split(slices), targets_BK.tensor_split(slices), strict=True)
+        for images, targets in pairs:
+            with autocast(self.how.device, self.how.precision):
+                logits = self.forward(images)
+            loss = self.loss(logits.float(), targets) / weight
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def end_epoch(self, epoch: Epoch) -> None:
+        """Remember an epoch, and its weights when it is the best so far."""
+        self.epochs.append(epoch)
+        self.schedule.end_epoch(epoch["val_loss"])
+        if not self.best or _merit(epoch, self.recipe.monitor) > _merit(self.best, self.recipe.monitor):
+            self.best = epoch
+            self.best_state = {k: v.detach().clone() for k, v in self.judged.state_dict().items()}
+
+    def out_of_patience(self) -> bool:
+        """Say whether the scores have not risen for too many epochs."""
+        patience = self.recipe.patience
+        return patience is not None and len(self.epochs) - self.best.get("epoch", 0) >= patience
+
+    def finish(self) -> Epoch:
+        """Leave the model with its best weights."""
+        if self.recipe.loss == "bce":
+            to_two_logits(self.model, self.best_state)
+            self.model.to(self.how.device)
+        else:
+            self.model.load_state_dict(self.best_state)
+        return self.best
+
+    def snapshot(self) -> Snapshot:
+        """Take down everything that the next epochs depend on."""
+        memory, plain = optimizer_state(self.optimizer)
+        tensors = {"model": dict(self.model.state_dict()), "optimizer": memory}
+        tensors["rng"] = {"cpu": torch.get_rng_state(), "augment": self.augment_rng.get_state()}
+        if self.how.device.type == "cuda":
+            tensors["rng"]["cuda"] = torch.cuda.get_rng_state(self.how.device)
+        if self.ema:
+            tensors["ema"] = dict(self.ema.module.state_dict())
+        if self.best is not self.epochs[-1]:  # else they are the judged model's
+            tensors["best"] = self.best_state
+        facts = {
+            "epochs": self.epochs,
+            "best": self.best["epoch"],
+            "step": self.step,
+            "accumulate": self.accumulate,
+            "schedule": self.schedule.state(),
+            "order_rng": self.order_rng.bit_generator.state,
+            "optimizer": plain,
+        }
+        return Snapshot(tensors, facts)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where a snapshot was taken."""
+        tensors, facts = snapshot.tensors, snapshot.facts
+        self.model.load_state_dict(tensors["model"])
+        restore_optimizer(self.optimizer, tensors["optimizer"], facts["optimizer"])
+        torch.set_rng_state(tensors["rng"]["cpu"])
+        self.augment_rng.set_state(tensors["rng"]["augment"])
+        if self.how.device.type == "cuda" and "cuda" in tensors["rng"]:
+            torch.cuda.set_rng_state(tensors["rng"]["cuda"], self.how.device)
+        if self.ema:
+            self.ema.module.load_state_dict(tensors["ema"])
+        self.order_rng.bit_generator.state = facts["order_rng"]
+        self.schedule.restore(facts["schedule"])
+        self.step, self.accumulate = facts["step"], facts["accumulate"]
+        self.epochs = facts["epochs"]
+        self.best = self.epochs[facts["best"] - 1]
+        best = tensors.get("best", self.judged.state_dict())
+        self.best_state = {k: v.detach().clone() for k, v in best.items()}
+
+
+def _merit(epoch: Epoch, monitor: str) -> tuple[float, float]:
+    """Order epochs by what the recipe looks at, then by loss.
 
     Loss alone would prefer an early, undecided epoch: the running statistics of BatchNorm lag behind in
     short trainings, and a network that separates well is punished for being badly calibrated.
     """
-    return epoch["val_auc"] + epoch["val_balanced_accuracy"], -epoch["val_loss"]
-
-
-def _interleave(part: Part, rng: np.random.Generator) -> np.ndarray:
-    """Return the rows in random order, each class spread evenly, so that every batch has its mix.
-
-    What all images have in common then cancels in a batch's gradient from the first step on, which a
-    network without normalisation layers (VGG) needs to leave its starting plateau.
-    """
-    labels = part.labels[part.rows]
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        place[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
-    rows: np.ndarray = part.rows[np.argsort(place)]
-    return rows
+    if monitor == "last":
+        return epoch["epoch"], 0.0
+    if monitor == "loss":
+        return -epoch["val_loss"], 0.0
+    found = (epoch[f"val_{name}"] for name in monitor.split("+"))
+    return sum(score for score in found if math.isfinite(score)), -epoch["val_loss"]
 
 
 @torch.inference_mode()
-def _validate(
-    backbone: Backbone, part: Part, batch_size: int, device: torch.device, precision: torch.dtype
+def validate(
+    model: nn.Module, backbone: Backbone, part: Part, loss: Loss, batch_size: int, how: How
 ) -> Epoch:
-    """Return loss, accuracy and AUC on the inner validation images."""
-    backbone.model.eval()
+    """Return loss and scores on the inner validation images, and the share of the commonest answer."""
+    model.eval()
     logits, labels = [], []
-    for pixels_BHWC, labels_B in part.batches(part.rows, batch_size, device):
-        with autocast(device, precision):
-            logits.append(backbone.model(backbone.normalise(pixels_BHWC)).float())
+    for pixels_BHWC, labels_B in part.batches(part.rows, batch_size, how.device):
+        with autocast(how.device, how.precision):
+            logits.append(model(backbone.normalise(pixels_BHWC)).float())
         labels.append(labels_B)
-    logits_NK, labels_N = torch.cat(logits), torch.cat(labels)
-    found = scores(
-        labels_N.cpu().numpy(), logits_NK.softmax(1).cpu().numpy(), np.ones((1, len(labels_N)))
-    )
-    wanted = ("accuracy", "balanced_accuracy", "auc")
+    logits_NK, labels_N = loss.as_classes(torch.cat(logits)).cpu(), torch.cat(labels).cpu()
+    shares_NK = logits_NK.softmax(1).numpy()
+    found = scores(labels_N.numpy(), shares_NK, np.ones((1, len(labels_N))))
+    found["precision"] = np.nan_to_num(found["precision"])  # a class that is never answered
+    found["recall"] = found.get("sensitivity", found["balanced_accuracy"])
+    wanted = ("accuracy", "balanced_accuracy", "auc", "precision", "recall", "f1")
+    answers = np.bincount(shares_NK.argmax(1), minlength=shares_NK.shape[1])
     return {
-        "val_loss": round(float(cross_entropy(logits_NK, labels_N)), 6),
+        "val_loss": round(float(nn.functional.cross_entropy(logits_NK, labels_N)), 6),
         **{f"val_{name}": round(float(found[name][0]), 6) for name in wanted},
+        "val_commonest": round(float(answers.max() / len(labels_N)), 6),
     }
 
 
-def _augment(images_BCHW: Tensor, recipe: TrainConfig, rng: torch.Generator) -> Tensor:
-    """Flip, turn by quarters and jitter the colour, each image by its own draw.
-
-    A tissue section has no up or down: all eight symmetries of the square are equally likely.
-    """
-    device, count = images_BCHW.device, len(images_BCHW)
-    if recipe.flips:
-        turned = torch.empty_like(images_BCHW)
-        symmetry_B = torch.randint(8, (count,), generator=rng, device=device)
-        for symmetry in range(8):
-            chosen = symmetry_B == symmetry
-            images = images_BCHW[chosen].rot90(symmetry % 4, dims=(2, 3))
-            turned[chosen] = images.flip(3) if symmetry >= 4 else images
-        images_BCHW = turned
-    if recipe.colour_jitter > 0:
-        draw = torch.rand(2, count, 3, 1, 1, generator=rng, device=device) * 2 - 1
-        gain_BC11, shift_BC11 = draw * recipe.colour_jitter
-        images_BCHW = images_BCHW * (1 + gain_BC11) + shift_BC11
-    return images_BCHW
-
-
-def _class_weights(labels: np.ndarray, classes: int, policy: str) -> Tensor:
-    """Return one loss weight per class: inversely proportional to its images, or all equal."""
-    if policy == "none":
-        return torch.ones(classes)
-    counts = np.bincount(labels, minlength=classes)
-    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and filters only: biases and normalisation scales are left alone."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _warmup_then_cosine(steps: int, warmup: float) -> Callable[[int], float]:
-    """Return the one-cycle factor of the learning rate: linear up, then half a cosine down to zero."""
-    rising = round(steps * warmup)
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-
-    return factor
+def _memory(device: torch.device) -> dict[str, float]:
+    """Return the most memory that the GPU held, in GB."""
+    if device.type != "cuda":
+        return {}
+    return {"gpu_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 2)}

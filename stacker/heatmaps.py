@@ -21,14 +21,15 @@ from stacker.manifest import Image, Manifest
 from stacker.run import Run
 
 
-def upsample(map_hw: np.ndarray, size: int) -> np.ndarray:
-    """Return a map as (size, size) float32, bilinearly interpolated."""
+def upsample(map_hw: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return a map as float32 of (height, width), bilinearly interpolated."""
     small = Picture.fromarray(np.ascontiguousarray(map_hw, dtype=np.float32))
-    return np.asarray(small.resize((size, size), Picture.Resampling.BILINEAR))
+    height, width = size
+    return np.asarray(small.resize((width, height), Picture.Resampling.BILINEAR))
 
 
 def read_mask(image: Image, config: Config) -> np.ndarray | None:
-    """Return an image's lesion mask as (size, size) bool, or None when it has none."""
+    """Return an image's lesion mask as (height, width) bool, or None when it has none."""
     if config.data.masks is None:
         return None
     path = config.data.masks / Path(image.path).name
@@ -40,7 +41,7 @@ def pointing_and_mass(map_hw: np.ndarray, mask: np.ndarray) -> tuple[bool, float
 
     A map without any positive value points nowhere: a miss, with no mass inside.
     """
-    heat = upsample(map_hw, len(mask)).clip(min=0)
+    heat = upsample(map_hw, mask.shape).clip(min=0)
     if heat.max() <= 0:
         return False, 0.0
     return bool(mask.flat[heat.argmax()]), float(heat[mask].sum() / heat.sum())

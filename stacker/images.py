@@ -1,4 +1,4 @@
-"""From a picture file to a square of uint8 pixels, or a reason why not.
+"""From a picture file to a rectangle of uint8 pixels, or a reason why not.
 
 What would have to be guessed at (16-bit pixels, several frames, slivers of tissue) is refused with its
 path and reason; grey, palette, CMYK and transparent pictures become RGB.
@@ -24,22 +24,22 @@ EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YC
 
 
 def fit(pixels_HWC: np.ndarray, config: ImagesConfig, background: str = "white") -> np.ndarray:
-    """Return pixels as a square of the config's size: squashed, cropped or padded."""
-    side = config.size
-    if pixels_HWC.shape[:2] == (side, side):
+    """Return pixels as a rectangle of the config's size: squashed, cropped or padded."""
+    height, width = config.shape
+    if pixels_HWC.shape[:2] == (height, width):
         return pixels_HWC
     picture = Picture.fromarray(pixels_HWC)
     if config.resize == "crop":
-        picture = ImageOps.fit(picture, (side, side), Picture.Resampling.BICUBIC)
+        picture = ImageOps.fit(picture, (width, height), Picture.Resampling.BICUBIC)
     elif config.resize == "pad":
-        picture = ImageOps.pad(picture, (side, side), Picture.Resampling.BICUBIC, background)
+        picture = ImageOps.pad(picture, (width, height), Picture.Resampling.BICUBIC, background)
     else:
-        picture = picture.resize((side, side), Picture.Resampling.BICUBIC)
+        picture = picture.resize((width, height), Picture.Resampling.BICUBIC)
     return np.asarray(picture)
 
 
 def decode(path: Path | str, config: ImagesConfig, background: str = "white") -> np.ndarray:
-    """Return one picture as (size, size, 3) uint8; raise DataError with the path and the reason."""
+    """Return one picture as (height, width, 3) uint8; raise DataError with the path and the reason."""
     try:
         return decode_bytes(Path(path).read_bytes(), config, background)
     except UnusableError as error:
@@ -60,7 +60,7 @@ class UnusableError(Exception):
 
 
 def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white") -> np.ndarray:
-    """Return a file's content as (size, size, 3) uint8; raise UnusableError with the reason."""
+    """Return a file's content as (height, width, 3) uint8; raise UnusableError with the reason."""
     try:
         with Picture.open(io.BytesIO(content)) as picture:
             _refuse_unusable(picture)

@@ -39,12 +39,14 @@ def scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -
     truly, guessed = confusion.sum(axis=2), confusion.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = hits / truly
+        precision = hits / guessed
         f1 = np.where(truly > 0, 2 * hits / (truly + guessed), np.nan)
         squares = ((probabilities - np.eye(classes)[labels]) ** 2).sum(axis=1) / 2
         found = {
             "accuracy": hits.sum(axis=1) / truly.sum(axis=1),
             "balanced_accuracy": _mean_of_defined(recall),
             "auc": _auc(labels, probabilities, weights),
+            "precision": precision[:, 1] if classes == 2 else _mean_of_defined(precision),
             "f1": f1[:, 1] if classes == 2 else _mean_of_defined(f1),
             "brier": weights @ squares / weights.sum(axis=1),
         }

@@ -19,7 +19,7 @@ SAMPLED = 64  # rows of arrays read in place whose content is compared with the 
 
 
 class Pixels(Protocol):
-    """The images of a manifest: rows in, (B, size, size, 3) uint8 out."""
+    """The images of a manifest: rows in, (B, height, width, 3) uint8 out."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -69,8 +69,7 @@ class InPlace:
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Return the pixels of some rows, each file read in ascending order."""
         files, wanted = self.file[rows], self.row[rows]
-        side = self.config.size
-        pixels = np.empty((len(wanted), side, side, 3), np.uint8)
+        pixels = np.empty((len(wanted), *self.config.shape, 3), np.uint8)
         for place in np.lexsort((wanted, files)):
             pixels[place] = fit(self.arrays[files[place]][wanted[place]], self.config)
         return pixels

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stacker.backbone import choose_device, choose_precision, load_checkpoint
+from stacker.checkpoint import load_checkpoint
+from stacker.devices import choose_device, choose_precision
 from stacker.errors import BackboneError, DataError, require_one_of
 from stacker.extract import Arrays, extract
 from stacker.features import assemble, probabilities

@@ -22,8 +22,8 @@ console = Console(stderr=True)
 
 
 @contextmanager
-def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar of `total` steps while the block runs; yield the function that moves it on."""
+def bar(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """Show a bar of `total` steps while the block runs; yield what moves it on, and may rename it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -33,7 +33,7 @@ def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         task = shown.add_task(label, total=total)
-        yield lambda steps: shown.advance(task, steps)
+        yield lambda steps, label=None: shown.update(task, advance=steps, description=label)
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:

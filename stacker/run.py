@@ -1,7 +1,7 @@
 """The run directory: where everything lies, how a file is published, what a run refuses.
 
     artifacts/<run>/config.yaml run.json manifest.csv folds.json
-                    models/<backbone>/<fold>/model.safetensors metrics.jsonl
+                    models/<backbone>/<fold>/model.safetensors metrics.jsonl curves.png tensorboard/
                     cache/<backbone>/<fold>/part-00000.h5 ... index.h5
                     stack/<meta-learner>/...
                     metrics.json predictions.csv figures/*.png
@@ -13,6 +13,7 @@ for a result, and why "done" can be decided by what a file says of its origin.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -69,9 +70,10 @@ class Run:
 
     def record(self, section: str, entry: dict[str, Any]) -> None:
         """Merge an entry into a section of run.json, the run's logbook."""
-        book = read_json(self.path / "run.json")
-        book.setdefault(section, {}).update(entry)
-        write_json(self.path / "run.json", book)
+        with held(self.path / ".run.lock", wait=True):
+            book = read_json(self.path / "run.json")
+            book.setdefault(section, {}).update(entry)
+            write_json(self.path / "run.json", book)
 
 
 def create_run(config: Config) -> Run:
@@ -140,6 +142,19 @@ def publish(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Say whether a lock file is this process's own while the block runs; a killed process lets go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def sweep(folder: Path) -> None:

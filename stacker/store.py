@@ -6,7 +6,7 @@ contain and by the resize settings: runs share it, whatever subset of the images
 file never meets a stale row. Arrays such as PatchCamelyon's are read where they lie. Scaling to a
 backbone's mean and standard deviation happens later, on the device.
 
-    <settings>-<content>.npy       (N, size, size, 3) uint8
+    <settings>-<content>.npy       (N, height, width, 3) uint8
     <settings>-<content>.json      the SHA-256 of every row's source, and why some could not be decoded
     <settings>-<content>.partial   a store in the making: as long as it is, so far has packing come
 """
@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ BLOCK_BYTES = 100_000_000
 def store_bytes(manifest: Manifest, config: ImagesConfig) -> int:
     """Return what packing the images takes on the disk; arrays are not packed."""
     packed = {image.sha256 for image in manifest.images if image.index is None}
-    return len(packed) * config.size**2 * 3
+    return len(packed) * math.prod(config.shape) * 3
 
 
 def is_packed(folder: Path, manifest: Manifest, config: ImagesConfig) -> bool:
@@ -167,9 +168,8 @@ def _append(
     Raise DataError when files have changed or gone since they were listed.
     """
     sources = list(paths.items())
-    shape = (len(sources), config.size, config.size, 3)
-    header = _npy_header(shape)
-    size = config.size**2 * 3
+    header = _npy_header((len(sources), *config.shape, 3))
+    size = math.prod(config.shape) * 3
     done = max(0, (partial.seek(0, os.SEEK_END) - len(header)) // size)
     require_space(Path(partial.name).parent, (len(sources) - done) * size)
     if done == 0:
@@ -230,7 +230,7 @@ def _reasons_of_blank_rows(
 ) -> dict[str, str]:
     """Say again why rows of an interrupted store are blank; black pictures have no reason."""
     reasons = {}
-    shape = (len(sources), config.size**2 * 3)
+    shape = (len(sources), math.prod(config.shape) * 3)
     if sources:
         rows = np.memmap(partial, np.uint8, "r", offset, shape)
         for row in np.flatnonzero([not row.any() for row in rows]):

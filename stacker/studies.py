@@ -38,10 +38,14 @@ class Study:
 
 def begin(config: Config) -> Study:
     """Start a run, or reopen it; raise before anything is written when the data is unusable."""
-    from stacker.backbone import require_files, require_known
+    from stacker.backbone import require_known
+    from stacker.optimize import require_optimizer
+    from stacker.weights import require_files
 
     require_known(list(config.backbones))
     require_files(config.backbones)
+    for name in config.backbones:
+        require_optimizer(name, config.recipe(name))
     if has_begun(config):
         return reopen(config)
     listed = read_manifest(config.data)

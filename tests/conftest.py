@@ -27,8 +27,8 @@ def small_settings(artifacts: Path, data: Path) -> dict[str, Any]:
         "images": {"size": 32},
         "folds": {"protocol": "holdout", "test": 0.25, "stack": 0.25, "validation": 0.25},
         "backbones": {
-            "test_resnet": {"weights": "random", "lr": 1e-3},
-            "test_efficientnet": {"weights": "random", "lr": 1e-3},
+            "test_resnet": {"weights": "random", "train": {"lr": 1e-3}},
+            "test_efficientnet": {"weights": "random", "train": {"lr": 1e-3}},
         },
         "train": {"epochs": 2, "batch_size": 16},
         "cam": {"part_rows": 10},

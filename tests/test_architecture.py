@@ -9,16 +9,21 @@ import stacker
 
 PACKAGE = Path(stacker.__file__).parent
 ORDER = (  # every module imports only from modules above it
-    *("__init__", "errors", "config", "configfile", "run", "progress"),
+    *("__init__", "errors", "recipe", "config", "configfile", "run", "progress"),
     *("tissue", "lesions", "synthetic", "manifest", "breakhis", "pcam", "tables", "readers"),
     *("images", "pixels", "store", "assignment", "folds", "metrics"),
     *("findings", "census", "fingerprints", "copies", "shortcuts", "audit"),
-    *("backbone", "studies", "cam", "cache", "finetune", "extract"),
-    *("heatmaps", "figures", "data_figures", "features", "mlp", "meta", "stack"),
+    *("devices", "alexnet", "weights", "backbone", "checkpoint", "layers", "optimize", "losses"),
+    *("studies", "augment", "batches", "snapshot", "finetune", "cam", "cache", "extract"),
+    *("heatmaps", "figures", "data_figures", "curves", "watch", "jobs"),
+    *("features", "mlp", "meta", "stack"),
     *("inspection", "predict", "pipeline", "report", "check", "bench", "terminal", "demo"),
     *("command", "cli_data", "cli_bench", "cli", "__main__"),
 )
-TORCH_HALF = {"backbone", "cam", "finetune", "extract"}
+TORCH_HALF = {
+    *("devices", "alexnet", "weights", "backbone", "checkpoint", "layers", "optimize", "losses"),
+    *("augment", "batches", "snapshot", "finetune", "cam", "extract", "watch", "jobs"),
+}
 SKLEARN_HALF = {"features", "meta", "stack", "mlp"}
 
 

@@ -1,59 +1,125 @@
-"""Every backbone answers the same questions, and weights never match in part without a word."""
+"""Every family answers the same questions, or is refused with the reason."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from stacker import backbone as backbones
-from stacker.backbone import choose_device, choose_precision, create, load_checkpoint, save_checkpoint
-from stacker.config import BackboneConfig
+from stacker.backbone import create
+from stacker.cam import class_maps
+from stacker.checkpoint import load_checkpoint, save_checkpoint
+from stacker.devices import choose_device, choose_precision
 from stacker.errors import BackboneError, ConfigError
+from stacker.layers import stages
+from stacker.recipe import BackboneConfig
 
 RANDOM = BackboneConfig(weights="random")
-GRIDS = {  # the last grid at 64 px, and the embedding's width
-    "densenet121": ((1024, 2, 2), 1024),
-    "resnet50": ((2048, 2, 2), 2048),
-    "vgg16": ((512, 4, 4), 4096),
-    "vgg11_bn": ((512, 4, 4), 4096),
-    "tf_efficientnet_lite0": ((1280, 2, 2), 1280),
-    "mobilenetv3_small_050": ((288, 2, 2), 1024),
-    "test_resnet": ((96, 2, 2), 96),
-    "test_convnext": ((64, 2, 2), 64),
-    "test_efficientnet": ((256, 2, 2), 256),
-    "test_byobnet": ((256, 2, 2), 256),
+SIZE = (64, 96)  # not square: rows and columns of the grid cannot be mistaken for each other
+
+
+class Answer(NamedTuple):
+    """What a family says: its grid's channels, rows and columns, its embedding, layout and layer."""
+
+    grid: tuple[int, int, int]
+    embedding: int
+    stages: int
+    layout: str = "NCHW"
+    layer: str = "forward_features"
+    prefix: int = 0
+
+
+ANSWERS = {
+    "densenet121": Answer((1024, 2, 3), 1024, 5),
+    "resnet34": Answer((512, 2, 3), 512, 5),
+    "resnet50": Answer((2048, 2, 3), 2048, 5),
+    "vgg11": Answer((512, 4, 6), 4096, 5, layer="features.19"),
+    "vgg11_bn": Answer((512, 4, 6), 4096, 5, layer="features.27"),
+    "vgg16": Answer((512, 4, 6), 4096, 5, layer="features.29"),
+    "vgg16_bn": Answer((512, 4, 6), 4096, 5, layer="features.42"),
+    "convnextv2_atto": Answer((320, 2, 3), 320, 5),
+    "convnextv2_nano": Answer((640, 2, 3), 640, 5),
+    "convnextv2_tiny": Answer((768, 2, 3), 768, 5),
+    "convnextv2_base": Answer((1024, 2, 3), 1024, 5),
+    "efficientnet_b0": Answer((1280, 2, 3), 1280, 8),
+    "tf_efficientnet_lite0": Answer((1280, 2, 3), 1280, 8),
+    "tf_efficientnetv2_s": Answer((1280, 2, 3), 1280, 7),
+    "mobilenetv3_large_100": Answer((960, 2, 3), 1280, 8),
+    "mobilenetv3_small_050": Answer((288, 2, 3), 1024, 7),
+    "vit_base_patch16_224": Answer((768, 4, 6), 768, 13, "NLC", "blocks.11.norm1", 1),
+    "vit_base_patch16_gap_224": Answer((768, 4, 6), 768, 13, "NLC"),
+    "vit_small_patch16_dinov3": Answer((384, 4, 6), 384, 13, "NLC", prefix=5),
+    "beit_base_patch16_224": Answer((768, 4, 6), 768, 13, "NLC", prefix=1),
+    "swin_tiny_patch4_window7_224": Answer((768, 2, 3), 768, 5, "NHWC"),
+    "alexnet": Answer((256, 3, 5), 4096, 3, layer="features.11"),
+    "test_resnet": Answer((96, 2, 3), 96, 5),
+    "test_efficientnet": Answer((256, 2, 3), 256, 6),
 }
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_trunk_and_head_are_the_model(name: str) -> None:
-    """Trunk, then head, gives the model's own logits, over a grid and an embedding of known shape."""
-    base = create(name, 3, RANDOM).freeze()
-    images = base.normalise(torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8))
-    grid, width = GRIDS[name]
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_family_answers_the_same_questions(name: str) -> None:
+    """Grid, embedding, layer, layout and stages are known; trunk and head are the model; so are maps."""
+    base = create(name, 3, RANDOM, SIZE).freeze()
+    answer = ANSWERS[name]
+    images = base.normalise(torch.randint(256, (2, *SIZE, 3), dtype=torch.uint8))
     with torch.no_grad():
-        activations = base.trunk(images)
-        embedding, logits = base.head(activations)
-        torch.testing.assert_close(logits, base.model(images), rtol=1e-5, atol=1e-5)
-    assert activations.shape == (2, *grid)
-    assert embedding.shape == (2, width)
+        features = base.trunk(images)
+        embedding, logits = base.head(*features)
+        torch.testing.assert_close(logits, base.model(images), rtol=1e-4, atol=1e-4)
+    assert features.grid_BChw.shape == (2, *answer.grid)
+    assert embedding.shape == (2, answer.embedding)
+    found = (base.cut.layout, base.target_layer, base.cut.prefix_tokens)
+    assert found == (answer.layout, answer.layer, answer.prefix)
+    assert len(stages(base.model)) - 1 == answer.stages
+    named = [name for stage in stages(base.model) for name in stage]
+    assert sorted(named) == sorted(name for name, _ in base.model.named_parameters())
+    _, _, maps = class_maps(base.head, features, "gradcam")
+    assert maps.shape == (2, 3, *answer.grid[1:])
+    assert (maps.flatten(1).std(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
-def test_a_model_without_a_grid_is_refused(name: str) -> None:
-    """Transformers put out tokens or another layout: the error gives the shape."""
-    with pytest.raises(BackboneError, match=f"{name}: its last features are of shape"):
+@pytest.mark.parametrize("name", ["test_resnet", "vit_base_patch16_224", "alexnet", "vgg11"])
+def test_a_head_can_be_reset(name: str) -> None:
+    """The cut follows a classifier of another number of classes."""
+    base = create(name, 3, RANDOM, SIZE)
+    base.model.reset_classifier(5)
+    base.freeze()
+    images = base.normalise(torch.randint(256, (1, *SIZE, 3), dtype=torch.uint8))
+    with torch.no_grad():
+        logits = base.head(*base.trunk(images))[1]
+        torch.testing.assert_close(logits, base.model(images), rtol=1e-4, atol=1e-4)
+    assert logits.shape == (1, 5)
+
+
+def test_the_class_token_cut_leaves_no_hook_behind() -> None:
+    """The replaced normalisation is replaced for one call."""
+    base = create("test_vit", 2, RANDOM, (32, 32)).freeze()
+    images = base.normalise(torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8))
+    with torch.no_grad():
+        before = base.model(images)
+        grid, rest = base.trunk(images)
+        base.head(grid * 0, rest)
+        assert torch.equal(base.model(images), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("resnetv2_18", "its classifier is a Conv2d"),
+        ("levit_128", "its classifier is a tuple"),
+        ("cait_xxs24_224", "cannot be cut into trunk and head"),
+        ("crossvit_9_240", "does not take images of 224x224, or has no last spatial grid"),
+    ],
+)
+def test_a_model_that_cannot_be_cut_is_refused_before_training(name: str, reason: str) -> None:
+    """The error says what is in the way."""
+    with pytest.raises(BackboneError, match=f"backbones.{name}: {reason}"):
         create(name, 2, RANDOM)
-
-
-def test_a_classifier_that_is_no_linear_layer_is_refused_before_training() -> None:
-    """A 1x1 convolution behind the pool cannot be fed with the embedding."""
-    with pytest.raises(BackboneError, match="resnetv2_18"):
-        create("resnetv2_18", 2, RANDOM)
 
 
 def test_unknown_name_is_refused_with_the_nearest() -> None:
@@ -62,74 +128,28 @@ def test_unknown_name_is_refused_with_the_nearest() -> None:
         backbones.require_known(["resnet18", "resnet5O"])
 
 
-def test_weights_from_a_file(tmp_path: Path) -> None:
-    """The trunk is the file's, whatever the number of classes; the classifier is fresh."""
-    source = timm.create_model("test_resnet", num_classes=7)
-    save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
-    for name in ("weights.safetensors", "weights.pth"):
-        model = create("test_resnet", 2, BackboneConfig(weights=str(tmp_path / name))).model
-        state = model.state_dict()
-        assert torch.equal(state["conv1.0.weight"], source.state_dict()["conv1.0.weight"])
-        assert state["fc.weight"].shape == (2, 96)
+def test_dropout_and_drop_path() -> None:
+    """They reach the model; one that has no drop-path says so, with what to do."""
+    base = create("test_resnet", 2, RANDOM, (32, 32), {"drop_rate": 0.4, "drop_path_rate": 0.2})
+    assert base.model.drop_rate == 0.4
+    assert any(type(module).__name__ == "DropPath" for module in base.model.modules())
+    with pytest.raises(BackboneError, match=r"vgg11: has no drop_path.*vgg11.train.drop_path=null"):
+        create("vgg11", 2, RANDOM, (32, 32), {"drop_path_rate": 0.2})
 
 
-def test_partial_weights_are_refused_unless_asked_for(tmp_path: Path) -> None:
-    """VGG-16 without its fully connected layers is such a file: the missing tensors are named."""
-    state = timm.create_model("test_vgg" if timm.is_model("test_vgg") else "vgg11").state_dict()
-    convolutions = {k: v for k, v in state.items() if k.startswith("features.")}
-    path = tmp_path / "convolutions.safetensors"
-    save_file(convolutions, path)
-    with pytest.raises(
-        BackboneError, match=r"16 of the 20 trunk tensors.*pre_logits\.fc1\.bias.*partial=true"
-    ):
-        create("vgg11", 2, BackboneConfig(weights=str(path)))
-    model = create("vgg11", 2, BackboneConfig(weights=str(path), partial=True)).model
-    assert torch.equal(model.state_dict()["features.0.weight"], convolutions["features.0.weight"])
-
-
-def test_unusable_weights_files_are_refused(tmp_path: Path) -> None:
-    """A wrong path, garbage, and a pickle that would run code."""
-
-    class Danger:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (str(tmp_path / "executed"),)
-
-    (tmp_path / "garbage.safetensors").write_bytes(b"garbage" * 10)
-    (tmp_path / "garbage.pth").write_bytes(b"garbage" * 10)
-    torch.save({"state_dict": Danger()}, tmp_path / "danger.pth")
-    for name in ("nowhere.pth", "garbage.safetensors", "garbage.pth", "danger.pth"):
-        with pytest.raises(BackboneError, match=name.split(".")[0]):
-            create("test_resnet", 2, BackboneConfig(weights=str(tmp_path / name)))
-    assert not (tmp_path / "executed").exists()
-
-
-def test_no_hub_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without network the error names the two alternatives, and comes at once."""
-    import huggingface_hub.utils
-
-    class NoNetwork:
-        def head(self, url: str, timeout: float) -> None:
-            raise OSError(f"{url}: Name or service not known within {timeout} s")
-
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", NoNetwork)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
-    with pytest.raises(BackboneError, match=r"hub.*weights=PATH.*weights=random"):
-        create("resnet50", 2, BackboneConfig(weights="hub"))
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "resnetblur18"])
+@pytest.mark.parametrize("name", ["test_resnet", "resnetblur18", "test_vit", "alexnet"])
 def test_checkpoint_rebuilds_the_model_and_is_reproducible(name: str, tmp_path: Path) -> None:
     """The file alone rebuilds the model, constant buffers too; the same model is the same bytes."""
-    base = create(name, 2, BackboneConfig(weights="random", mean=(0.1, 0.2, 0.3)))
-    facts = {"classes": ["benign", "malignant"], "identity": "abc", "fold": "fold0"}
+    base = create(name, 2, BackboneConfig(weights="random", mean=(0.1, 0.2, 0.3)), (64, 96))
+    facts: dict[str, Any] = {"classes": ["benign", "malignant"], "identity": "abc", "fold": "fold0"}
     for file in ("one.safetensors", "two.safetensors"):
         save_checkpoint(tmp_path / file, base, facts)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     again, found = load_checkpoint(tmp_path / "one.safetensors")
     assert found["identity"] == "abc"
     assert again.mean == (0.1, 0.2, 0.3)
-    pixels = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8)
+    assert again.size == (64, 96)
+    pixels = torch.randint(256, (2, 64, 96, 3), dtype=torch.uint8)
     base.freeze()
     again.freeze()
     with torch.no_grad():

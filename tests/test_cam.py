@@ -11,9 +11,9 @@ from pytorch_grad_cam import GradCAM, HiResCAM, LayerCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from stacker.backbone import Backbone, create
+from stacker.backbone import Backbone, Features, create
 from stacker.cam import METHODS, class_maps
-from stacker.config import BackboneConfig
+from stacker.recipe import BackboneConfig
 
 SIZE = 96
 ORACLES = {"gradcam": GradCAM, "hirescam": HiResCAM, "layercam": LayerCAM}
@@ -56,8 +56,8 @@ def test_parity_with_pytorch_grad_cam(
     """After its ReLU, scaling and upsampling our map is theirs, which took a full backward pass."""
     images = base.normalise(pixels)
     with torch.no_grad():
-        activations = base.trunk(images)
-    _, _, maps = class_maps(base.head, activations, method)
+        features = base.trunk(images)
+    _, _, maps = class_maps(base.head, features, method)
     ours = scale_cam_image(scale_cam_image(np.maximum(maps[:, label].numpy(), 0), (SIZE, SIZE)))
     with ORACLES[method](model=base.model, target_layers=[target_layer(base)]) as oracle:
         theirs = oracle(
@@ -71,11 +71,11 @@ def test_head_gradient_is_the_full_gradient(base: Backbone, pixels: torch.Tensor
     """Cutting the graph at the activations changes no gradient there."""
     images = base.normalise(pixels)
     with torch.no_grad():
-        activations = base.trunk(images)
-    _, logits, maps = class_maps(base.head, activations, "hirescam")
-    full = base.trunk(images.requires_grad_())
+        features = base.trunk(images)
+    _, logits, maps = class_maps(base.head, features, "hirescam")
+    full, rest = base.trunk(images.requires_grad_())
     full.retain_grad()
-    base.head(full)[1][:, 1].sum().backward()
+    base.head(full, rest)[1][:, 1].sum().backward()
     assert full.grad is not None
     torch.testing.assert_close(maps[:, 1], (full.grad * full.detach()).sum(1), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
@@ -85,8 +85,8 @@ def test_head_gradient_is_the_full_gradient(base: Backbone, pixels: torch.Tensor
 def test_sum_of_a_map_is_logit_minus_bias(base: Backbone, pixels: torch.Tensor) -> None:
     """For average-pool-then-linear heads the evidence adds up to the verdict; VGG's head is not one."""
     with torch.no_grad():
-        activations = base.trunk(base.normalise(pixels))
-    _, logits, maps = class_maps(base.head, activations, "gradcam")
+        features = base.trunk(base.normalise(pixels))
+    _, logits, maps = class_maps(base.head, features, "gradcam")
     model: Any = base.model
     gap = (logits - model.get_classifier().bias - maps.sum(dim=(2, 3))).abs().max()
     if base.name == "vgg16":
@@ -98,9 +98,9 @@ def test_sum_of_a_map_is_logit_minus_bias(base: Backbone, pixels: torch.Tensor) 
 def test_maps_are_signed_and_do_not_depend_on_the_batch(base: Backbone, pixels: torch.Tensor) -> None:
     """Evidence against a class is kept, and an image's map is its own."""
     with torch.no_grad():
-        activations = base.trunk(base.normalise(pixels))
-    together = class_maps(base.head, activations, "gradcam")[2]
-    alone = class_maps(base.head, activations[1:2], "gradcam")[2]
+        features = base.trunk(base.normalise(pixels))
+    together = class_maps(base.head, features, "gradcam")[2]
+    alone = class_maps(base.head, Features(features.grid_BChw[1:2], None), "gradcam")[2]
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-6)
     assert together.min() < 0 < together.max()
     assert together.shape[:2] == (3, 2)

@@ -60,13 +60,13 @@ def test_the_estimate_is_what_the_run_writes(make_config: MakeConfig) -> None:
 
 def test_faults_of_all_kinds_are_reported_together(make_config: MakeConfig, tmp_path: Path) -> None:
     """Missing weights, an absent GPU and missing data: one call names all three."""
-    backbones = {"test_resnet": {"weights": "nowhere.safetensors"}, "test_vit": {"weights": "random"}}
+    backbones = {"test_resnet": {"weights": "nowhere.safetensors"}, "resnetv2_18": {"weights": "random"}}
     config = make_config(backbones=backbones, device="cuda:7", data={"path": str(tmp_path / "gone")})
     config = config.model_copy(update={"data": config.data.model_copy(update={"masks": None})})
     report = check(config)
     messages = " ".join(each.message for each in report.findings if each.severity == "error")
     assert "no file at nowhere.safetensors" in messages
-    assert "backbones.test_vit" in messages
+    assert "backbones.resnetv2_18" in messages
     assert "cuda:7 is not here" in messages
     assert "data.path: no folder" in messages
     assert report.audit is None

@@ -267,8 +267,8 @@ def test_hub_without_network_says_what_else_there_is(
 ) -> None:
     """The message of stage one names the file and the random start."""
 
-    def offline(name: str, classes: int) -> None:
-        raise BackboneError(f"backbones.{name}, {classes} classes: no hub; try weights=random")
+    def offline(name: str, wanted: dict[str, Any]) -> None:
+        raise BackboneError(f"backbones.{name}, {wanted}: no hub; try weights=random")
 
-    monkeypatch.setattr("stacker.backbone._from_hub", offline)
+    monkeypatch.setattr("stacker.weights._from_hub", offline)
     expect_refusal(call("train", write_config(backbones={"resnet50": None})), 1, "weights=random")

@@ -65,11 +65,62 @@ def test_unknown_key_of_a_backbone_is_named_with_the_nearest(write_config: Calla
 
 def test_overrides_reach_nested_settings(write_config: Callable[..., Path]) -> None:
     """--set a.b.c=value sets a number, a list and a backbone's setting."""
-    overrides = ("train.epochs=7", "stack.meta=[mlp]", "backbones.test_resnet.lr=1e-5")
+    overrides = ("train.epochs=7", "stack.meta=[mlp]", "backbones.test_resnet.train.lr=1e-5")
     config = load_config(write_config(), overrides)
     assert config.train.epochs == 7
     assert config.stack.meta == ["mlp"]
-    assert config.backbones["test_resnet"].lr == 1e-5
+    assert config.recipe("test_resnet").lr == 1e-5
+    assert config.recipe("test_resnet").epochs == 7
+
+
+def test_a_backbone_changes_the_recipe_in_sections(write_config: Callable[..., Path]) -> None:
+    """What it does not name stays as `train` has it, within sections too; faults name their place."""
+    own = {"lr": 1e-3, "augment": {"flips": False}, "unfreeze": {1: "all"}}
+    path = write_config(
+        train={"augment": {"rotation": 5}, "unfreeze": {2: 1}, "epochs": 3},
+        backbones={"test_resnet": {"train": own}, "test_vit": None},
+    )
+    recipe = load_config(path).recipe("test_resnet")
+    assert (recipe.augment.flips, recipe.augment.rotation, recipe.unfreeze) == (False, 5, {1: "all"})
+    assert load_config(path).recipe("test_vit").unfreeze == {2: 1}
+    path = write_config(backbones={"test_resnet": {"train": {"lr": -1, "epocs": 2}}})
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "backbones.test_resnet.train.lr: input should be greater than 0" in str(caught.value)
+    assert "backbones.test_resnet.train.epocs: unknown key; did you mean 'epochs'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"trainable": "some"}, "expected all, head, or a number of last stages"),
+        ({"trainable": True}, "expected all, head, or a number of last stages"),
+        ({"unfreeze": {5: "all"}, "epochs": 5}, "unfreeze after 5 epochs never comes"),
+        ({"accumulate": 8, "batch_size": 8}, "slices of less than two images; 4 is the most"),
+        ({"monitor": "last", "patience": 3}, "monitor=last looks at none"),
+    ],
+)
+def test_recipes_that_contradict_themselves_are_refused(
+    write_config: Callable[..., Path], setting: dict[str, object], reason: str
+) -> None:
+    """Each refusal says why."""
+    with pytest.raises(ConfigError, match=reason):
+        load_config(write_config(train=setting))
+
+
+@pytest.mark.parametrize("size", [16, [64], [64, 64], [64, 96], [64, 96, 3], "large", [64, 9]])
+def test_image_size_is_a_side_or_height_and_width(
+    write_config: Callable[..., Path], size: object
+) -> None:
+    """Squares are written as one number; what is neither is one fault, not one per possibility."""
+    path = write_config(images={"size": size})
+    if size in ([64], [64, 64], [64, 96]):
+        config = load_config(path)
+        assert config.images.shape == ((64, 96) if size == [64, 96] else (64, 64))
+        assert isinstance(config.images.size, int) == (size != [64, 96])
+    else:
+        with pytest.raises(ConfigError, match=r"1 fault in the config\s+images.size: expected a side"):
+            load_config(path)
 
 
 def test_a_bare_backbone_name_means_the_defaults(write_config: Callable[..., Path]) -> None:

@@ -48,8 +48,8 @@ def test_a_map_that_knows_nothing_has_the_mask_s_area() -> None:
 
 def test_upsampling_keeps_sign_and_range() -> None:
     """Bilinear, within the values of the map."""
-    heat = upsample(np.array([[-2.0, 1.0], [0.0, 3.0]]), 64)
-    assert heat.shape == (64, 64)
+    heat = upsample(np.array([[-2.0, 1.0], [0.0, 3.0]]), (64, 96))
+    assert heat.shape == (64, 96)
     assert heat.min() == -2
     assert heat.max() == 3
 

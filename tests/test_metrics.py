@@ -43,6 +43,7 @@ def test_binary_scores_equal_scikit_learn(seed: int) -> None:
             "accuracy": sk.accuracy_score(p.labels, guess, sample_weight=w),
             "balanced_accuracy": sk.balanced_accuracy_score(p.labels, guess, sample_weight=w),
             "auc": sk.roc_auc_score(p.labels, share, sample_weight=w),
+            "precision": sk.precision_score(p.labels, guess, sample_weight=w),
             "f1": sk.f1_score(p.labels, guess, sample_weight=w),
             "brier": sk.brier_score_loss(p.labels, share, sample_weight=w),
             "sensitivity": sk.recall_score(p.labels, guess, sample_weight=w),

@@ -1,0 +1,57 @@
+"""The file of a base model: its weights, and all that is needed to use and to trust them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from stacker.backbone import Backbone, attach
+from stacker.errors import BackboneError
+from stacker.run import publish
+from stacker.weights import model_settings
+
+
+def save_checkpoint(path: Path, backbone: Backbone, facts: dict[str, Any]) -> None:
+    """Publish the weights with what is to be known of them.
+
+    The facts go in as one JSON string: safetensors does not keep the order of several entries, and
+    equal models should be equal files.
+    """
+    own = {"name": backbone.name, "size": backbone.size, "mean": backbone.mean, "std": backbone.std}
+    facts = {**own, "target_layer": backbone.target_layer, **facts}
+    state = {k: v.detach().cpu().contiguous() for k, v in backbone.model.state_dict().items()}
+    with publish(path) as temporary:
+        save_file(state, temporary, metadata={"stacker": json.dumps(facts)})
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, without reading its tensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads(file.metadata()["stacker"])
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise BackboneError(
+            f"{path} is not a base model of this program ({error}); delete it and train again"
+        ) from None
+    return facts
+
+
+def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:
+    """Rebuild a fine-tuned base model from its file alone."""
+    facts = read_facts(path)
+    name, (height, width) = facts["name"], facts["size"]
+    size = (height, width)
+    wanted = {"num_classes": len(facts["classes"]), **model_settings(name, size)}
+    with torch.device("meta"):  # VGG-16 needs seconds to draw random weights that are replaced at once
+        model = timm.create_model(name, **wanted)
+    model.load_state_dict(load_file(path), assign=True)
+    if any(buffer.is_meta for buffer in model.buffers()):  # not all buffers are part of the state
+        model = timm.create_model(name, **wanted)
+        model.load_state_dict(load_file(path))
+    return attach(name, model, size, facts["mean"], facts["std"]), facts

@@ -1,0 +1,46 @@
+"""Where tensors are multiplied, and in what type."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from stacker.errors import ConfigError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the wanted device, or the best one at hand for 'auto'."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device: {wanted} is not here ({found} CUDA devices found); use 'auto'")
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Return bfloat16 for 'auto' where the hardware multiplies it natively, else float32."""
+    if wanted == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+            native = any(getattr(torch.cpu, check, bool)() for check in checks)
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the autocast context of a forward pass; it does nothing in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Choose between the fastest kernels and those that give equal bits in every run."""
+    if wanted:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+    torch.backends.cudnn.deterministic = wanted

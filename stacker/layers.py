@@ -1,0 +1,96 @@
+"""Which layers of a model are trained: its stages, the freeze policy, and the loss's own head.
+
+A stage is what timm's `group_matcher` says (`layer3` of a ResNet, a dense block with its transition, a
+block of a vision transformer); VGG's and AlexNet's end with a max-pool. What belongs to no stage is the
+head. What is frozen stays in eval mode: its batch normalisation does not drift, its dropout is off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from timm.models.vgg import VGG
+from torch import nn
+
+from stacker.alexnet import AlexNet
+from stacker.errors import BackboneError
+from stacker.recipe import Trainable
+
+
+def stages(model: Any) -> list[list[str]]:
+    """Return the names of each stage's parameters, from the stem on; the last entry is the head."""
+    names = [name for name, _ in model.named_parameters()]
+    if isinstance(model, VGG | AlexNet):
+        return _stages_between_pools(model, names)
+    found = group_parameters(model, model.group_matcher(coarse=True))
+    groups = [found[key] for key in sorted(found)]
+    classifier = {id(p) for p in model.get_classifier().parameters()}
+    own = {name for name, p in model.named_parameters() if id(p) in classifier}
+    if groups and own <= set(groups[-1]):
+        return groups
+    rest = [[name for name in group if name not in own] for group in groups]
+    return [group for group in rest if group] + [[name for name in names if name in own]]
+
+
+def _stages_between_pools(model: Any, names: list[str]) -> list[list[str]]:
+    """Cut a row of convolutions into stages behind its max-pools."""
+    stage_of, stage = {}, 0
+    for number, layer in enumerate(model.features):
+        stage_of[f"features.{number}"] = stage
+        stage += isinstance(layer, nn.MaxPool2d)
+    grouped: dict[int, list[str]] = {}
+    for name in names:
+        grouped.setdefault(stage_of.get(".".join(name.split(".")[:2]), stage + 1), []).append(name)
+    return [grouped[key] for key in sorted(grouped)]
+
+
+def set_trainable(model: Any, wanted: Trainable) -> int:
+    """Freeze all but the wanted part, and put that in training mode; return its number of parameters.
+
+    Raise BackboneError for more stages than there are.
+    """
+    groups = stages(model)
+    if wanted == "all":
+        chosen = groups
+    elif wanted == "head":
+        chosen = groups[-1:]
+    elif wanted < len(groups):
+        chosen = groups[-1 - wanted :]
+    else:
+        raise BackboneError(
+            f"{type(model).__name__}: {wanted} stages are to be trained and it has {len(groups) - 1}; "
+            "say 'all' to train everything"
+        )
+    names = {name for group in chosen for name in group}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def to_two_logits(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Load a one-logit state into a model of two that gives the same probabilities.
+
+    softmax(-z/2, z/2) is sigmoid(z): everything behind stage one sees a plain two-class model.
+    """
+    old = _classifier_name(model)
+    model.load_state_dict(state)
+    one = {name: value.detach().clone() for name, value in model.get_classifier().state_dict().items()}
+    model.reset_classifier(2)
+    if _classifier_name(model) != old:
+        raise BackboneError(f"{type(model).__name__}: its head changes place with the number of classes")
+    model.get_classifier().load_state_dict(
+        {name: torch.cat([-value / 2, value / 2]) for name, value in one.items()}
+    )
+
+
+def _classifier_name(model: Any) -> str:
+    classifier = model.get_classifier()
+    names: list[str] = [name for name, module in model.named_modules() if module is classifier]
+    return names[0]
