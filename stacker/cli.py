@@ -72,13 +72,28 @@ def demo(overrides: tuple[str, ...]) -> None:
 @main.command()
 @CONFIG
 @SET
-def train(config_file: Path, overrides: tuple[str, ...]) -> None:
-    """Stage one: fine-tune every backbone on every fold of CONFIG."""
+@click.option(
+    "--backbone", "backbones", multiple=True, metavar="NAME", help="Only this one. May be repeated."
+)
+@click.option(
+    "--fold", "folds", multiple=True, metavar="N", help="Only this one: 2, or fold2. May be repeated."
+)
+def train(
+    config_file: Path, overrides: tuple[str, ...], backbones: tuple[str, ...], folds: tuple[str, ...]
+) -> None:
+    """Stage one: fine-tune every backbone on every fold of CONFIG.
+
+    What is trained is skipped, what was interrupted goes on after its last whole epoch. Started several
+    times, e.g. once per GPU, each call takes the base models that no other has in hand.
+    """
     from stacker import pipeline, studies
 
     study = studies.begin(load(config_file, overrides))
-    pipeline.train(study)
-    click.echo(f"{len(study.jobs())} base models in {study.run.path}/models")
+    elsewhere = pipeline.train(study, backbones, folds)
+    done = [name for name, fold in study.jobs() if study.run.model_file(name, fold.name).exists()]
+    click.echo(f"{len(done)} of {len(study.jobs())} base models in {study.run.path}/models")
+    if elsewhere:
+        click.echo(f"left to other processes: {', '.join(elsewhere)}")
 
 
 @main.command()

@@ -39,15 +39,15 @@ def contents(run: Path) -> dict[str, str]:
     return {str(path.relative_to(run)): file_sha256(path) for path in files}
 
 
-def start(config: Path) -> subprocess.Popen[bytes]:
-    """Start `stacker run` in a process of its own that hears Ctrl-C.
+def start(config: Path, command: str = "run") -> subprocess.Popen[bytes]:
+    """Start `stacker run`, or another command, in a process of its own that hears Ctrl-C.
 
     A shell's background job has it ignored, and so would what the tests start there.
     """
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from stacker.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(config)],
+        [sys.executable, "-c", code, command, str(config)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
