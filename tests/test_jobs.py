@@ -73,7 +73,7 @@ def test_a_failing_job_does_not_stop_the_others(make_config: MakeConfig) -> None
 
 
 def test_what_is_written_down(finished: Config) -> None:
-    """Scalars for TensorBoard, a line of scores per epoch, curves that have content, facts in run.json."""
+    """Scalars for TensorBoard, a line of scores per epoch, curves, and facts in run.json."""
     folder = finished.run_path / "models/test_resnet/holdout"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -123,7 +124,7 @@ def test_courses_of_the_learning_rate() -> None:
     assert cosine[20] == 1.0
     assert cosine[60] == pytest.approx(0.5)
     assert 0 < cosine[99] < 0.01
-    assert all(a > b for a, b in zip(cosine[20:], cosine[21:], strict=False))
+    assert all(a > b for a, b in pairwise(cosine[20:]))
     steps = rates(schedule="step", decay_epochs=4, decay_rate=0.5)
     assert [steps[i] for i in (0, 39, 40, 79, 80)] == [1, 1, 0.5, 0.5, 0.25]
 
