@@ -99,6 +99,26 @@ def train(
 @main.command()
 @CONFIG
 @SET
+@click.option("--C", "strength", default=0.001, show_default=True, help="Inverse of the regularisation.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def probe(config_file: Path, overrides: tuple[str, ...], strength: float, as_json: bool) -> None:
+    """Score what anyone would try first: frozen features and a logistic regression, on CONFIG's split.
+
+    Where base models of the run are cached, they stand beside it, with the gain of fine-tuning.
+    """
+    from stacker import studies
+    from stacker.probe import probe as score
+
+    metrics = score(studies.begin(load(config_file, overrides)), strength)
+    if as_json:
+        click.echo(json.dumps(metrics, indent=1))
+    else:
+        _print_probe(metrics)
+
+
+@main.command()
+@CONFIG
+@SET
 def cache(config_file: Path, overrides: tuple[str, ...]) -> None:
     """Stage two: cache maps, embeddings and logits of images that a base model never saw."""
     from stacker import pipeline, studies
@@ -259,6 +279,13 @@ def inspect(
         path = out or run.figures / "heatmaps.png"
         save_figure(inspection.draw(run, caches, image_ids, backbones, classes, signed), path)
         click.echo(f"heatmaps of {len(image_ids)} images: {path}", err=as_json)
+
+
+def _print_probe(metrics: dict[str, Any]) -> None:
+    from stacker.terminal import differences_table, scores_table
+
+    tables = [scores_table(metrics, part) for part in ("held_out", "test")]
+    show(*tables, *([differences_table(metrics)] if metrics["differences"] else []))
 
 
 def _print_scores(metrics: dict[str, Any]) -> None:

@@ -34,4 +34,45 @@ def images(
     if as_json:
         click.echo(json.dumps([asdict(timing) for timing in timings], indent=1))
     else:
-        show(timings_table(timings))
+        show(timings_table(timings, "store"))
+
+
+@bench.command()
+@CONFIG
+@SET
+@click.option("--backbone", metavar="NAME", help="Which of CONFIG's; default: the first.")
+@click.option("--images", default=256, show_default=True, type=click.IntRange(2), help="Per epoch.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Timed epochs.")
+@click.option("--compiled", is_flag=True, help="Time torch.compile too.")
+@click.option(
+    "--timm-script",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="timm's train.py (from its repository), to be timed on the same files.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def train(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    backbone: str | None,
+    images: int,
+    repeats: int,
+    compiled: bool,
+    timm_script: Path | None,
+    as_json: bool,
+) -> None:
+    """Time stage one on CONFIG's images, and say what holds it back."""
+    from dataclasses import asdict
+
+    from stacker.bench_train import bench_train
+    from stacker.terminal import timings_table
+
+    config = load(config_file, overrides)
+    name = backbone or next(iter(config.backbones))
+    found = bench_train(config, name, images, repeats, compiled, timm_script)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    height, width = found.size
+    title = f"{found.backbone}, {height}x{width}, batches of {found.batch_size}, {found.precision}"
+    show(timings_table(found.timings, "our loop", f"{title}, {found.device}"))
+    click.echo(found.verdict)

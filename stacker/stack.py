@@ -127,14 +127,14 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, tables: Tables) -> di
     models = {
         "constant": _constant(tables, len(manifest.classes)),
         **base,
-        "mean": _mean(base),
+        "mean": mean_of(base),
         **{name: _on_test(load_meta(name, run.stack_folder(name)), tables) for name in fitted},
     }
     rows = tables.development.rows
     held_out = {
         name: Predictions(rows.label, rows.case_id, p) for name, p in tables.base_development.items()
     }
-    held_out["mean"] = _mean(held_out)
+    held_out["mean"] = mean_of(held_out)
     draws = run.config.stack.bootstrap
     development = evaluate(held_out, draws, run.config.seed)
     best = max(base, key=lambda name: development[name]["image"]["auc"] or 0)
@@ -144,8 +144,8 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, tables: Tables) -> di
         "classes": manifest.classes,
         "unit": manifest.unit,
         "intervals": f"95%, {draws} bootstrap draws of whole {manifest.unit}s",
-        "test": _by_unit(evaluate(models, draws, run.config.seed), manifest.unit),
-        "held_out": _by_unit(development, manifest.unit),
+        "test": by_unit(evaluate(models, draws, run.config.seed), manifest.unit),
+        "held_out": by_unit(development, manifest.unit),
         "best_base": best,
         "differences": differences(models, pairs, draws, run.config.seed),
     }
@@ -158,7 +158,7 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, tables: Tables) -> di
     return metrics
 
 
-def _by_unit(found: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, Any]]:
+def by_unit(found: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, Any]]:
     """Call the scores of whole cases what they are where cases are not known: of slides, or nothing."""
     names = {"case": unit}
     return {
@@ -179,7 +179,8 @@ def _constant(tables: Tables, classes: int) -> Predictions:
     return Predictions(tests.label, tests.case_id, shares)
 
 
-def _mean(base: Mapping[str, Predictions]) -> Predictions:
+def mean_of(base: Mapping[str, Predictions]) -> Predictions:
+    """Return the mean of several models' probabilities on the same rows."""
     first = next(iter(base.values()))
     shares = np.mean([p.probabilities for p in base.values()], axis=0)
     return Predictions(first.labels, first.cases, shares)

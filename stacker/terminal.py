@@ -18,23 +18,27 @@ if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
 NAMES = {"accuracy": "accuracy", "auc": "AUC"}
 
 
-def scores_table(metrics: dict[str, Any]) -> Table:
-    """Return the test scores of all models, each with its interval."""
-    first, unit = next(iter(metrics["test"].values())), metrics["unit"]
+PARTS = {"test": "Test set", "held_out": "Out of fold, development cases"}
+
+
+def scores_table(metrics: dict[str, Any], part: str = "test") -> Table:
+    """Return the scores of all models on a part of the data, each with its interval."""
+    first, unit = next(iter(metrics[part].values())), metrics["unit"]
     groups = "cases not known" if unit == "image" else f"{first[unit]['n']} {unit}s"
     sizes = f"{first['image']['n']} images, {groups}"
-    table = Table(title=f"Test set: {sizes}; {metrics['split']}", title_justify="left")
+    table = Table(title=f"{PARTS[part]}: {sizes}; {metrics['split']}", title_justify="left")
     table.add_column("model")
     columns = [("image", "accuracy"), ("image", "auc")]
     columns += [(unit, "accuracy"), (unit, "auc")] if unit != "image" else []
     columns += [(unit, "recognition_rate")] if unit == "case" else []
     for of, score in columns:
         table.add_column(f"{of} {NAMES[score]}" if score in NAMES else "recognition rate")
-    for name, scores in metrics["test"].items():
-        mark = " *" if name == metrics["best_base"] else ""
+    for name, scores in metrics[part].items():
+        mark = " *" if name == metrics.get("best_base") else ""
         mark += " (!)" if scores["constant_prediction"] else ""
         table.add_row(name + mark, *(_with_interval(scores[of], score) for of, score in columns))
-    marks = "* best base model on held-out cases; (!) predicts one class"
+    star = "* best base model on held-out cases; " if "best_base" in metrics else ""
+    marks = f"{star}(!) predicts one class"
     table.caption = f"Intervals: {metrics['intervals']}. {marks}"
     table.caption_justify = "left"
     return table
@@ -50,8 +54,8 @@ def _interval(bounds: Sequence[float] | None) -> str:
 
 
 def differences_table(metrics: dict[str, Any]) -> Table:
-    """Return what each meta-learner gains over the best base model and over the mean."""
-    table = Table(title="Gain on the same test images, paired by case", title_justify="left")
+    """Return what each first model gains over the second, on the same images."""
+    table = Table(title="Gain on the same images, paired by case", title_justify="left")
     for heading in ("model", "against", "score", "difference"):
         table.add_column(heading)
     for row in metrics["differences"]:
@@ -153,15 +157,17 @@ def backbones_table(report: Report) -> Table:
     return table
 
 
-def timings_table(timings: Sequence[Timing]) -> Table:
-    """Return how fast each way is, and how many times faster the last one."""
-    table = Table(title="Images per second (median of the repeats)", title_justify="left")
-    for heading in ("way", "images/s", "repeats", "the last is faster by"):
+def timings_table(timings: Sequence[Timing], reference: str, title: str = "") -> Table:
+    """Return how fast each way is, and how many times faster one of them."""
+    title = ": ".join(filter(None, ["Images per second (median of the repeats)", title]))
+    table = Table(title=title, title_justify="left")
+    for heading in ("way", "images/s", "repeats", f"{reference} is faster by"):
         table.add_column(heading)
+    (own,) = (timing.images_per_second for timing in timings if timing.way == reference)
     for timing in timings:
-        ratio = timings[-1].images_per_second / timing.images_per_second
+        ratio = own / timing.images_per_second
         repeats = " ".join(f"{rate:.0f}" for rate in timing.repeats)
-        table.add_row(timing.way, f"{timing.images_per_second:.0f}", repeats, f"{ratio:.1f}x")
+        table.add_row(timing.way, f"{timing.images_per_second:.0f}", repeats, f"{ratio:.2f}x")
     return table
 
 

@@ -1,0 +1,74 @@
+"""Frozen features and a regression, on the run's own split, beside the run's base models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stacker import probe as module
+from stacker import studies
+from stacker.config import Config
+from stacker.probe import probe
+from tests.test_cli import call
+
+
+def test_probes_stand_beside_the_cached_base_models(finished: Config) -> None:
+    """Both are scored on the same held-out and test images, and their difference is paired."""
+    found = probe(studies.reopen(finished), 0.001)
+    names = ["test_resnet, frozen", "test_efficientnet, frozen", "mean, frozen"]
+    names += ["test_resnet", "test_efficientnet"]
+    assert list(found["held_out"]) == list(found["test"]) == names
+    sizes = {scores["image"]["n"] for scores in found["held_out"].values()}
+    assert len(sizes) == 1
+    pairs = {(row["first"], row["second"]) for row in found["differences"]}
+    assert pairs == {(name, f"{name}, frozen") for name in names[3:]}
+    own = found["held_out"]["test_resnet"]["image"]["auc"]
+    frozen = found["held_out"]["test_resnet, frozen"]["image"]["auc"]
+    (gain,) = (
+        row["difference"]
+        for row in found["differences"]
+        if (row["first"], row["score"]) == ("test_resnet", "auc")
+    )
+    assert gain == pytest.approx(own - frozen, abs=2e-4)
+    metrics = json.loads((finished.run_path / "metrics.json").read_text())
+    assert metrics["held_out"]["test_resnet"]["image"]["auc"] == own
+    assert (finished.run_path / "probe.json").exists()
+
+
+def test_without_base_models_the_probes_stand_alone(write_config: Callable[..., Path]) -> None:
+    """A probe costs minutes: it may come before any training."""
+    done = call("probe", write_config(), "--json")
+    found = json.loads(done.stdout)
+    assert set(found["held_out"]) == {
+        "test_resnet, frozen",
+        "test_efficientnet, frozen",
+        "mean, frozen",
+    }
+    assert found["differences"] == []
+    table = call("probe", write_config(), "--C", "0.1").stdout
+    assert "Out of fold, development cases" in table
+    assert "Test set" in table
+
+
+def test_a_fold_is_fitted_on_its_own_training_images_alone(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither held-out nor test images reach a regression."""
+    study = studies.reopen(finished)
+    seen: list[np.ndarray] = []
+    fit = module.LogisticRegression.fit
+
+    def spy(self: Any, X: np.ndarray, y: np.ndarray, **kwargs: Any) -> Any:
+        seen.append(y)
+        return fit(self, X, y, **kwargs)
+
+    monkeypatch.setattr(module.LogisticRegression, "fit", spy)
+    probe(study, 0.001)
+    (fold,) = study.folds.folds
+    rows = study.manifest.rows_of("case", (*fold.fit, *fold.validation))
+    assert [list(labels) for labels in seen] == [list(study.manifest.labels[rows])] * 2
