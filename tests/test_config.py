@@ -11,7 +11,7 @@ from stacker.config import Config
 from stacker.configfile import load_config
 from stacker.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))  # recipes: test_recipes
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
