@@ -26,6 +26,7 @@ from stacker.run import Run, publish, versions, write_json
 from stacker.store import is_packed, open_store, store_bytes
 from stacker.studies import has_begun, reopen
 
+RESUME = 4  # copies of the weights in a resume file: the model, its best epoch, two moments of Adam
 COARSE = 4  # a map of fewer cells a side points at quadrants
 
 
@@ -47,6 +48,7 @@ class Disk:
 
     images: int
     models: int
+    resume: int  # the largest resume file, which is there while its model trains
     caches: int
     free: int
 
@@ -184,15 +186,16 @@ def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tup
         for fold in folds.folds:
             rows = manifest.rows_of(folds.group, (*fold.held_out, *folds.test))
             unseen[fold.name] = len(rows)
-    cached, models = 0, 0
+    cached, models, resume = 0, 0, 0
     for name, number in unseen.items():
         for fit in fits:
             if not run.model_file(fit.backbone, name).exists():
                 models += 4 * fit.parameters
+                resume = max(resume, RESUME * 4 * fit.parameters)
             if not (run.cache_folder(fit.backbone, name) / "index.h5").exists():
                 cells = classes * fit.grid[0] * fit.grid[1]
                 cached += number * (2 * cells + 4 * fit.embedding + 4 * classes + 64)
-    return Disk(images, models, cached, shutil.disk_usage(_existing(config.artifacts)).free)
+    return Disk(images, models, resume, cached, shutil.disk_usage(_existing(config.artifacts)).free)
 
 
 def _existing(path: Path) -> Path:
@@ -204,7 +207,7 @@ def _existing(path: Path) -> Path:
 
 
 def _check_disk(config: Config, disk: Disk) -> Iterator[Finding]:
-    needed = disk.images + disk.models + disk.caches
+    needed = disk.images + disk.models + disk.resume + disk.caches
     if needed > disk.free:
         text = f"the run will take {needed / 1e9:.1f} GB and {disk.free / 1e9:.1f} GB are free"
         yield finding("error", "disk", text, "make room, or point 'artifacts' at another disk")

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +28,12 @@ from stacker.devices import autocast
 from stacker.errors import BackboneError
 from stacker.layers import set_trainable, to_two_logits
 from stacker.losses import Loss
-from stacker.metrics import scores
 from stacker.optimize import Schedule, make_optimizer
 from stacker.recipe import TrainConfig
 from stacker.snapshot import Snapshot, State, optimizer_state, restore_optimizer
+from stacker.validation import Epoch, merit, validate
 
 log = logging.getLogger(__name__)
-
-Epoch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def finetune(
         epoch = {
             "epoch": number,
             "train_loss": round(train_loss, 6),
-            **validate(training.judged, backbone, validation, training.loss, recipe.batch_size, how),
+            **training.validate(validation),
             "lr": training.optimizer.param_groups[-1]["lr"],
             "images_per_second": round(len(order) / seconds, 1),
             **_memory(how.device),
@@ -193,11 +190,16 @@ class Training:
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
+    def validate(self, part: Part) -> Epoch:
+        """Return the scores of the judged model."""
+        how, size = self.how, self.recipe.batch_size
+        return validate(self.judged, self.backbone, part, self.loss, size, how.device, how.precision)
+
     def end_epoch(self, epoch: Epoch) -> None:
         """Remember an epoch, and its weights when it is the best so far."""
         self.epochs.append(epoch)
         self.schedule.end_epoch(epoch["val_loss"])
-        if not self.best or _merit(epoch, self.recipe.monitor) > _merit(self.best, self.recipe.monitor):
+        if not self.best or merit(epoch, self.recipe.monitor) > merit(self.best, self.recipe.monitor):
             self.best = epoch
             self.best_state = {k: v.detach().clone() for k, v in self.judged.state_dict().items()}
 
@@ -255,45 +257,6 @@ class Training:
         self.best = self.epochs[facts["best"] - 1]
         best = tensors.get("best", self.judged.state_dict())
         self.best_state = {k: v.detach().clone() for k, v in best.items()}
-
-
-def _merit(epoch: Epoch, monitor: str) -> tuple[float, float]:
-    """Order epochs by what the recipe looks at, then by loss.
-
-    Loss alone would prefer an early, undecided epoch: the running statistics of BatchNorm lag behind in
-    short trainings, and a network that separates well is punished for being badly calibrated.
-    """
-    if monitor == "last":
-        return epoch["epoch"], 0.0
-    if monitor == "loss":
-        return -epoch["val_loss"], 0.0
-    found = (epoch[f"val_{name}"] for name in monitor.split("+"))
-    return sum(score for score in found if math.isfinite(score)), -epoch["val_loss"]
-
-
-@torch.inference_mode()
-def validate(
-    model: nn.Module, backbone: Backbone, part: Part, loss: Loss, batch_size: int, how: How
-) -> Epoch:
-    """Return loss and scores on the inner validation images, and the share of the commonest answer."""
-    model.eval()
-    logits, labels = [], []
-    for pixels_BHWC, labels_B in part.batches(part.rows, batch_size, how.device):
-        with autocast(how.device, how.precision):
-            logits.append(model(backbone.normalise(pixels_BHWC)).float())
-        labels.append(labels_B)
-    logits_NK, labels_N = loss.as_classes(torch.cat(logits)).cpu(), torch.cat(labels).cpu()
-    shares_NK = logits_NK.softmax(1).numpy()
-    found = scores(labels_N.numpy(), shares_NK, np.ones((1, len(labels_N))))
-    found["precision"] = np.nan_to_num(found["precision"])  # a class that is never answered
-    found["recall"] = found.get("sensitivity", found["balanced_accuracy"])
-    wanted = ("accuracy", "balanced_accuracy", "auc", "precision", "recall", "f1")
-    answers = np.bincount(shares_NK.argmax(1), minlength=shares_NK.shape[1])
-    return {
-        "val_loss": round(float(nn.functional.cross_entropy(logits_NK, labels_N)), 6),
-        **{f"val_{name}": round(float(found[name][0]), 6) for name in wanted},
-        "val_commonest": round(float(answers.max() / len(labels_N)), 6),
-    }
 
 
 def _memory(device: torch.device) -> dict[str, float]:

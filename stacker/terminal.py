@@ -149,6 +149,7 @@ def backbones_table(report: Report) -> Table:
         sizes = {
             "images": report.disk.images,
             "models": report.disk.models,
+            "a resume file meanwhile": report.disk.resume,
             "caches": report.disk.caches,
         }
         listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())

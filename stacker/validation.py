@@ -1,0 +1,65 @@
+"""How good a model in training is: its scores on inner validation images, and which epoch is better."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from stacker.backbone import Backbone
+from stacker.batches import Part
+from stacker.devices import autocast
+from stacker.losses import Loss
+from stacker.metrics import scores
+
+Epoch = dict[str, Any]
+
+
+@torch.inference_mode()
+def validate(
+    model: nn.Module,
+    backbone: Backbone,
+    part: Part,
+    loss: Loss,
+    batch_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+) -> Epoch:
+    """Return loss and scores on the inner validation images, and the share of the commonest answer."""
+    model.eval()
+    logits, labels = [], []
+    for pixels_BHWC, labels_B in part.batches(part.rows, batch_size, device):
+        with autocast(device, precision):
+            logits.append(model(backbone.normalise(pixels_BHWC)).float())
+        labels.append(labels_B)
+    logits_NK, labels_N = loss.as_classes(torch.cat(logits)).cpu(), torch.cat(labels).cpu()
+    shares_NK = logits_NK.softmax(1).numpy()
+    found = scores(labels_N.numpy(), shares_NK, np.ones((1, len(labels_N))))
+    found["precision"] = np.nan_to_num(found["precision"])  # a class that is never answered
+    found["recall"] = found.get("sensitivity", found["balanced_accuracy"])
+    wanted = ("accuracy", "balanced_accuracy", "auc", "precision", "recall", "f1")
+    answers = np.bincount(shares_NK.argmax(1), minlength=shares_NK.shape[1])
+    return {
+        "val_loss": round(float(cross_entropy(logits_NK, labels_N)), 6),
+        **{f"val_{name}": round(float(found[name][0]), 6) for name in wanted},
+        "val_commonest": round(float(answers.max() / len(labels_N)), 6),
+    }
+
+
+def merit(epoch: Epoch, monitor: str) -> tuple[float, float]:
+    """Order epochs by what the recipe looks at, then by loss.
+
+    Loss alone would prefer an early, undecided epoch: the running statistics of BatchNorm lag behind in
+    short trainings, and a network that separates well is punished for being badly calibrated.
+    """
+    if monitor == "last":
+        return epoch["epoch"], 0.0
+    loss = epoch["val_loss"] if math.isfinite(epoch["val_loss"]) else math.inf
+    if monitor == "loss":
+        return -loss, 0.0
+    found = (epoch[f"val_{name}"] for name in monitor.split("+"))
+    return sum(score for score in found if math.isfinite(score)), -loss
