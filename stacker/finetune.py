@@ -96,6 +96,8 @@ class Training:
 
     def __init__(self, backbone: Backbone, fit: Part, recipe: TrainConfig, how: How) -> None:
         torch.manual_seed(how.seed)
+        if how.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(how.device)
         self.order_rng = np.random.default_rng(how.seed)
         self.augment_rng = torch.Generator().manual_seed(how.seed)
         self.backbone, self.recipe, self.how = backbone, recipe, how

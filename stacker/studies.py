@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stacker.config import Config
-from stacker.errors import RunError
+from stacker.errors import ConfigError, RunError
 from stacker.folds import Fold, Folds, load_folds, make_folds, save_folds
 from stacker.manifest import Manifest, load_manifest, save_manifest
 from stacker.pixels import Pixels
@@ -49,6 +50,7 @@ def begin(config: Config) -> Study:
     if has_begun(config):
         return reopen(config)
     listed = read_manifest(config.data)
+    _require_losses(config, listed.classes)
     folds = make_folds(listed, config.folds, config.seed)  # a refusal costs no decoding
     folder = config.artifacts / ".images"
     manifest, _ = open_usable(folder, listed, config.images, config.data.on_error)
@@ -60,6 +62,16 @@ def begin(config: Config) -> Study:
     log.info("%s; %s", manifest.describe(), folds.label)
     _mention_audit(run)
     return Study(run, manifest, folds)
+
+
+def _require_losses(config: Config, classes: Sequence[str]) -> None:
+    """Raise ConfigError for one logit where there are more than two classes."""
+    wanting = [name for name in config.backbones if config.recipe(name).loss == "bce"]
+    if wanting and len(classes) > 2:
+        raise ConfigError(
+            f"train.loss=bce tells two classes apart, found {len(classes)}: {', '.join(classes)}; take "
+            "loss=cross_entropy, or two of them (data.classes)"
+        )
 
 
 def _mention_audit(run: Run) -> None:

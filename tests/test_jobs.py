@@ -15,9 +15,12 @@ import pytest
 from PIL import Image as Picture
 
 from stacker import jobs, pipeline, studies
+from stacker.cache import open_cache
 from stacker.checkpoint import load_checkpoint
 from stacker.config import Config
 from stacker.errors import BackboneError, ConfigError, RunError
+from stacker.predict import predict
+from stacker.probe import probe
 from stacker.run import file_sha256, held, read_json
 from tests.test_resume import start
 
@@ -163,3 +166,38 @@ def test_a_base_model_of_another_recipe_is_refused(make_config: MakeConfig, chan
     other.write_bytes((first.run_path / "models/test_resnet/holdout/model.safetensors").read_bytes())
     with pytest.raises(RunError, match=r"was trained for another run .*; delete it"):
         pipeline.train(study)
+
+
+def test_rectangles_and_transformers_go_through_all_stages(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """A class-token transformer beside a network, on images that are not square, with one logit."""
+    config = make_config(
+        images={"size": [32, 64]},
+        backbones={"test_vit": {"weights": "random"}, **ONE},
+        train={"epochs": 1, "batch_size": 16, "loss": "bce", "trainable": 2, "unfreeze": {}},
+        stack={"meta": ["logistic"], "bootstrap": 100},
+    )
+    metrics = pipeline.run_all(config)
+    assert {"test_vit", "test_resnet"} <= metrics["test"].keys()
+    assert set(metrics["localisation"]) == {"test_vit", "test_resnet"}
+    shapes = {
+        name: open_cache(config.run_path / "cache" / name / "holdout").read("maps").shape[1:]
+        for name in config.backbones
+    }
+    assert shapes == {"test_vit": (2, 2, 4), "test_resnet": (2, 1, 2)}
+    image = next(config.data.path.rglob("*.png"))
+    ((found,), failures) = predict(studies.reopen(config).run, [image], None, tmp_path / "out")
+    assert not failures
+    assert Path(found.heatmaps).exists()
+    probe(studies.reopen(config), 0.001)
+
+
+def test_bce_of_more_than_two_classes_is_refused(make_config: MakeConfig) -> None:
+    """When the run begins, with what to take instead."""
+    config = make_config(data={"task": "subtype"}, train={"loss": "bce"}, folds={"group": "image"})
+    with pytest.raises(
+        ConfigError, match=r"bce tells two classes apart.*found \d: .*entropy"
+    ):
+        studies.begin(config)
+    assert not config.run_path.exists()
