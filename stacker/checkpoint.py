@@ -48,10 +48,24 @@ def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:
     name, (height, width) = facts["name"], facts["size"]
     size = (height, width)
     wanted = {"num_classes": len(facts["classes"]), **model_settings(name, size)}
-    with torch.device("meta"):  # VGG-16 needs seconds to draw random weights that are replaced at once
-        model = timm.create_model(name, **wanted)
-    model.load_state_dict(load_file(path), assign=True)
-    if any(buffer.is_meta for buffer in model.buffers()):  # not all buffers are part of the state
+    model = _without_drawing(name, wanted)
+    if model is None:
         model = timm.create_model(name, **wanted)
         model.load_state_dict(load_file(path))
+    else:
+        model.load_state_dict(load_file(path), assign=True)
     return attach(name, model, size, facts["mean"], facts["std"]), facts
+
+
+def _without_drawing(name: str, wanted: dict[str, Any]) -> Any:
+    """Return a model without memory: VGG-16 needs seconds to draw weights that are replaced at once.
+
+    None for those whose constants are not part of their state, or need their values when they are built.
+    """
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, **wanted)
+    except (RuntimeError, NotImplementedError):
+        return None
+    state = set(model.state_dict())
+    return model if all(key in state for key, _ in model.named_buffers()) else None

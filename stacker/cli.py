@@ -17,6 +17,8 @@ import click
 from stacker import __version__
 from stacker.cli_bench import bench
 from stacker.cli_data import check, data
+from stacker.cli_models import export
+from stacker.cli_tune import tune
 from stacker.command import CONFIG, RUN, SET, Commands, Failure, load, show
 
 if TYPE_CHECKING:
@@ -48,9 +50,8 @@ def main(quiet: bool) -> None:
     warnings.filterwarnings("ignore", module="torch|timm|xgboost")
 
 
-main.add_command(check)
-main.add_command(data)
-main.add_command(bench)
+for command in (check, data, bench, export, tune):
+    main.add_command(command)
 
 
 @main.command()

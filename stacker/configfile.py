@@ -31,7 +31,7 @@ def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        faults = [_explain(dict(fault)) for fault in error.errors()]
+        faults = [explain(dict(fault)) for fault in error.errors()]
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise ConfigError("\n  ".join([f"{path}: {count} in the config", *faults])) from None
 
@@ -56,7 +56,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     section[keys[-1]] = value
 
 
-def _explain(fault: dict[str, Any]) -> str:
+def explain(fault: dict[str, Any]) -> str:
     """Say one pydantic fault in a line: where, what is wrong, what was found or what is near."""
     location: tuple[str | int, ...] = fault["loc"]
     where = ".".join(str(part) for part in location)

@@ -23,13 +23,14 @@ from stacker.batches import Part
 from stacker.checkpoint import read_facts, save_checkpoint
 from stacker.devices import choose_device, choose_precision, set_deterministic
 from stacker.errors import BackboneError, RunError, require_one_of
-from stacker.finetune import Epoch, How, finetune
+from stacker.finetune import How, finetune
 from stacker.folds import Fold
 from stacker.pixels import Pixels
 from stacker.progress import bar
 from stacker.run import digest, file_sha256, held, require_space, sweep, versions
 from stacker.snapshot import Snapshot, load_snapshot
 from stacker.studies import Study
+from stacker.validation import Epoch
 from stacker.watch import Watch
 from stacker.weights import drop_settings, weights_file
 

@@ -43,7 +43,8 @@ def probe(study: Study, strength: float) -> dict[str, Any]:
         for name in config.backbones:
             features = _embed(study, name, pixels, advance)
             held_out[f"{name}, frozen"], test[f"{name}, frozen"] = _fit(study, features, strength)
-    held_out["mean, frozen"], test["mean, frozen"] = mean_of(held_out), mean_of(test)
+    if len(held_out) > 1:
+        held_out["mean, frozen"], test["mean, frozen"] = mean_of(held_out), mean_of(test)
     tuned_held_out, tuned_test = _tuned(study)
     pairs = [(name, f"{name}, frozen") for name in tuned_held_out]
     draws, seed = config.stack.bootstrap, config.seed

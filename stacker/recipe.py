@@ -138,6 +138,8 @@ class Range(Section):
             raise ValueError("give low and high, or choices")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"low={self.low} is not below high={self.high}")
+        if self.whole and any(bound != int(bound) for bound in (self.low or 0, self.high or 0)):
+            raise ValueError(f"whole needs whole bounds; found {self.low}, {self.high}")
         if self.log and self.low is not None and self.low <= 0:
             raise ValueError(f"log needs low above 0; found {self.low}")
         return self

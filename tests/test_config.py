@@ -169,3 +169,21 @@ def test_only_what_decides_results_is_frozen(make_config: Callable[..., Config])
     config = make_config()
     assert make_config(stack={"meta": ["mlp"]}, device="cpu").results() == config.results()
     assert make_config(train={"epochs": 9}).results() != config.results()
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ({"low": 1}, "give low and high, or choices"),
+        ({"low": 1, "high": 2, "choices": [1, 2]}, "give low and high, or choices"),
+        ({"low": 2, "high": 1}, "low=2.0 is not below high=1.0"),
+        ({"low": 0, "high": 1, "log": True}, "log needs low above 0"),
+        ({"low": 1, "high": 2.5, "whole": True}, "whole needs whole bounds; found 1.0, 2.5"),
+    ],
+)
+def test_ranges_that_are_none_are_refused(
+    write_config: Callable[..., Path], found: dict[str, object], reason: str
+) -> None:
+    """What `tune` may choose from is bounds or choices, and they make sense."""
+    with pytest.raises(ConfigError, match=reason):
+        load_config(write_config(tune={"space": {"train.lr": found}}))

@@ -15,9 +15,10 @@ from torch._dynamo.exc import TorchDynamoException
 from stacker.backbone import Backbone, create
 from stacker.batches import Part, draw_order
 from stacker.errors import BackboneError
-from stacker.finetune import Epoch, How, Training, finetune
+from stacker.finetune import How, Training, finetune
 from stacker.recipe import AugmentConfig, BackboneConfig, TrainConfig
 from stacker.snapshot import Snapshot, load_snapshot
+from stacker.validation import Epoch
 
 HOW = How(torch.device("cpu"), torch.float32)
 RECIPE = TrainConfig(epochs=4, batch_size=8, lr=3e-3)

@@ -196,8 +196,6 @@ def test_rectangles_and_transformers_go_through_all_stages(
 def test_bce_of_more_than_two_classes_is_refused(make_config: MakeConfig) -> None:
     """When the run begins, with what to take instead."""
     config = make_config(data={"task": "subtype"}, train={"loss": "bce"}, folds={"group": "image"})
-    with pytest.raises(
-        ConfigError, match=r"bce tells two classes apart.*found \d: .*entropy"
-    ):
+    with pytest.raises(ConfigError, match=r"bce tells two classes apart.*found \d: .*entropy"):
         studies.begin(config)
     assert not config.run_path.exists()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
-from stacker import probe as module
 from stacker import studies
 from stacker.config import Config
 from stacker.probe import probe
@@ -61,13 +61,13 @@ def test_a_fold_is_fitted_on_its_own_training_images_alone(
     """Neither held-out nor test images reach a regression."""
     study = studies.reopen(finished)
     seen: list[np.ndarray] = []
-    fit = module.LogisticRegression.fit
+    fit = LogisticRegression.fit
 
     def spy(self: Any, X: np.ndarray, y: np.ndarray, **kwargs: Any) -> Any:
         seen.append(y)
         return fit(self, X, y, **kwargs)
 
-    monkeypatch.setattr(module.LogisticRegression, "fit", spy)
+    monkeypatch.setattr(LogisticRegression, "fit", spy)
     probe(study, 0.001)
     (fold,) = study.folds.folds
     rows = study.manifest.rows_of("case", (*fold.fit, *fold.validation))

@@ -1,0 +1,170 @@
+"""The score of a recipe, without a leak: answers for images of inner folds that were held out.
+
+The development cases of a run (neither its test part nor, under `holdout`, its stack part) are cut into
+inner folds, the same for every recipe and with the same seeds. Each model is trained on a part of the
+other folds, and its epoch chosen on the rest of them; it answers for the fold that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from stacker.backbone import Backbone, create
+from stacker.batches import Part
+from stacker.config import Config
+from stacker.devices import autocast, choose_device, choose_precision, set_deterministic
+from stacker.errors import BackboneError, DataError
+from stacker.finetune import How, finetune
+from stacker.folds import Folds, make_folds
+from stacker.jobs import Job
+from stacker.manifest import Manifest
+from stacker.metrics import Predictions, scores, vote
+from stacker.pixels import Pixels
+from stacker.recipe import TuneConfig
+from stacker.run import digest
+from stacker.studies import Study
+from stacker.weights import drop_settings
+
+SCORES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+
+
+class DivergedError(BackboneError):
+    """A training that came to nothing: it counts as a trial, and says something of its settings."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all trials share: the images, the inner folds, the backbones and the machine."""
+
+    study: Study
+    tune: TuneConfig
+    inner: Folds
+    backbones: tuple[str, ...]
+    pixels: Pixels
+    how: How
+
+    @property
+    def name(self) -> str:
+        """Stand for all that a score depends on: trials of another search are not mixed in."""
+        tune = self.tune.model_dump(mode="json", include={"space", "score", "unit", "folds"})
+        results = self.study.run.config.results()
+        return digest([results, tune, self.inner.digest, sorted(self.backbones)])
+
+    @property
+    def what(self) -> str:
+        """Say for people what a score is a score of."""
+        leak = (
+            "" if self.inner.group == "case" else f" (split by {self.inner.group}: leaks across cases)"
+        )
+        score = f"{SCORES[self.tune.score]} by {self.tune.unit}"
+        return (
+            f"{score}, out of fold on {len(self.inner.folds)} inner folds of the development cases{leak}"
+        )
+
+    def score(self, rows: np.ndarray, probabilities: np.ndarray) -> float:
+        """Return the score of the answers for some images."""
+        found = by_unit(self.study.manifest, rows, probabilities, self.tune.unit)
+        ones = np.ones((1, len(found.labels)))
+        return float(scores(found.labels, found.probabilities, ones)[self.tune.score][0])
+
+
+def prepare(study: Study, tune: TuneConfig, backbones: tuple[str, ...]) -> Search:
+    """Cut a run's development cases into inner folds; raise DataError when they cannot be scored."""
+    config, inner = study.run.config, inner_folds(study, tune.folds)
+    rows = study.manifest.rows_of(inner.group, [g for fold in inner.folds for g in fold.held_out])
+    by_unit(study.manifest, rows, np.ones((len(rows), 1)), tune.unit)
+    set_deterministic(config.deterministic)
+    device = choose_device(config.device)
+    how = How(device, choose_precision(config.precision, device), compile=config.compile)
+    return Search(study, tune, inner, backbones, study.pixels(), how)
+
+
+def inner_folds(study: Study, count: int) -> Folds:
+    """Cut what trains a run's base models into folds; all its other groups are their test part.
+
+    Raise DataError when a class has too few groups.
+    """
+    config, folds, manifest = study.run.config, study.folds, study.manifest
+    development = {group for fold in folds.folds for group in (*fold.fit, *fold.validation)}
+    marked = [
+        replace(image, split="train" if group in development else "test")
+        for image, group in zip(manifest.images, manifest.groups(folds.group), strict=True)
+    ]
+    changes = {"protocol": "crossfit", "test": "official", "k": count}
+    asked = config.folds.model_copy(update=changes)
+    try:
+        return make_folds(Manifest(tuple(marked), manifest.classes), asked, config.seed)
+    except DataError as error:
+        raise DataError(
+            f"tune.folds={count}: the development {folds.group}s cannot be cut into that many inner "
+            f"folds; try another number: {error}"
+        ) from None
+
+
+def evaluate(search: Search, config: Config) -> Iterator[float]:
+    """Yield the score of a config's recipes after each inner fold, of all answers so far."""
+    study = replace(search.study, run=replace(search.study.run, config=config), folds=search.inner)
+    answers: dict[str, list[np.ndarray]] = {name: [] for name in search.backbones}
+    held_out: list[np.ndarray] = []
+    for fold in search.inner.folds:
+        held_out.append(study.manifest.rows_of(search.inner.group, fold.held_out))
+        for name in search.backbones:
+            answers[name].append(_answer(Job(study, name, fold), search, held_out[-1]))
+        rows = np.concatenate(held_out)
+        found = [search.score(rows, np.concatenate(each)) for each in answers.values()]
+        yield float(np.mean(found))
+
+
+def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
+    """Train a model as stage one would; return its probabilities for images that it has not seen."""
+    study, config = job.study, job.study.run.config
+    recipe, how = config.recipe(job.backbone), replace(search.how, seed=job.seed)
+    torch.manual_seed(job.seed)
+    settings, size = config.backbones[job.backbone], config.images.shape
+    classes = len(study.manifest.classes)
+    backbone = create(job.backbone, classes, settings, size, drop_settings(recipe))
+    fit, validation = job.parts(search.pixels)
+    try:
+        finetune(backbone, fit, validation, recipe, how)
+    except BackboneError as error:
+        raise DivergedError(str(error)) from error
+    held_out = Part(search.pixels, study.manifest.labels, rows)
+    probabilities = predict(backbone, held_out, recipe.batch_size, how)
+    if not np.isfinite(probabilities).all():
+        raise DivergedError(f"{job.name}: its answers are not numbers any more")
+    return probabilities
+
+
+@torch.inference_mode()
+def predict(backbone: Backbone, part: Part, batch_size: int, how: How) -> np.ndarray:
+    """Return the class probabilities of a part's images."""
+    backbone.model.eval()
+    found = []
+    for pixels_BHWC, _ in part.batches(part.rows, batch_size, how.device):
+        with autocast(how.device, how.precision):
+            logits_BK = backbone.model(backbone.normalise(pixels_BHWC)).float()
+        found.append(logits_BK.softmax(1).cpu().numpy())
+    return np.concatenate(found)
+
+
+def by_unit(manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, unit: str) -> Predictions:
+    """Return the answers by image or by case; raise DataError when cases cannot be scored."""
+    cases = np.array(manifest.clusters)[rows]
+    by_image = Predictions(manifest.labels[rows], cases, probabilities)
+    if unit == "image":
+        return by_image
+    if manifest.unit != "case":
+        raise DataError(
+            f"tune.unit=case: the cases are not known, only the {manifest.unit}s; take tune.unit=image"
+        )
+    by_case = vote(by_image)
+    if by_case is None:
+        raise DataError(
+            "tune.unit=case: there are cases with images of several classes, which have no label of "
+            "their own; take tune.unit=image"
+        )
+    return by_case
