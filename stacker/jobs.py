@@ -143,14 +143,14 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     elsewhere, failures = [], []
     with bar("train", sum(job.images for job in jobs)) as advance:
         for job in jobs:
-            if job.is_done():
-                log.info("train %s: done already", job.name)
-                advance(job.images)
-                continue
             with held(job.path.with_name(".lock")) as mine:
                 if not mine:
                     log.info("train %s: another process trains it", job.name)
                     elsewhere.append(job)
+                    advance(job.images)
+                    continue
+                if job.is_done():  # asked with the lock in hand: the other may have just ended
+                    log.info("train %s: done already", job.name)
                     advance(job.images)
                     continue
                 try:
