@@ -76,7 +76,7 @@ def bench_train(
             "that there are"
         )
     rows = np.random.default_rng(config.seed).permutation(len(manifest.images))[:images]
-    part = Part(pixels, manifest.labels, rows)
+    part = Part(pixels, manifest.labels, rows, np.array(manifest.clusters))
     ways: dict[str, Callable[[], float]] = {LOADER: lambda: _load(part, recipe, device)}
     for way, how in {
         OURS: How(device, precision),
@@ -111,7 +111,7 @@ def _real(training: Training, part: Part) -> Callable[[], float]:
 
     def epoch() -> float:
         started = time.perf_counter()
-        order = draw_order(part, training.recipe.balance == "sampling", training.order_rng)
+        order = draw_order(part, training.recipe.balance, training.order_rng)
         batches = part.batches(order, training.recipe.batch_size, training.how.device)
         training.run_epoch(batches, lambda _: None)
         return len(part.rows) / (time.perf_counter() - started)

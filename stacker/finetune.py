@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class How:
-    """What does not decide what is learnt: the machine, and where randomness starts."""
+    """On which device, in which arithmetic and from which seed."""
 
     device: torch.device
     precision: torch.dtype
@@ -69,7 +69,7 @@ def finetune(
             break
         training.set_trainable(number)
         started = time.perf_counter()
-        order = draw_order(fit, recipe.balance == "sampling", training.order_rng)[: training.images]
+        order = draw_order(fit, recipe.balance, training.order_rng)[: training.images]
         batches = fit.batches(order, recipe.batch_size, how.device)
         train_loss = training.run_epoch(batches, on_images)
         seconds = time.perf_counter() - started
@@ -82,7 +82,7 @@ def finetune(
             "epoch": number,
             "train_loss": round(train_loss, 6),
             **training.validate(validation),
-            "lr": training.optimizer.param_groups[-1]["lr"],
+            "lr": training.schedule.rate(training.step - 1),
             "images_per_second": round(len(order) / seconds, 1),
             **_memory(how.device),
         }

@@ -91,8 +91,9 @@ class Job:
     def parts(self, pixels: Pixels) -> tuple[Part, Part]:
         """Return what the model is fitted on, and what its best epoch is chosen by."""
         manifest, group = self.study.manifest, self.study.folds.group
+        cases = np.array(manifest.clusters)
         fit, validation = (
-            Part(pixels, manifest.labels, manifest.rows_of(group, groups))
+            Part(pixels, manifest.labels, manifest.rows_of(group, groups), cases)
             for groups in (self.fold.fit, self.fold.validation)
         )
         return fit, validation

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Share = Annotated[float, Field(gt=0, lt=1)]
 Channels = tuple[float, float, float]
 Trainable = Literal["all", "head"] | Annotated[int, Field(ge=1)]
+Balance = Literal["weights", "sampling", "cases", "none"]
 Monitor = Literal["auc+balanced_accuracy", "auc", "balanced_accuracy", "loss", "last"]
 
 
@@ -62,7 +63,7 @@ class TrainConfig(Section):
     clip_norm: float | None = Field(1.0, gt=0)
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    balance: Literal["weights", "sampling", "none"] = "weights"
+    balance: Balance = "weights"
     trainable: Trainable = "all"
     unfreeze: dict[Annotated[int, Field(ge=1)], Trainable] = {}
     dropout: float | None = Field(None, ge=0, lt=1)

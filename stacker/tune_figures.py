@@ -33,6 +33,7 @@ def draw_history(
             axis.scatter(trials, heights, s=30, c=colour, marker=marker, transform=place, label=label)
     axis.set(xlabel="trial", ylabel="score")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlim(-0.5, max(*numbers, *pruned, *failed, 1) + 0.5)
     axis.margins(y=0.12)
     axis.grid(visible=True, color="0.92")
     axis.set_axisbelow(True)

@@ -174,13 +174,29 @@ def test_orders_hold_every_row_and_spread_the_classes() -> None:
     labels = np.r_[np.zeros(40, int), np.ones(8, int)]
     part = Part(np.zeros((48, 1, 1, 3), np.uint8), labels, np.arange(48))
     rng = np.random.default_rng(0)
-    order = draw_order(part, False, rng)
+    order = draw_order(part, "none", rng)
     assert sorted(order) == list(range(48))
     assert all(labels[order[i : i + 12]].sum() in (1, 2, 3) for i in range(0, 48, 12))
-    balanced = draw_order(part, True, rng)
+    balanced = draw_order(part, "sampling", rng)
     assert len(balanced) == 48
     assert labels[balanced].sum() == 24
     assert set(balanced[labels[balanced] == 1]) == set(range(40, 48))
+
+
+def test_cases_of_a_class_are_seen_equally_often() -> None:
+    """A case of many images gives some of them, one of few gives all of them several times."""
+    labels = np.r_[np.zeros(40, int), np.ones(20, int)]
+    cases = np.array(["large"] * 37 + ["small"] * 3 + ["one"] * 10 + ["two"] * 10)
+    part = Part(np.zeros((60, 1, 1, 3), np.uint8), labels, np.arange(60), cases)
+    rng = np.random.default_rng(0)
+    order = draw_order(part, "cases", rng)
+    assert len(order) == 60
+    found = dict(zip(*np.unique(cases[order], return_counts=True), strict=True))
+    assert found == {"large": 15, "small": 15, "one": 15, "two": 15}
+    assert len(set(order[cases[order] == "large"])) == 15
+    assert set(order[cases[order] == "small"]) == {37, 38, 39}
+    assert all(labels[order[i : i + 12]].sum() in (5, 6, 7) for i in range(0, 60, 12))
+    assert list(order) != list(draw_order(part, "cases", rng))
 
 
 def one_step(recipe: TrainConfig, name: str) -> dict[str, torch.Tensor]:
