@@ -159,14 +159,14 @@ def test_balance_lifts_the_rare_class(policy: str) -> None:
     for balance in ("none", policy):
         base = small("test_vit")
         recipe = TrainConfig.model_validate(
-            {"epochs": 4, "batch_size": 8, "lr": 1e-3, "balance": balance, "monitor": "last"}
+            {"epochs": 8, "batch_size": 8, "lr": 3e-3, "balance": balance, "monitor": "last"}
         )
         finetune(base, fit, validation, recipe, HOW)
         base.freeze()
         with torch.no_grad():
             images = base.normalise(torch.from_numpy(validation.pixels[validation.rows]))
             shares.append(base.model(images).softmax(1)[:, 1].mean().item())
-    assert shares[1] > shares[0]
+    assert shares[1] > shares[0] + 0.1
 
 
 def test_orders_hold_every_row_and_spread_the_classes() -> None:
