@@ -9,11 +9,13 @@ the same way everywhere. Flips and quarter turns move uint8 pixels; the rest wor
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from stacker.devices import constant
 from stacker.recipe import AugmentConfig
 
 # Optical densities of haematoxylin, eosin and their complement: Ruifrok and Johnston 2001.
@@ -54,7 +56,7 @@ def _mirror(pixels_BHWC: Tensor, recipe: AugmentConfig, rng: torch.Generator) ->
     device = pixels_BHWC.device
     across, down, swap = (coin.to(device, non_blocking=True) for coin in (across, down, swap))
     if square:
-        pixels_BHWC = torch.where(swap, pixels_BHWC.transpose(1, 2), pixels_BHWC)
+        pixels_BHWC = torch.where(swap, pixels_BHWC.transpose(1, 2), pixels_BHWC).contiguous()
     pixels_BHWC = torch.where(across, pixels_BHWC.flip(2), pixels_BHWC)
     return torch.where(down, pixels_BHWC.flip(1), pixels_BHWC)
 
@@ -71,17 +73,26 @@ def _rotate(colours_BHWC: Tensor, degrees: float, rng: torch.Generator) -> Tenso
     images_BCHW = colours_BHWC.permute(0, 3, 1, 2)
     grid_BHW2 = affine_grid(turn_B23, list(images_BCHW.shape), align_corners=False)
     turned = grid_sample(images_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False)
-    upright: Tensor = turned.permute(0, 2, 3, 1)
+    upright: Tensor = turned.permute(0, 2, 3, 1).contiguous()
     return upright
+
+
+@cache
+def _stains() -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
+    """Return the stains' densities, of length one, and the matrix that tells amounts from densities."""
+    stains_33 = torch.tensor(STAINS, dtype=torch.float64)
+    stains_33 = stains_33 / stains_33.norm(dim=1, keepdim=True)
+    pair = (stains_33, torch.linalg.inv(stains_33))
+    densities, inverse = (tuple(tuple(row) for row in matrix.tolist()) for matrix in pair)
+    return densities, inverse
 
 
 def _jitter_stains(colours_BHWC: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     """Vary how much of each stain there is: Tellez et al. 2018, in the stains' own optical density."""
-    stains_33 = torch.tensor(STAINS, device=colours_BHWC.device)
-    stains_33 = stains_33 / stains_33.norm(dim=1, keepdim=True)
+    stains_33, inverse_33 = (constant(values, colours_BHWC.device) for values in _stains())
     density = -torch.log(colours_BHWC.clamp_min(1 / 255))
     draw = _uniform((2, len(colours_BHWC), 1, 1, 3), rng, colours_BHWC.device) * strength
-    amounts = density @ torch.linalg.inv(stains_33)
+    amounts = density @ inverse_33
     amounts = amounts * (1 + draw[0]) + draw[1] * 0.1
     jittered: Tensor = torch.exp(-(amounts @ stains_33)).clamp(0, 1)
     return jittered
@@ -107,7 +118,8 @@ def mix(
     coin = float(torch.rand((), generator=rng))
     cut = recipe.cutmix > 0 and (recipe.mixup == 0 or coin < 0.5)
     share = _beta(recipe.cutmix if cut else recipe.mixup, rng)
-    order = torch.randperm(len(colours_BHWC), generator=rng).to(colours_BHWC.device)
+    order = torch.randperm(len(colours_BHWC), generator=rng)
+    order = order.to(colours_BHWC.device, non_blocking=True)
     if cut:
         height, width = colours_BHWC.shape[1:3]
         top, bottom = _piece(height, share, rng)

@@ -31,6 +31,7 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from stacker.alexnet import AlexNet
+from stacker.devices import constant
 from stacker.errors import BackboneError, require_one_of
 from stacker.recipe import BackboneConfig, Channels
 from stacker.weights import Settings, build
@@ -90,8 +91,7 @@ class Backbone:
 
     def scale(self, colours_BHWC: Tensor) -> Tensor:
         """Turn colours between 0 and 1 into the model's input."""
-        mean = torch.tensor(self.mean, device=colours_BHWC.device)
-        std = torch.tensor(self.std, device=colours_BHWC.device)
+        mean, std = (constant(values, colours_BHWC.device) for values in (self.mean, self.std))
         return ((colours_BHWC - mean) / std).permute(0, 3, 1, 2)
 
     def freeze(self) -> Backbone:

@@ -26,7 +26,6 @@ from stacker.run import Run, publish, versions, write_json
 from stacker.store import is_packed, open_store, store_bytes
 from stacker.studies import has_begun, reopen
 
-RESUME = 4  # copies of the weights in a resume file: the model, its best epoch, two moments of Adam
 COARSE = 4  # a map of fewer cells a side points at quadrants
 
 
@@ -48,7 +47,7 @@ class Disk:
 
     images: int
     models: int
-    resume: int  # the largest resume file, which is there while its model trains
+    resume: int  # the largest resume file, twice while it is written
     caches: int
     free: int
 
@@ -136,6 +135,7 @@ def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[
 
     from stacker.backbone import create
     from stacker.devices import choose_device
+    from stacker.layers import require_stages
     from stacker.optimize import require_optimizer
     from stacker.weights import drop_settings
 
@@ -150,6 +150,7 @@ def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[
             recipe = config.recipe(name)
             require_optimizer(name, recipe)
             backbone = create(name, classes, settings, size, drop_settings(recipe)).freeze()
+            require_stages(name, backbone.model, recipe)
             with torch.no_grad():
                 features = backbone.trunk(torch.zeros(1, 3, *size))
                 embedding, _ = backbone.head(*features)
@@ -191,7 +192,8 @@ def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tup
         for fit in fits:
             if not run.model_file(fit.backbone, name).exists():
                 models += 4 * fit.parameters
-                resume = max(resume, RESUME * 4 * fit.parameters)
+                copies = 2 * config.recipe(fit.backbone).resume_copies  # the new one beside the old
+                resume = max(resume, copies * 4 * fit.parameters)
             if not (run.cache_folder(fit.backbone, name) / "index.h5").exists():
                 cells = classes * fit.grid[0] * fit.grid[1]
                 cached += number * (2 * cells + 4 * fit.embedding + 4 * classes + 64)

@@ -100,7 +100,14 @@ def train(
 @main.command()
 @CONFIG
 @SET
-@click.option("--C", "strength", default=0.001, show_default=True, help="Inverse of the regularisation.")
+@click.option(
+    "--C",
+    "strength",
+    default=0.001,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Inverse of the regularisation.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def probe(config_file: Path, overrides: tuple[str, ...], strength: float, as_json: bool) -> None:
     """Score what anyone would try first: frozen features and a logistic regression, on CONFIG's split.

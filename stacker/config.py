@@ -241,11 +241,15 @@ class Config(Section):
     def results(self) -> dict[str, Any]:
         """Return the settings that decide what is trained, as plain data.
 
-        What is cached is decided by `cam` too; the caches say themselves how they were made.
+        Each backbone stands there with its whole recipe. What is cached is decided by `cam` too; the
+        caches say themselves how they were made.
         """
         how = ("device", "precision", "deterministic", "compile")
-        free = dict.fromkeys(("run", "artifacts", *how, "tune", "cam", "stack"), True)
-        return self.model_dump(mode="json", exclude={**free, "data": {"masks", "on_error"}})
+        free = dict.fromkeys(("run", "artifacts", *how, "tune", "cam", "stack", "train"), True)
+        found = self.model_dump(mode="json", exclude={**free, "data": {"masks", "on_error"}})
+        for name, settings in found["backbones"].items():
+            settings["train"] = self.recipe(name).model_dump(mode="json")
+        return found
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that loads to an equal config."""

@@ -86,6 +86,9 @@ def _fields_at(location: tuple[str | int, ...]) -> list[str]:
     keys = iter(location)
     for key in keys:
         annotation = model.model_fields[str(key)].annotation
+        sections = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if sections and get_origin(annotation) is not dict:  # a section that may be absent
+            annotation = sections[0]
         if get_origin(annotation) is dict:
             next(keys)
             annotation = get_args(annotation)[1]

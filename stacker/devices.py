@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -35,6 +37,12 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Return the autocast context of a forward pass; it does nothing in float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@cache
+def constant(values: tuple[Any, ...], device: torch.device) -> torch.Tensor:
+    """Return numbers as a tensor that lies on the device already: a copy per batch would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def set_deterministic(wanted: bool) -> None:

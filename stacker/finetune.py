@@ -83,6 +83,7 @@ def finetune(
             "train_loss": round(train_loss, 6),
             **training.validate(validation),
             "lr": training.schedule.rate(training.step - 1),
+            "accumulate": training.accumulate,
             "images_per_second": round(len(order) / seconds, 1),
             **_memory(how.device),
         }
@@ -159,10 +160,10 @@ class Training:
             try:
                 return self._gradient_of_slices(images_BCHW, targets_BK)
             except torch.OutOfMemoryError:
-                if self.accumulate * 2 > len(images_BCHW) // 2:
+                if self.accumulate * 2 > self.recipe.batch_size // 2:
                     raise BackboneError(
                         f"{self.backbone.name}: out of memory with "
-                        f"{len(images_BCHW) // self.accumulate} images at once; take "
+                        f"{self.recipe.batch_size // self.accumulate} images at once; take "
                         "a smaller images.size or another backbone"
                     ) from None
             except TorchDynamoException as error:
@@ -170,6 +171,10 @@ class Training:
                     f"{self.backbone.name}: cannot be compiled ({error}); go on without "
                     "(--set compile=false)"
                 ) from None
+            except RuntimeError as error:
+                if "deterministic implementation" not in str(error):
+                    raise
+                raise BackboneError(f"{self.backbone.name}: deterministic=true: {error}") from None
             self.optimizer.zero_grad(set_to_none=True)
             if self.how.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -200,7 +205,7 @@ class Training:
     def end_epoch(self, epoch: Epoch) -> None:
         """Remember an epoch, and its weights when it is the best so far."""
         self.epochs.append(epoch)
-        self.schedule.end_epoch(epoch["val_loss"])
+        self.schedule.end_epoch(epoch["val_loss"], self.step)
         if not self.best or merit(epoch, self.recipe.monitor) > merit(self.best, self.recipe.monitor):
             self.best = epoch
             self.best_state = {k: v.detach().clone() for k, v in self.judged.state_dict().items()}

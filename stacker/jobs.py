@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from stacker.devices import choose_device, choose_precision, set_deterministic
 from stacker.errors import BackboneError, RunError, require_one_of
 from stacker.finetune import How, finetune
 from stacker.folds import Fold
+from stacker.layers import require_stages
 from stacker.pixels import Pixels
 from stacker.progress import bar
 from stacker.run import digest, file_sha256, held, require_space, sweep, versions
@@ -35,8 +37,6 @@ from stacker.watch import Watch
 from stacker.weights import drop_settings, weights_file
 
 log = logging.getLogger(__name__)
-
-COPIES = 5  # of the weights: the model, its best epoch, two moments of Adam, and the finished file
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,6 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     set_deterministic(config.deterministic)
     device = choose_device(config.device)
     how = How(device, choose_precision(config.precision, device), compile=config.compile)
-    pixels = jobs[0].study.pixels()
     elsewhere, failures = [], []
     with bar("train", sum(job.images for job in jobs)) as advance:
         for job in jobs:
@@ -155,8 +154,8 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
                     advance(job.images)
                     continue
                 try:
-                    _train(job, pixels, how, advance)
-                except BackboneError as error:
+                    _train(job, how, advance)
+                except (BackboneError, torch.OutOfMemoryError) as error:
                     log.error("train %s: %s", job.name, error)  # noqa: TRY400  # a message, not a bug
                     failures.append(f"{job.name}: {error}")
     if failures:
@@ -166,7 +165,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     return elsewhere
 
 
-def _train(job: Job, pixels: Pixels, how: How, advance: Callable[..., None]) -> None:
+def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
     """Train one base model from its beginning or its resume file, and publish it."""
     config, study = job.study.run.config, job.study
     recipe, started, shown = config.recipe(job.backbone), time.perf_counter(), 0
@@ -175,23 +174,22 @@ def _train(job: Job, pixels: Pixels, how: How, advance: Callable[..., None]) -> 
     settings, drop = config.backbones[job.backbone], drop_settings(recipe)
     size, classes = config.images.shape, len(study.manifest.classes)
     backbone = create(job.backbone, classes, settings, size, drop)
+    require_stages(job.backbone, backbone.model, recipe)
     folder = job.path.parent
     sweep(folder)
-    require_space(folder, COPIES * sum(t.nbytes for t in backbone.model.state_dict().values()))
+    weights = sum(t.nbytes for t in backbone.model.state_dict().values())
+    require_space(folder, (1 + 2 * recipe.resume_copies) * weights)
     resume_file = folder / "resume.safetensors"
     snapshot = load_snapshot(resume_file, job.identity)
     before: list[Epoch] = snapshot.facts["epochs"] if snapshot else []
-    fit, validation = job.parts(pixels)
+    fit, validation = job.parts(study.pixels())
     if before:
         log.info("train %s: goes on after epoch %d", job.name, len(before))
-    watch = Watch(folder, job.name, recipe.epochs, before)
 
     def on_images(count: int) -> None:
         nonlocal shown
         shown += count
         advance(count, f"train {job.name}")
-
-    on_images(len(before) * len(fit.rows))
 
     def on_epoch(epoch: Epoch, take: Callable[[], Snapshot]) -> None:
         watch.see(epoch)
@@ -200,18 +198,24 @@ def _train(job: Job, pixels: Pixels, how: How, advance: Callable[..., None]) -> 
             taken.facts["identity"] = job.identity
             taken.save(resume_file)
 
-    best = finetune(backbone, fit, validation, recipe, how, on_epoch, on_images, snapshot)
-    watch.end(best)
-    save_checkpoint(
-        job.path, backbone, _facts(job, how, best, np.concatenate([fit.rows, validation.rows]))
-    )
+    with closing(Watch(folder, job.name, recipe.epochs, before)) as watch:
+        on_images(len(before) * len(fit.rows))
+        best = finetune(backbone, fit, validation, recipe, how, on_epoch, on_images, snapshot)
+        watch.end(best)
+    trained = np.concatenate([fit.rows, validation.rows])
+    save_checkpoint(job.path, backbone, _facts(job, how, best, trained))
     resume_file.unlink(missing_ok=True)
     advance(job.images - shown)
-    seconds = round(time.perf_counter() - started, 1)
-    entry = {"seconds": seconds, "epochs": len(watch.epochs), "best_epoch": best["epoch"]}
-    rate = float(np.median([epoch["images_per_second"] for epoch in watch.epochs]))
-    entry |= {"images_per_second": rate, "device": str(how.device), "precision": str(how.precision)}
-    study.run.record("train", {job.name: entry})
+    _record(job, how, watch.epochs, best, round(time.perf_counter() - started, 1))
+
+
+def _record(job: Job, how: How, epochs: Sequence[Epoch], best: Epoch, seconds: float) -> None:
+    """Write into the run's logbook what a job took."""
+    entry = {"seconds": seconds, "epochs": len(epochs), "best_epoch": best["epoch"]}
+    rate = float(np.median([epoch["images_per_second"] for epoch in epochs]))
+    entry |= {"images_per_second": rate, "accumulate": epochs[-1]["accumulate"]}
+    entry |= {"device": str(how.device), "precision": str(how.precision)}
+    job.study.run.record("train", {job.name: entry})
 
 
 def _facts(job: Job, how: How, best: Epoch, trained: np.ndarray) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from stacker.alexnet import AlexNet
 from stacker.errors import BackboneError
-from stacker.recipe import Trainable
+from stacker.recipe import Trainable, TrainConfig
 
 
 def stages(model: Any) -> list[list[str]]:
@@ -34,6 +34,17 @@ def stages(model: Any) -> list[list[str]]:
     return [group for group in rest if group] + [[name for name in names if name in own]]
 
 
+def require_stages(backbone: str, model: Any, recipe: TrainConfig) -> None:
+    """Raise BackboneError where a recipe trains more stages than there are, now or later."""
+    count = len(stages(model)) - 1
+    for wanted in (recipe.trainable, *recipe.unfreeze.values()):
+        if isinstance(wanted, int) and wanted > count:
+            raise BackboneError(
+                f"backbones.{backbone}: {wanted} stages are to be trained and it has {count}; "
+                "say 'all' to train everything"
+            )
+
+
 def _stages_between_pools(model: Any, names: list[str]) -> list[list[str]]:
     """Cut a row of convolutions into stages behind its max-pools."""
     stage_of, stage = {}, 0
@@ -47,22 +58,14 @@ def _stages_between_pools(model: Any, names: list[str]) -> list[list[str]]:
 
 
 def set_trainable(model: Any, wanted: Trainable) -> int:
-    """Freeze all but the wanted part, and put that in training mode; return its number of parameters.
-
-    Raise BackboneError for more stages than there are.
-    """
+    """Freeze all but the wanted part, and put that in training mode; return its number of parameters."""
     groups = stages(model)
     if wanted == "all":
         chosen = groups
     elif wanted == "head":
         chosen = groups[-1:]
-    elif wanted < len(groups):
-        chosen = groups[-1 - wanted :]
     else:
-        raise BackboneError(
-            f"{type(model).__name__}: {wanted} stages are to be trained and it has {len(groups) - 1}; "
-            "say 'all' to train everything"
-        )
+        chosen = groups[-1 - wanted :]
     names = {name for group in chosen for name in group}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)

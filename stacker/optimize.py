@@ -22,7 +22,8 @@ FUSED = {"adam", "adamw"}  # one kernel for all tensors; SGD's cannot begin with
 
 def require_optimizer(backbone: str, recipe: TrainConfig) -> None:
     """Raise ConfigError for an optimizer that timm does not have, or that needs second derivatives."""
-    known = [n for n in list_optimizers(exclude_filters=["bnb*", "fused*"]) if _usable(n)]
+    # no resume file could hold the lists that Kron keeps
+    known = [n for n in list_optimizers(exclude_filters=["bnb*", "fused*", "kron*"]) if _usable(n)]
     unknown = [recipe.optimizer] if recipe.optimizer not in known else []
     try:
         require_one_of("optimizer", unknown, known)
@@ -40,7 +41,9 @@ def make_optimizer(model: nn.Module, recipe: TrainConfig) -> torch.optim.Optimiz
     Biases and normalisation scales do not decay. Layers further from the head learn slower where
     `layer_decay` is given.
     """
-    fused = {"fused": True} if recipe.optimizer in FUSED else {}
+    special: dict[str, bool] = {"fused": True} if recipe.optimizer in FUSED else {}
+    if recipe.momentum == 0 and recipe.optimizer == "sgd":
+        special["nesterov"] = False  # there is nothing to look ahead with
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model,
         opt=recipe.optimizer,
@@ -48,7 +51,7 @@ def make_optimizer(model: nn.Module, recipe: TrainConfig) -> torch.optim.Optimiz
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
         layer_decay=recipe.layer_decay,
-        **fused,
+        **special,
     )
     return optimizer
 
@@ -73,9 +76,9 @@ class Schedule:
             return self.lr * (step + 1) / self.rising
         return self.lr * (self.plateau.factor if self.plateau else self.course(step - self.rising))
 
-    def end_epoch(self, val_loss: float) -> None:
-        """Hear the validation loss."""
-        if self.plateau:
+    def end_epoch(self, val_loss: float, step: int) -> None:
+        """Hear the validation loss after so many steps; while the rate rises it is no plateau."""
+        if self.plateau and step >= self.rising:
             self.plateau.hear(val_loss)
 
     def state(self) -> dict[str, float]:

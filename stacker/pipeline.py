@@ -22,7 +22,7 @@ from stacker.config import Config
 from stacker.errors import RunError
 from stacker.folds import Fold
 from stacker.progress import bar
-from stacker.run import file_sha256, versions
+from stacker.run import file_sha256, held, versions
 from stacker.studies import Study, begin
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ def cache(study: Study) -> None:
             started = time.perf_counter()
             backbone, _ = load_checkpoint(path)
             plan = (folder, backbone, pixels, store_rows, rows, origin, config.cam)
-            written = fill_cache(*plan, device, precision, advance)
+            with held(folder.with_name(f".{fold.name}.lock"), wait=True):
+                written = fill_cache(*plan, device, precision, advance)
             seconds = round(time.perf_counter() - started, 1)
             run.record("cache", {f"{name}/{fold.name}": {"seconds": seconds, "parts_written": written}})
             log.info("cache %s/%s: %d images in %.1f s", name, fold.name, len(rows), seconds)

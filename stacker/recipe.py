@@ -97,6 +97,11 @@ class TrainConfig(Section):
             raise ValueError("patience needs scores to wait for; monitor=last looks at none")
         return self
 
+    @property
+    def resume_copies(self) -> int:
+        """How often the weights lie in a resume file: now, at their best, two moments, the EMA."""
+        return 4 + (self.ema is not None)
+
     def trainable_in(self, epoch: int) -> Trainable:
         """Return what is trained in an epoch, counted from 1."""
         begun = [after for after in self.unfreeze if after < epoch]

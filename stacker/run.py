@@ -97,7 +97,7 @@ def create_run(config: Config) -> Run:
 
 def _strangers(path: Path) -> bool:
     """Say whether a folder holds anything that a look at the data does not leave behind."""
-    known = {"audit.json", "audit.md", "figures"}
+    known = {"audit.json", "audit.md", "figures", "run.json", ".run.lock"}
     return path.exists() and any(
         entry.name not in known and entry.suffix != ".tmp" for entry in path.iterdir()
     )
@@ -112,7 +112,16 @@ def open_run(path: Path) -> Run:
 
 
 def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
-    old, new = _flat(before.results()), _flat(now.results())
+    """Raise RunError for a change of what results stand on: the data, the split, what trained a model.
+
+    A backbone that has no base model yet may change: what went wrong can be mended and run again.
+    """
+    trained = {model.parent.parent.name for model in path.glob("models/*/*/model.safetensors")}
+    old, new = ({**config.results()} for config in (before, now))
+    for results in (old, new):
+        backbones = results["backbones"]
+        results["backbones"] = {name: backbones.get(name) for name in trained}
+    old, new = _flat(old), _flat(new)
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
         key = changed[0]

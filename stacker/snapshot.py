@@ -58,10 +58,15 @@ def load_snapshot(path: Path, identity: str) -> Snapshot | None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, Any]]:
-    """Return an optimizer's memory: tensors by `<parameter>.<name>`, and what is no tensor."""
+    """Return an optimizer's memory: tensors by `<parameter>.<name>`, and what is no tensor.
+
+    Some (LAMB, Adan) count their steps in the groups of parameters, which are kept too.
+    """
+    whole = optimizer.state_dict()
     tensors: State = {}
     plain: dict[str, Any] = {}
-    for number, memory in optimizer.state_dict()["state"].items():
+    memories = [(f"group{n}", group) for n, group in enumerate(whole["param_groups"])]
+    for number, memory in [*memories, *whole["state"].items()]:
         for name, value in memory.items():
             kept: dict[str, Any] = tensors if isinstance(value, Tensor) else plain
             kept[f"{number}.{name}"] = value
@@ -78,11 +83,14 @@ def restore_optimizer(
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
+    groups = optimizer.state_dict()["param_groups"]
     for key, value in {**tensors, **plain}.items():
         number, _, name = key.partition(".")
+        if number.startswith("group"):
+            groups[int(number.removeprefix("group"))][name] = value
+            continue
         parameter = parameters[int(number)]
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)  # noqa: PLW2901
         state.setdefault(int(number), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

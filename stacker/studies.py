@@ -48,7 +48,9 @@ def begin(config: Config) -> Study:
     for name in config.backbones:
         require_optimizer(name, config.recipe(name))
     if has_begun(config):
-        return reopen(config)
+        study = reopen(config)
+        _require_losses(config, study.manifest.classes)
+        return study
     listed = read_manifest(config.data)
     _require_losses(config, listed.classes)
     folds = make_folds(listed, config.folds, config.seed)  # a refusal costs no decoding

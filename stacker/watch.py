@@ -60,9 +60,12 @@ class Watch:
                 *(self.name, COLLAPSED),
             )
 
+    def close(self) -> None:
+        """Let go of the file of scalars."""
+        self.scalars.close()
+
     def end(self, best: Epoch) -> None:
         """Draw the curves; warn when the epoch that is kept cannot tell the classes apart."""
-        self.scalars.close()
         save_figure(draw_curves(self.epochs, best["epoch"], self.name), self.folder / "curves.png")
         if best["val_commonest"] == 1:
             log.warning(
@@ -72,8 +75,9 @@ class Watch:
 
     def _keep(self, epoch: Epoch) -> None:
         self.epochs.append(epoch)
+        numbers = {name: value if math.isfinite(value) else None for name, value in epoch.items()}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(epoch) + "\n")
+            file.write(json.dumps(numbers) + "\n")  # JSON has no NaN
         for name, value in epoch.items():
             if name != "epoch":
                 self.scalars.add_scalar(name, value, epoch["epoch"])

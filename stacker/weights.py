@@ -66,6 +66,8 @@ def require_files(backbones: Mapping[str, BackboneConfig]) -> None:
     """Raise BackboneError for weights that are to come from a file which is not there."""
     for name, settings in backbones.items():
         weights_file(name, settings)
+        if settings.weights == "hub":
+            require_published(name)
 
 
 def model_settings(name: str, size: tuple[int, int]) -> Settings:
@@ -106,20 +108,25 @@ def build(
     return model
 
 
-def _from_hub(name: str, wanted: Settings) -> Any:
-    """Return the model with hub weights; raise BackboneError that names the alternatives."""
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
-
+def require_published(name: str) -> None:
+    """Raise BackboneError for a backbone whose weights nobody has published."""
     cfg = timm.get_pretrained_cfg(name)
-    repository = cfg.hf_hub_id if cfg else None
     if cfg is None or not cfg.has_weights:
         raise BackboneError(
             f"backbones.{name}: nobody has published weights for it; give a file, or start from random "
             f"initialisation (--set backbones.{name}.weights=random)"
         )
+
+
+def _from_hub(name: str, wanted: Settings) -> Any:
+    """Return the model with hub weights; raise BackboneError that names the alternatives."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    require_published(name)
+    cfg = timm.get_pretrained_cfg(name)
     try:
-        if repository and not try_to_load_from_cache(repository, "model.safetensors"):
+        if cfg.hf_hub_id and not try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors"):
             get_session().head(constants.ENDPOINT, timeout=5)  # fail in seconds, not after retries
         return timm.create_model(name, pretrained=True, **wanted)
     except TypeError:
@@ -189,5 +196,9 @@ def _read_tensors(name: str, path: Path) -> dict[str, Tensor]:
             f"backbones.{name}.weights: {path} is not a plain file of tensors: {error}"
         ) from None
     for key in ("state_dict", "model"):
-        content = content.get(key, content)
+        content = content.get(key, content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping):
+        raise BackboneError(
+            f"backbones.{name}.weights: {path} holds a {type(content).__name__}, expected a state dict"
+        )
     return {k: v for k, v in content.items() if isinstance(v, Tensor)}

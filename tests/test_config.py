@@ -171,6 +171,15 @@ def test_only_what_decides_results_is_frozen(make_config: Callable[..., Config])
     assert make_config(train={"epochs": 9}).results() != config.results()
 
 
+def test_unknown_keys_of_a_range_are_explained(write_config: Callable[..., Path]) -> None:
+    """The section may be absent, which does not hide what it knows."""
+    path = write_config(tune={"space": {"train.lr": {"lo": 1, "high": 2}}, "trails": 3})
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "tune.space.train.lr.lo: unknown key; did you mean 'low'" in str(caught.value)
+    assert "tune.trails: unknown key; did you mean 'trials'" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("found", "reason"),
     [

@@ -290,7 +290,7 @@ FULL: dict[str, Any] = {  # everything that a snapshot must carry
 }
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "nadam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "nadam", "sgd", "lamb", "adan", "nadamw"])
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_resumed_training_ends_with_the_same_bits(optimizer: str, stop: int, tmp_path: Path) -> None:
     """Stopped after some epochs and begun again in another process's stead, from the file alone."""

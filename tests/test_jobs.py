@@ -73,6 +73,11 @@ def test_a_failing_job_does_not_stop_the_others(make_config: MakeConfig) -> None
     with pytest.raises(BackboneError, match=r"1 of 2 base models failed:\n  test_efficientnet/holdout"):
         pipeline.train(study)
     assert trained(config) == {"test_resnet/holdout"}
+    mended = make_config(backbones={"test_efficientnet": {"weights": "random"}, **ONE})
+    pipeline.train(studies.begin(mended))  # as the message says: no model stands on the old recipe
+    assert len(trained(config)) == 2
+    with pytest.raises(RunError, match=r"test_efficientnet\.train\.clip_norm was 1\.0, is None"):
+        studies.begin(config)
 
 
 def test_what_is_written_down(finished: Config) -> None:
@@ -86,7 +91,7 @@ def test_what_is_written_down(finished: Config) -> None:
     with Picture.open(folder / "curves.png") as picture:
         assert len(set(picture.convert("L").tobytes())) > 50
     entry = read_json(finished.run_path / "run.json")["train"]["test_resnet/holdout"]
-    assert entry["epochs"] == 2
+    assert (entry["epochs"], entry["accumulate"]) == (2, 1)
     assert not (folder / "resume.safetensors").exists()
     _, facts = load_checkpoint(folder / "model.safetensors")
     assert facts["precision"] in ("bfloat16", "float32")

@@ -11,7 +11,7 @@ from torch import nn
 
 from stacker.backbone import create
 from stacker.errors import BackboneError, ConfigError
-from stacker.layers import set_trainable, stages
+from stacker.layers import require_stages, set_trainable, stages
 from stacker.optimize import Schedule, make_optimizer, require_optimizer
 from stacker.recipe import BackboneConfig, TrainConfig
 
@@ -69,10 +69,13 @@ def test_frozen_layers_do_not_drift(name: str) -> None:
     assert all(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_more_stages_than_there_are_is_refused() -> None:
-    """The error says how many there are."""
-    with pytest.raises(BackboneError, match="9 stages are to be trained and it has 5"):
-        set_trainable(model(), 9)
+@pytest.mark.parametrize("settings", [{"trainable": 9}, {"unfreeze": {2: 9}}])
+def test_more_stages_than_there_are_is_refused(settings: dict[str, Any]) -> None:
+    """Now or later in the training: the error says how many there are."""
+    recipe = TrainConfig.model_validate(settings)
+    with pytest.raises(BackboneError, match=r"backbones\.x: 9 stages are to be trained and it has 5"):
+        require_stages("x", model(), recipe)
+    require_stages("x", model(), TrainConfig(trainable=5))
 
 
 def test_layer_decay_slows_what_is_far_from_the_head() -> None:
@@ -98,11 +101,13 @@ def test_optimizers_by_name(name: str, kind: str) -> None:
     assert type(optimizer).__name__ == kind
     if name == "sgd":
         assert optimizer.param_groups[0]["momentum"] == 0.8
+        still = make_optimizer(model("test_resnet"), TrainConfig(optimizer=name, momentum=0))
+        assert still.param_groups[0]["momentum"] == 0
 
 
 def test_unknown_and_second_order_optimizers_are_refused() -> None:
     """With the nearest name."""
-    for name in ("adamv", "adahessian"):
+    for name in ("adamv", "adahessian", "kron"):
         with pytest.raises(ConfigError, match=f"backbones.x: no optimizer '{name}'"):
             require_optimizer("x", TrainConfig(optimizer=name))
     require_optimizer("x", TrainConfig(optimizer="lamb"))
@@ -134,14 +139,18 @@ def test_plateau_waits_and_remembers() -> None:
     recipe = TrainConfig(
         epochs=10, lr=1.0, warmup=0.0, schedule="plateau", decay_rate=0.3, decay_patience=2
     )
+    rising = Schedule(recipe.model_copy(update={"warmup": 0.5}), 10)
+    for _ in range(5):
+        rising.end_epoch(1.0, 40)
+    assert rising.rate(60) == 1.0  # no plateau while the rate still rises
     schedule = Schedule(recipe, 10)
     for loss in (1.0, 0.5, 0.6, 0.5):
-        schedule.end_epoch(loss)
+        schedule.end_epoch(loss, 10)
     again = Schedule(recipe, 10)
     again.restore(schedule.state())
     assert again.rate(40) == 1.0
-    again.end_epoch(0.7)
+    again.end_epoch(0.7, 50)
     assert again.rate(50) == pytest.approx(0.3)
     for loss in (0.1, 0.2, 0.2, 0.2):
-        again.end_epoch(loss)
+        again.end_epoch(loss, 60)
     assert again.rate(90) == pytest.approx(0.09)

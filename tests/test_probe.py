@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from stacker import studies
 from stacker.config import Config
 from stacker.probe import probe
-from tests.test_cli import call
+from tests.test_cli import call, expect_refusal
 
 
 def test_probes_stand_beside_the_cached_base_models(finished: Config) -> None:
@@ -53,6 +53,7 @@ def test_without_base_models_the_probes_stand_alone(write_config: Callable[..., 
     table = call("probe", write_config(), "--C", "0.1").stdout
     assert "Out of fold, development cases" in table
     assert "Test set" in table
+    expect_refusal(call("probe", write_config(), "--C", "0"), 2, "--C")
 
 
 def test_a_fold_is_fitted_on_its_own_training_images_alone(

@@ -38,8 +38,8 @@ def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
     run = create_run(make_config())
     run.manifest_file.touch()
     assert open_run(run.path).config == run.config
-    with pytest.raises(RunError, match=r"train\.epochs was 2, is 3"):
-        create_run(make_config(train={"epochs": 3}))
+    with pytest.raises(RunError, match=r"images\.size was 32, is 48"):
+        create_run(make_config(images={"size": 48}))
     changed = make_config(stack={"meta": ["mlp"]})
     assert create_run(changed).config == changed
 

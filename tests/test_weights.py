@@ -89,6 +89,11 @@ def test_unusable_weights_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "garbage.safetensors").write_bytes(b"garbage" * 10)
     (tmp_path / "garbage.pth").write_bytes(b"garbage" * 10)
     torch.save({"state_dict": Danger()}, tmp_path / "danger.pth")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    torch.save({"model": torch.zeros(3)}, tmp_path / "inner.pth")
+    for name in ("tensor", "inner"):
+        with pytest.raises(BackboneError, match=rf"{name}.pth holds a Tensor, expected a state dict"):
+            create("test_resnet", 2, BackboneConfig(weights=str(tmp_path / f"{name}.pth")))
     for name in ("nowhere.pth", "garbage.safetensors", "garbage.pth", "danger.pth"):
         with pytest.raises(BackboneError, match=name.split(".")[0]):
             create("test_resnet", 2, BackboneConfig(weights=str(tmp_path / name)))
