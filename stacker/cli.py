@@ -18,7 +18,7 @@ from stacker import __version__
 from stacker.cli_bench import bench
 from stacker.cli_data import check, data
 from stacker.cli_models import export
-from stacker.cli_tune import tune
+from stacker.cli_train import probe, train, tune
 from stacker.command import CONFIG, RUN, SET, Commands, Failure, load, show
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def main(quiet: bool) -> None:
     warnings.filterwarnings("ignore", module="torch|timm|xgboost")
 
 
-for command in (check, data, bench, export, tune):
+for command in (check, data, probe, tune, train, export, bench):
     main.add_command(command)
 
 
@@ -68,60 +68,6 @@ def demo(overrides: tuple[str, ...]) -> None:
     click.echo(f"\nA picture of what the base models looked at: {done.heatmaps}")
     click.echo(f"All results: {done.run}/metrics.json, predictions.csv, figures/")
     click.echo(f"Next: stacker inspect {done.run} --sample 4, or copy configs/breakhis.yaml")
-
-
-@main.command()
-@CONFIG
-@SET
-@click.option(
-    "--backbone", "backbones", multiple=True, metavar="NAME", help="Only this one. May be repeated."
-)
-@click.option(
-    "--fold", "folds", multiple=True, metavar="N", help="Only this one: 2, or fold2. May be repeated."
-)
-def train(
-    config_file: Path, overrides: tuple[str, ...], backbones: tuple[str, ...], folds: tuple[str, ...]
-) -> None:
-    """Stage one: fine-tune every backbone on every fold of CONFIG.
-
-    What is trained is skipped, what was interrupted goes on after its last whole epoch. Started several
-    times, e.g. once per GPU, each call takes the base models that no other has in hand.
-    """
-    from stacker import pipeline, studies
-
-    study = studies.begin(load(config_file, overrides))
-    elsewhere = pipeline.train(study, backbones, folds)
-    done = [name for name, fold in study.jobs() if study.run.model_file(name, fold.name).exists()]
-    click.echo(f"{len(done)} of {len(study.jobs())} base models in {study.run.path}/models")
-    if elsewhere:
-        click.echo(f"left to other processes: {', '.join(elsewhere)}")
-
-
-@main.command()
-@CONFIG
-@SET
-@click.option(
-    "--C",
-    "strength",
-    default=0.001,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Inverse of the regularisation.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def probe(config_file: Path, overrides: tuple[str, ...], strength: float, as_json: bool) -> None:
-    """Score what anyone would try first: frozen features and a logistic regression, on CONFIG's split.
-
-    Where base models of the run are cached, they stand beside it, with the gain of fine-tuning.
-    """
-    from stacker import studies
-    from stacker.probe import probe as score
-
-    metrics = score(studies.begin(load(config_file, overrides)), strength)
-    if as_json:
-        click.echo(json.dumps(metrics, indent=1))
-    else:
-        _print_probe(metrics)
 
 
 @main.command()
@@ -287,13 +233,6 @@ def inspect(
         path = out or run.figures / "heatmaps.png"
         save_figure(inspection.draw(run, caches, image_ids, backbones, classes, signed), path)
         click.echo(f"heatmaps of {len(image_ids)} images: {path}", err=as_json)
-
-
-def _print_probe(metrics: dict[str, Any]) -> None:
-    from stacker.terminal import differences_table, scores_table
-
-    tables = [scores_table(metrics, part) for part in ("held_out", "test")]
-    show(*tables, *([differences_table(metrics)] if metrics["differences"] else []))
 
 
 def _print_scores(metrics: dict[str, Any]) -> None:

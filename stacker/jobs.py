@@ -130,7 +130,7 @@ def list_jobs(study: Study, backbones: Sequence[str] = (), folds: Sequence[str] 
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """Train what is not trained yet; return the jobs that other processes have in hand.
+    """Train what is not trained yet; return the jobs that other processes still have in hand.
 
     A job that fails does not stop the others; then raise BackboneError with the reasons at the end.
     """
@@ -162,7 +162,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
         raise BackboneError(
             "\n  ".join([f"{len(failures)} of {len(jobs)} base models failed:", *failures])
         )
-    return elsewhere
+    return [job for job in elsewhere if not job.path.exists()]
 
 
 def _train(job: Job, how: How, advance: Callable[..., None]) -> None:

@@ -20,7 +20,7 @@ ORDER = (  # every module imports only from modules above it
     *("features", "mlp", "meta", "stack"),
     *("inspection", "predict", "probe", "pipeline", "report", "check"),
     *("bench", "bench_train", "terminal", "demo"),
-    *("command", "cli_data", "cli_bench", "cli_models", "cli_tune", "cli", "__main__"),
+    *("command", "cli_data", "cli_bench", "cli_models", "cli_train", "cli", "__main__"),
 )
 TORCH_HALF = {
     *("devices", "alexnet", "weights", "backbone", "checkpoint", "layers", "optimize", "losses"),
@@ -72,7 +72,7 @@ def test_the_halves_do_not_import_each_other() -> None:
 
 def test_commands_import_nothing_at_the_top() -> None:
     """Only each other and the errors: everything else is imported inside a command."""
-    commands = {"command", "cli_data", "cli_bench", "cli_models", "cli_tune"}
+    commands = {"command", "cli_data", "cli_bench", "cli_models", "cli_train"}
     for module in (*commands, "cli"):
         assert imports(module, top_level_only=True) <= {"errors", *commands}
 

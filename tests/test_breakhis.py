@@ -58,14 +58,18 @@ def write_list(path: Path, number: int, newline: str = "\n") -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of 7,909 empty files with BreakHis's names; reading does not open them."""
-    root = tmp_path_factory.mktemp("breakhis")
+def touch_all(root: Path) -> Path:
+    """Fill a folder with 7,909 empty files of BreakHis's names."""
     for slide in SLIDES:
         for name in names_of(slide):
             (root / name).touch()
     return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of BreakHis's names; reading does not open the files."""
+    return touch_all(tmp_path_factory.mktemp("breakhis"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from stacker.errors import DataError
 from stacker.folds import make_folds
 from stacker.optimize import require_optimizer
 from stacker.readers import read_manifest
-from tests.test_breakhis import SLIDES, names_of
+from tests.test_breakhis import touch_all
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs" / "recipes").glob("*.yaml"))
 NAMED = {path.stem: path for path in RECIPES}
@@ -31,6 +31,7 @@ def test_every_recipe_is_valid_and_known_to_timm(path: Path) -> None:
     require_known(list(config.backbones))
     for name in config.backbones:
         require_optimizer(name, config.recipe(name))
+    assert [load_config(other).run for other in RECIPES].count(config.run) == 1
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -75,11 +76,7 @@ def test_recipes_say_what_their_names_promise() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of 7,909 empty files with BreakHis's names."""
-    root = tmp_path_factory.mktemp("names")
-    for slide in SLIDES:
-        for name in names_of(slide):
-            (root / name).touch()
-    return root
+    return touch_all(tmp_path_factory.mktemp("names"))
 
 
 def split(folder: Path, *overrides: str) -> str:

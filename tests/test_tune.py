@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from stacker import tune_score
 from stacker.batches import Part
-from stacker.cli_tune import tune as command
+from stacker.cli_train import tune as command
 from stacker.config import Config
 from stacker.configfile import load_config
 from stacker.errors import BackboneError, ConfigError, DataError, RunError
