@@ -251,15 +251,20 @@ def _tokens(grid_BChw: Tensor) -> Tensor:
     return grid_BChw.flatten(2).transpose(1, 2)
 
 
-def _require_same(backbone: Backbone) -> None:
-    """Try trunk and head on one image; raise BackboneError unless they are the model, over a grid."""
-    name, model = backbone.name, backbone.model.eval()
+def require_linear(name: str, model: Any) -> None:
+    """Raise BackboneError for a classifier that is anything but one linear layer."""
     classifier = model.get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise BackboneError(
             f"backbones.{name}: its classifier is a {type(classifier).__name__}, one linear "
             "layer is expected; choose another backbone, e.g. resnet50"
         )
+
+
+def _require_same(backbone: Backbone) -> None:
+    """Try trunk and head on one image; raise BackboneError unless they are the model, over a grid."""
+    name, model = backbone.name, backbone.model.eval()
+    require_linear(name, model)
     image = torch.linspace(-1, 1, 3 * math.prod(backbone.size)).reshape(1, 3, *backbone.size)
     try:
         with torch.no_grad():

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stacker.backbone import create
+from stacker.backbone import create, require_linear
 from stacker.batches import Part
 from stacker.checkpoint import read_facts, save_checkpoint
 from stacker.devices import choose_device, choose_precision, set_deterministic
@@ -29,12 +29,13 @@ from stacker.folds import Fold
 from stacker.layers import require_stages
 from stacker.pixels import Pixels
 from stacker.progress import bar
+from stacker.recipe import BackboneConfig
 from stacker.run import digest, file_sha256, held, require_space, sweep, versions
 from stacker.snapshot import Snapshot, load_snapshot
 from stacker.studies import Study
 from stacker.validation import Epoch
 from stacker.watch import Watch
-from stacker.weights import drop_settings, weights_file
+from stacker.weights import build, drop_settings, weights_file
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,8 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     set_deterministic(config.deterministic)
     device = choose_device(config.device)
     how = How(device, choose_precision(config.precision, device), compile=config.compile)
+    for job in {job.backbone: job for job in jobs}.values():
+        _require_usable(job)
     elsewhere, failures = [], []
     with bar("train", sum(job.images for job in jobs)) as advance:
         for job in jobs:
@@ -165,6 +168,23 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     return [job for job in elsewhere if not job.path.exists()]
 
 
+def _require_usable(job: Job) -> None:
+    """Build a job's backbone without memory; raise BackboneError, before any job, for what it cannot be.
+
+    Whether trunk and head are the model takes a forward pass, which the job itself makes.
+    """
+    study, name = job.study, job.backbone
+    config, settings = study.run.config, BackboneConfig(weights="random")
+    recipe, classes = config.recipe(name), len(study.manifest.classes)
+    try:
+        with torch.device("meta"):
+            model = build(name, classes, settings, config.images.shape, drop_settings(recipe))
+    except (RuntimeError, NotImplementedError):  # it computes with its weights when it is built
+        return
+    require_linear(name, model)
+    require_stages(name, model, recipe)
+
+
 def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
     """Train one base model from its beginning or its resume file, and publish it."""
     config, study = job.study.run.config, job.study
@@ -174,7 +194,6 @@ def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
     settings, drop = config.backbones[job.backbone], drop_settings(recipe)
     size, classes = config.images.shape, len(study.manifest.classes)
     backbone = create(job.backbone, classes, settings, size, drop)
-    require_stages(job.backbone, backbone.model, recipe)
     folder = job.path.parent
     sweep(folder)
     weights = sum(t.nbytes for t in backbone.model.state_dict().values())

@@ -204,3 +204,23 @@ def test_bce_of_more_than_two_classes_is_refused(make_config: MakeConfig) -> Non
     with pytest.raises(ConfigError, match=r"bce tells two classes apart.*found \d: .*entropy"):
         studies.begin(config)
     assert not config.run_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "own", "reason"),
+    [
+        ("test_vit", {"trainable": 40}, "40 stages are to be trained and it has"),
+        ("test_vit", {"epochs": 5, "unfreeze": {2: 40}}, "40 stages are to be trained and it has"),
+        ("vgg11", {"drop_path": 0.1}, "vgg11: has no drop_path"),
+        ("levit_128", {}, "its classifier is a tuple"),
+    ],
+)
+def test_what_a_backbone_cannot_be_stops_before_any_job(
+    make_config: MakeConfig, backbone: str, own: dict[str, Any], reason: str
+) -> None:
+    """The last of the list is looked at before the first is trained."""
+    backbones = {**ONE, backbone: {"weights": "random", "train": own}}
+    config = make_config(backbones=backbones)
+    with pytest.raises(BackboneError, match=reason):
+        pipeline.train(studies.begin(config))
+    assert not trained(config)
