@@ -26,6 +26,7 @@ from stacker import __version__
 from stacker.backbone import Backbone
 from stacker.checkpoint import load_checkpoint
 from stacker.errors import BackboneError, ConfigError, require_one_of
+from stacker.folds import fold_name
 from stacker.run import Run, digest, file_sha256, publish, write_json
 from stacker.studies import open_study
 from stacker.weights import model_settings
@@ -82,7 +83,7 @@ def export(
 
 def _choose(run: Run, backbone: str | None, fold: str | None) -> tuple[str, str]:
     """Return backbone and fold by name; raise ConfigError for an unknown one or an open choice."""
-    fold = f"fold{fold}" if fold is not None and fold.isdigit() else fold
+    fold = None if fold is None else fold_name(fold)
     folds = [each.name for each in open_study(run.path).folds.folds]
     chosen = []
     for kind, name, known in (("backbone", backbone, list(run.config.backbones)), ("fold", fold, folds)):

@@ -24,7 +24,8 @@ from torch.nn.functional import one_hot
 from stacker.augment import mix, vary
 from stacker.backbone import Backbone
 from stacker.batches import Batch, Part, draw_order
-from stacker.devices import autocast
+from stacker.config import Config
+from stacker.devices import autocast, choose_device, choose_precision, set_deterministic
 from stacker.errors import BackboneError
 from stacker.layers import set_trainable, to_two_logits
 from stacker.losses import Loss
@@ -44,6 +45,13 @@ class How:
     precision: torch.dtype
     seed: int = 0
     compile: bool = False
+
+    @classmethod
+    def of(cls, config: Config) -> How:
+        """Choose device, precision and kernels as a config wants them."""
+        set_deterministic(config.deterministic)
+        device = choose_device(config.device)
+        return cls(device, choose_precision(config.precision, device), compile=config.compile)
 
 
 def finetune(

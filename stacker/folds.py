@@ -81,6 +81,11 @@ class Folds:
         return f"{self.protocol} split by {self.group}{given}{leak}"
 
 
+def fold_name(text: str) -> str:
+    """Return the name of a fold that a person calls by its name or by its number."""
+    return f"fold{text}" if text.isdigit() else text
+
+
 def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
     """Split the groups of a manifest; raise DataError when a class has too few of them."""
     contents = group_contents(manifest, config.group)

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from stacker.backbone import create, require_linear
+from stacker.backbone import Backbone, create, require_linear
 from stacker.batches import Part
 from stacker.checkpoint import read_facts, save_checkpoint
-from stacker.devices import choose_device, choose_precision, set_deterministic
 from stacker.errors import BackboneError, RunError, require_one_of
 from stacker.finetune import How, finetune
-from stacker.folds import Fold
+from stacker.folds import Fold, fold_name
 from stacker.layers import require_stages
 from stacker.pixels import Pixels
 from stacker.progress import bar
@@ -89,6 +88,13 @@ class Job:
         fit = self.study.manifest.rows_of(self.study.folds.group, self.fold.fit)
         return len(fit) * self.study.run.config.recipe(self.backbone).epochs
 
+    def build(self) -> Backbone:
+        """Return the backbone that the job starts from: the same one whenever it is built."""
+        study, config = self.study, self.study.run.config
+        torch.manual_seed(self.seed)
+        settings, drop = config.backbones[self.backbone], drop_settings(config.recipe(self.backbone))
+        return create(self.backbone, len(study.manifest.classes), settings, config.images.shape, drop)
+
     def parts(self, pixels: Pixels) -> tuple[Part, Part]:
         """Return what the model is fitted on, and what its best epoch is chosen by."""
         manifest, group = self.study.manifest, self.study.folds.group
@@ -120,7 +126,7 @@ def _sha256(path: Path, modified: int) -> str:  # noqa: ARG001  # part of the ke
 def list_jobs(study: Study, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[Job]:
     """Return the jobs of some backbones and folds, or of all; raise ConfigError for unknown ones."""
     known = [fold.name for fold in study.folds.folds]
-    wanted = [f"fold{fold}" if fold.isdigit() else fold for fold in folds]
+    wanted = [fold_name(fold) for fold in folds]
     require_one_of("backbone of this run", backbones, study.run.config.backbones)
     require_one_of("fold of this run", wanted, known)
     return [
@@ -138,9 +144,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     if not jobs:
         return []
     config = jobs[0].study.run.config
-    set_deterministic(config.deterministic)
-    device = choose_device(config.device)
-    how = How(device, choose_precision(config.precision, device), compile=config.compile)
+    how = How.of(config)
     for job in {job.backbone: job for job in jobs}.values():
         _require_usable(job)
     elsewhere, failures = [], []
@@ -190,10 +194,7 @@ def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
     config, study = job.study.run.config, job.study
     recipe, started, shown = config.recipe(job.backbone), time.perf_counter(), 0
     how = How(how.device, how.precision, job.seed, how.compile)
-    torch.manual_seed(job.seed)
-    settings, drop = config.backbones[job.backbone], drop_settings(recipe)
-    size, classes = config.images.shape, len(study.manifest.classes)
-    backbone = create(job.backbone, classes, settings, size, drop)
+    backbone = job.build()
     folder = job.path.parent
     sweep(folder)
     weights = sum(t.nbytes for t in backbone.model.state_dict().values())

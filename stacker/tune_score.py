@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from stacker.backbone import Backbone, create
+from stacker.backbone import Backbone
 from stacker.batches import Part
 from stacker.config import Config
-from stacker.devices import autocast, choose_device, choose_precision, set_deterministic
 from stacker.errors import BackboneError, DataError
 from stacker.finetune import How, finetune
 from stacker.folds import Folds, make_folds
@@ -27,7 +26,7 @@ from stacker.pixels import Pixels
 from stacker.recipe import TuneConfig
 from stacker.run import digest
 from stacker.studies import Study
-from stacker.weights import drop_settings
+from stacker.validation import answer
 
 SCORES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
 
@@ -77,10 +76,7 @@ def prepare(study: Study, tune: TuneConfig, backbones: tuple[str, ...]) -> Searc
     config, inner = study.run.config, inner_folds(study, tune.folds)
     rows = study.manifest.rows_of(inner.group, [g for fold in inner.folds for g in fold.held_out])
     by_unit(study.manifest, rows, np.ones((len(rows), 1)), tune.unit)
-    set_deterministic(config.deterministic)
-    device = choose_device(config.device)
-    how = How(device, choose_precision(config.precision, device), compile=config.compile)
-    return Search(study, tune, inner, backbones, study.pixels(), how)
+    return Search(study, tune, inner, backbones, study.pixels(), How.of(config))
 
 
 def inner_folds(study: Study, count: int) -> Folds:
@@ -123,10 +119,7 @@ def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
     """Train a model as stage one would; return its probabilities for images that it has not seen."""
     study, config = job.study, job.study.run.config
     recipe, how = config.recipe(job.backbone), replace(search.how, seed=job.seed)
-    torch.manual_seed(job.seed)
-    settings, size = config.backbones[job.backbone], config.images.shape
-    classes = len(study.manifest.classes)
-    backbone = create(job.backbone, classes, settings, size, drop_settings(recipe))
+    backbone = job.build()
     fit, validation = job.parts(search.pixels)
     try:
         finetune(backbone, fit, validation, recipe, how)
@@ -142,13 +135,9 @@ def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
 @torch.inference_mode()
 def predict(backbone: Backbone, part: Part, batch_size: int, how: How) -> np.ndarray:
     """Return the class probabilities of a part's images."""
-    backbone.model.eval()
-    found = []
-    for pixels_BHWC, _ in part.batches(part.rows, batch_size, how.device):
-        with autocast(how.device, how.precision):
-            logits_BK = backbone.model(backbone.normalise(pixels_BHWC)).float()
-        found.append(logits_BK.softmax(1).cpu().numpy())
-    return np.concatenate(found)
+    logits_NK, _ = answer(backbone.model, backbone, part, batch_size, how.device, how.precision)
+    shares_NK: np.ndarray = logits_NK.softmax(1).cpu().numpy()
+    return shares_NK
 
 
 def by_unit(manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, unit: str) -> Predictions:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stacker.backbone import Backbone
@@ -17,6 +17,25 @@ from stacker.losses import Loss
 from stacker.metrics import scores
 
 Epoch = dict[str, Any]
+
+
+@torch.inference_mode()
+def answer(
+    model: nn.Module,
+    backbone: Backbone,
+    part: Part,
+    batch_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return a model's logits for a part's images, with their labels."""
+    model.eval()
+    logits, labels = [], []
+    for pixels_BHWC, labels_B in part.batches(part.rows, batch_size, device):
+        with autocast(device, precision):
+            logits.append(model(backbone.normalise(pixels_BHWC)).float())
+        labels.append(labels_B)
+    return torch.cat(logits), torch.cat(labels)
 
 
 @torch.inference_mode()
@@ -30,13 +49,8 @@ def validate(
     precision: torch.dtype,
 ) -> Epoch:
     """Return loss and scores on the inner validation images, and the share of the commonest answer."""
-    model.eval()
-    logits, labels = [], []
-    for pixels_BHWC, labels_B in part.batches(part.rows, batch_size, device):
-        with autocast(device, precision):
-            logits.append(model(backbone.normalise(pixels_BHWC)).float())
-        labels.append(labels_B)
-    logits_NK, labels_N = loss.as_classes(torch.cat(logits)).cpu(), torch.cat(labels).cpu()
+    found_NK, labels_N = answer(model, backbone, part, batch_size, device, precision)
+    logits_NK, labels_N = loss.as_classes(found_NK).cpu(), labels_N.cpu()
     shares_NK = logits_NK.softmax(1).numpy()
     found = scores(labels_N.numpy(), shares_NK, np.ones((1, len(labels_N))))
     found["precision"] = np.nan_to_num(found["precision"])  # a class that is never answered

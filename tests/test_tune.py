@@ -327,7 +327,7 @@ def test_a_model_that_cannot_be_built_stops_the_search(
     """It says nothing of the settings, so it does not count, and is tried again once it is mended."""
     config = make_search()
     with monkeypatch.context() as patch:
-        patch.setattr(tune_score, "create", lambda *_: (_ for _ in ()).throw(BackboneError("no hub")))
+        patch.setattr("stacker.jobs.create", lambda *_: (_ for _ in ()).throw(BackboneError("no hub")))
         with pytest.raises(BackboneError, match="no hub"):
             tune(config, 1, [])
     assert tune(config, 1, []).failed == 0
