@@ -3,60 +3,27 @@
     features = trunk(images_BCHW)                         costs a forward pass
     embedding_BD, logits_BK = head(*features)             is cheap, and so are gradients through it
 
-`features.grid_BChw` is what maps are made of, whatever the family's own layout is; `features.rest` is
-what else the head needs, which is constant for a map. Where a family is cut:
-
-    convolutions           behind forward_features                    NCHW
-    VGG, AlexNet           before the last max-pool (a finer grid)    NCHW
-    Swin                   behind forward_features                    NHWC
-    tokens, averaged       behind forward_features                    NLC, prefix tokens in `rest`
-    tokens, one of them    behind the norm1 of the last block         NLC, the residual in `rest`
-
-A transformer that is pooled by its class token does not look at the last block's patches any more: no
-gradient would reach them behind it. All of this is asked of timm's contract (`forward_features`,
-`forward_head(pre_logits=True)`, `forward_intermediates`), tried on one image, and refused with the
-reason where trunk and head are not the model.
+`features.grid_BChw` is what maps are made of, whatever the family's own layout is (`cut` says where each
+family is cut); `features.rest` is what else the head needs, which is constant for a map. Trunk and head
+are tried on one image, and refused with the reason where they are not the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
-from timm.models.vgg import VGG
 from torch import Tensor, nn
 
-from stacker.alexnet import AlexNet
+from stacker.cut import Cut, Head, Trunk, as_grid, cut_model
 from stacker.devices import constant
 from stacker.errors import BackboneError, require_one_of
-from stacker.recipe import BackboneConfig, Channels
+from stacker.recipe import Channels, WeightsConfig
 from stacker.weights import Settings, build
-
-
-class Features(NamedTuple):
-    """What a trunk gives: the last spatial grid, and what the head needs beside it."""
-
-    grid_BChw: Tensor  # noqa: N815  # shapes are part of names
-    rest: Tensor | None
-
-
-Trunk = Callable[[Tensor], Features]
-Head = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where a family is cut, and in which layout its own tensors are there."""
-
-    trunk: Trunk
-    head: Head
-    target_layer: str
-    layout: str
-    prefix_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +52,26 @@ class Backbone:
         """From the last grid to embedding and logits."""
         return self.cut.head
 
+    def layers_below(self, count: int) -> list[str]:
+        """Return the names of so many stages below the grid, the lowest first."""
+        if count > len(self.cut.below):
+            raise BackboneError(
+                f"backbones.{self.name}: has maps of {len(self.cut.below)} stages below its last grid, "
+                f"cam.lower={count} asks for more; set it to {len(self.cut.below)} or less"
+            )
+        return list(self.cut.below[len(self.cut.below) - count :])
+
+    def below(self, count: int) -> list[nn.Module]:
+        """Return so many stages below the grid, the lowest first."""
+        return [self.model.get_submodule(name) for name in self.layers_below(count)]
+
+    def spatial(self, values: Tensor, grid_BChw: Tensor) -> Tensor:
+        """Return values in the family's own layout as a grid; tokens lie as they do in `grid_BChw`."""
+        if values.ndim == 3:
+            _, _, height, width = grid_BChw.shape
+            return as_grid(values[:, self.cut.prefix_tokens :], (height, width))
+        return values.permute(0, 3, 1, 2) if self.cut.layout == "NHWC" else values
+
     def normalise(self, pixels_BHWC: Tensor) -> Tensor:
         """Turn uint8 pixels into the model's input; the permuted view is channels_last already."""
         return self.scale(pixels_BHWC.float() / 255)
@@ -108,7 +95,7 @@ def require_known(names: Sequence[str]) -> None:
 def create(
     name: str,
     classes: int,
-    settings: BackboneConfig,
+    settings: WeightsConfig,
     size: tuple[int, int] = (224, 224),
     drop: Settings | None = None,
 ) -> Backbone:
@@ -131,7 +118,7 @@ def attach(
     model.to(memory_format=torch.channels_last)
     scaling = (_channels(mean), _channels(std))
     try:
-        return Backbone(name, model, _cut(model, size), size, *scaling)
+        return Backbone(name, model, cut_model(model, size), size, *scaling)
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
         raise BackboneError(
             f"backbones.{name}: does not take images of {size[0]}x{size[1]}, or has no last spatial "
@@ -142,113 +129,6 @@ def attach(
 def _channels(values: Sequence[float]) -> Channels:
     red, green, blue = values
     return red, green, blue
-
-
-def _cut(model: Any, size: tuple[int, int]) -> Cut:
-    """Find the family's cut by the shape of its last features."""
-    if isinstance(model, VGG | AlexNet):
-        return _cut_before_last_pool(model)
-    with torch.no_grad():
-        found = model.eval().forward_features(torch.zeros(1, 3, *size)).shape
-    if len(found) == 4:
-        layout = getattr(model, "output_fmt", "NCHW")
-        return _cut_behind_features(model, getattr(layout, "value", layout), 0, (0, 0))
-    if len(found) != 3:
-        raise ValueError(f"its last features are of shape {tuple(found)}")
-    prefix = getattr(model, "num_prefix_tokens", 0) or 0
-    grid = _grid(model, found[1] - prefix, size)
-    if getattr(model, "global_pool", "avg") in ("token", "map"):
-        return _cut_inside_last_block(model, prefix, grid)
-    return _cut_behind_features(model, "NLC", prefix, grid)
-
-
-def _grid(model: Any, tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of the patches, which the tokens have lost."""
-    patches = getattr(model, "patch_embed", getattr(model, "stem", None))
-    height, width = getattr(patches, "grid_size", None) or (0, 0)
-    if height * width != tokens:
-        height = round(math.sqrt(tokens * size[0] / size[1]))
-        width = tokens // max(1, height)
-    if height * width != tokens:
-        raise ValueError(f"its {tokens} tokens are no grid")
-    return height, width
-
-
-def _cut_before_last_pool(model: Any) -> Cut:
-    convolutions, last_pool = model.features[:-1], model.features[-1]
-
-    def head(grid_BChw: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
-        embedding_BD = model.forward_head(last_pool(grid_BChw), pre_logits=True)
-        return embedding_BD, model.get_classifier()(embedding_BD)
-
-    layer = f"features.{len(model.features) - 2}"
-    return Cut(lambda images_BCHW: Features(convolutions(images_BCHW), None), head, layer, "NCHW")
-
-
-def _cut_behind_features(model: Any, layout: str, prefix: int, grid: tuple[int, int]) -> Cut:
-    def trunk(images_BCHW: Tensor) -> Features:
-        last = model.forward_features(images_BCHW)
-        if layout == "NLC":
-            return Features(_spatial(last[:, prefix:], grid), last[:, :prefix])
-        return Features(last.permute(0, 3, 1, 2) if layout == "NHWC" else last, None)
-
-    def head(grid_BChw: Tensor, rest: Tensor | None) -> tuple[Tensor, Tensor]:
-        last = grid_BChw.permute(0, 2, 3, 1) if layout == "NHWC" else grid_BChw
-        if rest is not None:
-            last = torch.cat([rest, _tokens(grid_BChw)], dim=1)
-        embedding_BD = model.forward_head(last, pre_logits=True)
-        return embedding_BD, model.get_classifier()(embedding_BD)
-
-    return Cut(trunk, head, "forward_features", layout, prefix)
-
-
-def _cut_inside_last_block(model: Any, prefix: int, grid: tuple[int, int]) -> Cut:
-    """Cut behind the first normalisation of the last block, where patches still speak.
-
-    The head runs that block on the residual, with the normalisation's output for the patches replaced:
-    by a hook that is registered for this one call, as every family writes its blocks its own way.
-    """
-    last = len(model.blocks) - 1
-    if last < 1:
-        raise ValueError("it has a single block")
-    block = model.blocks[-1]
-
-    def trunk(images_BCHW: Tensor) -> Features:
-        ((tokens_BNC, prefix_BNC),) = model.forward_intermediates(
-            images_BCHW,
-            indices=[last - 1],
-            return_prefix_tokens=True,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        residual_BNC = torch.cat([prefix_BNC, tokens_BNC], dim=1)
-        return Features(_spatial(block.norm1(residual_BNC)[:, prefix:], grid), residual_BNC)
-
-    def head(grid_BChw: Tensor, rest: Tensor | None) -> tuple[Tensor, Tensor]:
-        def put_in(_: nn.Module, __: Any, found_BNC: Tensor) -> Tensor:
-            return torch.cat([found_BNC[:, :prefix], _tokens(grid_BChw).to(found_BNC.dtype)], dim=1)
-
-        handle = block.norm1.register_forward_hook(put_in)
-        try:
-            tokens_BNC = model.norm(block(rest))
-        finally:
-            handle.remove()
-        embedding_BD = model.forward_head(tokens_BNC, pre_logits=True)
-        return embedding_BD, model.get_classifier()(embedding_BD)
-
-    return Cut(trunk, head, f"blocks.{last}.norm1", "NLC", prefix)
-
-
-def _spatial(tokens_BLC: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return tokens as a grid_BChw."""
-    grid_BChw: Tensor = tokens_BLC.transpose(1, 2).unflatten(2, grid)
-    return grid_BChw
-
-
-def _tokens(grid_BChw: Tensor) -> Tensor:
-    """Return a grid as tokens_BLC."""
-    return grid_BChw.flatten(2).transpose(1, 2)
 
 
 def require_linear(name: str, model: Any) -> None:

@@ -6,20 +6,23 @@ One folder per base model (`cache/<backbone>/<fold>/`) holds parts of N rows and
     index.h5                            the parts as one, by HDF5 virtual datasets
 
     maps      (N, K, h, w) float16   signed, unscaled, one per class    label    (N,) int64
-    features  (N, D) float32         penultimate activations            image_id (N,) fixed-length UTF-8
-    logits    (N, K) float32                                            case_id  (N,) likewise
-                                                                        fold     (N,) the row's part
+    maps_...                         of other methods and layers        image_id (N,) fixed-length UTF-8
+    features  (N, D) float32         penultimate activations            case_id  (N,) likewise
+    logits    (N, K) float32                                            fold     (N,) the row's part
+    flags     (N, M) uint8           what is wrong with each map
 
-The root attributes of every file say which checkpoint, manifest, split, layer, method and preprocessing
-made it, and which cases trained the model. HDF5 fills a virtual dataset whose part is missing with zeros
-without a word, so the reader here compares parts with the index before it reads, and every chunk carries
-a Fletcher-32 checksum. Chunks are not compressed: float16 activations hardly shrink.
+The root attributes of every file say which checkpoint, manifest, split, layers, methods and
+preprocessing made it, and which cases trained the model. Every dataset carries the SHA-256 of its
+content, every part one digest of these and of its attributes, and the index lists the digests of its
+parts. HDF5 reads zeros where the file behind a virtual dataset is missing, without a word: the reader
+here goes to the parts, and takes nothing whose digest is not the one that was written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,17 +32,23 @@ import h5py
 import numpy as np
 
 from stacker.errors import CacheError
-from stacker.run import publish
+from stacker.run import digest
+from stacker.settings import name_maps
 
-SCHEMA_VERSION = 1
-ARRAYS = ("maps", "features", "logits")
+SCHEMA_VERSION = 2
 ROWS = ("label", "image_id", "case_id", "fold")
-HDF5_1_10 = ("v110", "v110")  # virtual datasets, and attributes of more than 64 KiB
+INDEX = "index.h5"
+FLAGS = {1: "clipped to the range of float16", 2: "not a number", 4: "zero everywhere"}
+AGAIN = "run 'stacker cache CONFIG' again, which makes only this anew"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """The root attributes: what must be equal for two files to belong together."""
+    """The root attributes: what must be equal for two files to belong together.
+
+    `lower` is the number of layers below the last grid that have maps, `lower_layers` their names, the
+    nearest first. `classifier_bias` is there where a Grad-CAM map sums to logit - bias.
+    """
 
     backbone: str
     model_fold: str
@@ -50,10 +59,13 @@ class Provenance:
     folds_digest: str
     training_cases: tuple[str, ...]
     target_layer: str
-    method: str
+    methods: tuple[str, ...]
+    lower: int
     preprocessing: str
     precision: str
     schema_version: int = SCHEMA_VERSION
+    lower_layers: tuple[str, ...] = field(default=(), compare=False)
+    classifier_bias: tuple[float, ...] = field(default=(), compare=False)
     versions: str = field(default="", compare=False)
 
 
@@ -74,27 +86,44 @@ class Rows:
         """Return some of the rows, by slice, mask or index."""
         return Rows(*(getattr(self, name)[rows] for name in ROWS))
 
+    def equals(self, other: Rows) -> bool:
+        """Say whether these are the same rows in the same order."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ROWS)
+
 
 @dataclass(frozen=True)
 class Cache:
-    """An opened cache folder: provenance and rows in memory, the arrays read on demand."""
+    """An opened cache folder: provenance and rows in memory, the arrays read on demand.
+
+    `shapes` has the shape of one row of every array.
+    """
 
     folder: Path
     provenance: Provenance
     rows: Rows
+    parts: tuple[Path, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def maps(self) -> list[str]:
+        """The names of the datasets of maps, in the order of the columns of `flags`."""
+        return list(name_maps(self.provenance.methods, self.provenance.lower))
 
     def read(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return `maps`, `features` or `logits`, of all rows or of a boolean mask of them."""
-        index = self.folder / "index.h5"
-        try:
-            with h5py.File(index) as file:
-                values: np.ndarray = file[name][:]
-        except OSError as error:
+        """Return an array, of all rows or of a boolean mask of them."""
+        if name not in self.shapes:
             raise CacheError(
-                f"{self.folder}: {name} cannot be read ({error}); delete the folder and run "
-                "'stacker cache CONFIG' again"
-            ) from None
-        return values if rows is None else values[rows]
+                f"{self.folder}: has no {name}; it has {', '.join(self.shapes)} (cam.methods, cam.lower)"
+            )
+        pieces = []
+        start = 0
+        for path in self.parts:
+            with opened(path) as file:
+                values = read_dataset(file, name)
+            chosen = slice(None) if rows is None else rows[start : start + len(values)]
+            pieces.append(values[chosen])
+            start += len(values)
+        return np.concatenate(pieces)
 
 
 def part_file(folder: Path, number: int) -> Path:
@@ -102,126 +131,101 @@ def part_file(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.h5"
 
 
-def fixed_text(texts: Sequence[str]) -> np.ndarray:
-    """Return texts as fixed-length UTF-8, the only kind of string that virtual datasets carry."""
+def fixed_text(texts: Sequence[str], beside: Iterable[str] = ()) -> np.ndarray:
+    """Return texts as fixed-length UTF-8, the only kind of string that virtual datasets carry.
+
+    The length fits those that lie `beside` them in other parts, too: one index is for all.
+    """
     encoded = [text.encode() for text in texts]
-    length = max((len(text) for text in encoded), default=1)
+    length = max((len(text) for text in (*encoded, *(text.encode() for text in beside))), default=1)
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
 
 
+def map_classes(classes: Sequence[str], found: int) -> tuple[str, ...]:
+    """Return what the maps of an array are for: every class, or all at once."""
+    return tuple(classes) if found == len(classes) else ("all",)
+
+
+def content_sha256(name: str, values: np.ndarray) -> str:
+    """Return what stands for the content of a dataset, however HDF5 lays it out."""
+    head = f"{name} {values.dtype.str} {values.shape} ".encode()
+    found = hashlib.sha256(head)
+    found.update(np.ascontiguousarray(values).data)
+    return found.hexdigest()
+
+
+def part_digest(provenance: Provenance, contents: dict[str, str]) -> str:
+    """Return what stands for a whole part: its origin and the SHA-256 of every dataset."""
+    return digest({**asdict(provenance), "versions": None, "contents": contents})
+
+
 @contextmanager
-def _hdf5(path: Path) -> Iterator[h5py.File]:
-    """Yield an HDF5 file to fill, in memory, and publish it; HDF5 itself crashes on a full disk."""
-    with h5py.File(path.name, "w", driver="core", backing_store=False, libver=HDF5_1_10) as file:
-        yield file
-        file.flush()
-        image = file.id.get_file_image()
-    with publish(path) as temporary:
-        temporary.write_bytes(image)
-
-
-def write_part(path: Path, arrays: Mapping[str, np.ndarray], rows: Rows, provenance: Provenance) -> None:
-    """Publish one part; raise CacheError when a value is not finite in its stored type."""
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below
-        stored: dict[str, np.ndarray] = {
-            "maps": arrays["maps"].astype(np.float16),
-            "features": arrays["features"].astype(np.float32),
-            "logits": arrays["logits"].astype(np.float32),
-        }
-    for name, values in stored.items():
-        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
-        if len(bad):
-            image = rows.image_id[bad[0]].decode()
-            raise CacheError(
-                f"{path.parent}: {name} of {len(bad)} images are not finite as {values.dtype}, first "
-                f"{image}: the base model has diverged; train it again with a lower lr"
-            )
-    with _hdf5(path) as file:
-        for name, values in stored.items():
-            file.create_dataset(name, data=values, chunks=_chunks(values), fletcher32=True)
-        for name in ROWS:
-            file.create_dataset(name, data=getattr(rows, name), chunks=True, fletcher32=True)
-        _write_attributes(file, provenance)
-
-
-def write_index(folder: Path, parts: Sequence[Path]) -> None:
-    """Publish `index.h5`, in which the parts are one."""
-    opened = [h5py.File(part) for part in parts]
-    try:
-        ends = np.cumsum([len(file["label"]) for file in opened])
-        with _hdf5(folder / "index.h5") as index:
-            for name in (*ARRAYS, *ROWS):
-                first = opened[0][name]
-                layout = h5py.VirtualLayout((int(ends[-1]), *first.shape[1:]), first.dtype)
-                layout.dcpl.set_obj_track_times(False)  # equal content, equal bytes
-                for part, file, end in zip(parts, opened, ends, strict=True):
-                    source = h5py.VirtualSource(part.name, name, file[name].shape, first.dtype)
-                    layout[end - len(file["label"]) : end] = source
-                index.create_virtual_dataset(name, layout)
-            _write_attributes(index, _read_provenance(opened[0]))
-            index.attrs["parts"] = [part.name for part in parts]
-            index.attrs["part_ends"] = ends
-    finally:
-        for file in opened:
-            file.close()
-
-
-def part_is_done(path: Path, rows: Rows, provenance: Provenance) -> bool:
-    """Say whether a part of exactly these rows and this origin is there, and readable to the end."""
-    if not path.exists():
-        return False
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Yield an HDF5 file; raise CacheError, with its name, for whatever is wrong with it."""
     try:
         with h5py.File(path) as file:
-            same_rows = all(np.array_equal(file[n][:], getattr(rows, n)) for n in ROWS)
-            whole = all(len(file[name][:]) == len(rows) for name in ARRAYS)
-            return same_rows and whole and _read_provenance(file) == provenance
-    except (OSError, KeyError, CacheError):
-        return False
+            yield file
+    except FileNotFoundError:
+        raise CacheError(f"{path} is missing; {AGAIN}") from None
+    except (OSError, KeyError, RuntimeError, ValueError, UnicodeDecodeError) as error:
+        raise CacheError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
+
+
+def read_dataset(file: h5py.File, name: str) -> np.ndarray:
+    """Return a dataset of a part; raise CacheError when it is not what was written."""
+    values: np.ndarray = file[name][:]
+    if content_sha256(name, values) != file[name].attrs["sha256"]:
+        raise CacheError(f"{file.filename} is damaged: {name} is not what was written; {AGAIN}")
+    return values
+
+
+def read_digest(file: h5py.File) -> str:
+    """Return a part's digest, made again from its attributes; raise CacheError where they differ."""
+    contents = {name: str(file[name].attrs["sha256"]) for name in sorted(file)}
+    found = part_digest(read_provenance(file), contents)
+    if found != file.attrs["digest"]:
+        raise CacheError(f"{file.filename} is damaged: its attributes are not what was written; {AGAIN}")
+    return found
+
+
+def read_rows(file: h5py.File) -> Rows:
+    """Return who the rows of a part are."""
+    return Rows(*(read_dataset(file, name) for name in ROWS))
+
+
+def read_provenance(file: h5py.File) -> Provenance:
+    """Return the origin of a part or an index; raise CacheError for another schema."""
+    version = int(file.attrs.get("schema_version", 0))
+    if version != SCHEMA_VERSION:
+        raise CacheError(
+            f"{file.filename}: written in schema {version}, this program reads {SCHEMA_VERSION} (the "
+            f"CHANGELOG says what changed); {AGAIN}"
+        )
+    values = {f.name: file.attrs[f.name] for f in fields(Provenance)}
+    values["schema_version"], values["lower"] = version, int(values["lower"])
+    for name in ("classes", "training_cases", "lower_layers", "methods"):
+        values[name] = tuple(str(item) for item in values[name])
+    values["classifier_bias"] = tuple(float(item) for item in values["classifier_bias"])
+    return Provenance(**values)
 
 
 def open_cache(folder: Path) -> Cache:
     """Open a cache; raise CacheError when a file of it is missing, broken or of another origin."""
-    again = "run 'stacker cache CONFIG' again"
-    if not (folder / "index.h5").exists():
-        raise CacheError(f"{folder}: there is no complete cache here; {again}")
-    try:
-        with h5py.File(folder / "index.h5") as index:
-            provenance = _read_provenance(index)
-            start = 0
-            for name, end in zip(index.attrs["parts"], index.attrs["part_ends"], strict=True):
-                with h5py.File(folder / name) as part:
-                    if _read_provenance(part) != provenance or len(part["label"]) != end - start:
-                        raise CacheError(f"{folder / name} is not the part that index.h5 lists; {again}")
-                start = end
-            rows = Rows(*(index[name][:] for name in ROWS))
-    except (OSError, KeyError) as error:
-        raise CacheError(f"{folder}: {' '.join(str(error).split())}; {again}") from None
-    return Cache(folder, provenance, rows)
-
-
-def _chunks(values: np.ndarray) -> tuple[int, ...]:
-    """Return chunks of whole rows, of about a quarter of a megabyte."""
-    row_bytes = max(1, values[:1].nbytes)
-    return (max(1, min(len(values), 2**18 // row_bytes)), *values.shape[1:])
-
-
-def _write_attributes(file: h5py.File, provenance: Provenance) -> None:
-    for name, value in asdict(provenance).items():
-        file.attrs[name] = list(value) if isinstance(value, tuple) else value
-
-
-def _read_provenance(file: h5py.File) -> Provenance:
-    version = int(file.attrs.get("schema_version", 0))
-    if version != SCHEMA_VERSION:
-        raise CacheError(
-            f"{file.filename}: written in schema {version}, this program reads {SCHEMA_VERSION}; "
-            "delete the folder and run 'stacker cache CONFIG' again"
-        )
-    values = {f.name: file.attrs[f.name] for f in fields(Provenance)}
-    values["schema_version"] = version
-    for name in ("classes", "training_cases"):
-        values[name] = tuple(str(item) for item in values[name])
-    return Provenance(**values)
+    if not (folder / INDEX).exists():
+        raise CacheError(f"{folder}: there is no complete cache here; run 'stacker cache CONFIG'")
+    with opened(folder / INDEX) as index:
+        provenance = read_provenance(index)
+        names, digests = ([str(n) for n in index.attrs[a]] for a in ("parts", "part_digests"))
+        shapes = {name: index[name].shape[1:] for name in index if name not in ROWS}
+    paths = [folder / name for name in names]
+    found = []
+    for path, expected in zip(paths, digests, strict=True):
+        with opened(path) as part:
+            if read_digest(part) != expected or read_provenance(part) != provenance:
+                raise CacheError(f"{path} is not the part that {INDEX} lists; {AGAIN}")
+            found.append(read_rows(part))
+    rows = Rows(*(np.concatenate([getattr(piece, name) for piece in found]) for name in ROWS))
+    return Cache(folder, provenance, rows, tuple(paths), shapes)
 
 
 def describe_preprocessing(

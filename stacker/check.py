@@ -18,11 +18,12 @@ from stacker.audit import Audit, audit
 from stacker.config import Config
 from stacker.errors import DataError, StackerError, UnreadableImages
 from stacker.findings import Finding, finding, plural, sort
-from stacker.folds import Folds, make_folds
+from stacker.folds import FROZEN, Folds, make_folds
 from stacker.manifest import Manifest
 from stacker.readers import read_manifest
 from stacker.report import markdown
 from stacker.run import Run, publish, versions, write_json
+from stacker.settings import PERTURBING
 from stacker.store import is_packed, open_store, store_bytes
 from stacker.studies import has_begun, reopen
 
@@ -39,6 +40,8 @@ class Fit:
     grid: tuple[int, int]
     embedding: int
     parameters: int
+    cells: int  # of all maps of one image
+    frozen: bool
 
 
 @dataclass(frozen=True)
@@ -131,50 +134,65 @@ def _unreadable(config: Config, error: UnreadableImages) -> Finding:
 
 def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[Fit, ...]:
     """Build every backbone with its weights, and see where its maps come from."""
-    import torch
-
-    from stacker.backbone import create
     from stacker.devices import choose_device
-    from stacker.layers import require_stages
-    from stacker.optimize import require_optimizer
-    from stacker.weights import drop_settings
 
     try:
         choose_device(config.device)
     except StackerError as error:
         found.append(finding("error", "device", str(error)))
     fits = []
-    size, shown = config.images.shape, config.images.size
-    for name, settings in config.backbones.items():
-        try:
-            recipe = config.recipe(name)
-            require_optimizer(name, recipe)
-            backbone = create(name, classes, settings, size, drop_settings(recipe)).freeze()
-            require_stages(name, backbone.model, recipe)
-            with torch.no_grad():
-                features = backbone.trunk(torch.zeros(1, 3, *size))
-                embedding, _ = backbone.head(*features)
-        except StackerError as error:
-            found.append(finding("error", "backbone", str(error)))
-            continue
-        parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
-        _, _, height, width = features.grid_BChw.shape
-        weights = (
-            settings.weights if settings.weights in ("hub", "random") else Path(settings.weights).name
-        )
-        fits.append(
-            Fit(name, weights, backbone.target_layer, (height, width), embedding.shape[1], parameters)
-        )
-        if min(height, width) < COARSE:
-            found.append(
-                finding(
-                    "note",
-                    "coarse maps",
-                    f"{name}: maps of {height}x{width} cells at images.size={shown} hardly localise",
-                    "larger images give finer maps",
-                )
-            )
+    for frozen, backbones in ((False, config.backbones), (True, config.frozen)):
+        for name in backbones:
+            try:
+                fits.append(_fit(config, name, frozen, classes))
+            except StackerError as error:
+                found.append(finding("error", "backbone", str(error)))
+    for fit in fits:
+        if not fit.frozen and min(fit.grid) < COARSE:
+            height, width = fit.grid
+            shown = f"maps of {height}x{width} cells at images.size={config.images.size}"
+            text = f"{fit.backbone}: {shown} hardly localise"
+            found.append(finding("note", "coarse maps", text, "larger images give finer maps"))
     return tuple(fits)
+
+
+def _fit(config: Config, name: str, frozen: bool, classes: int) -> Fit:
+    """Build a backbone and look at a blank image with it; raise BackboneError for what cannot be."""
+    import torch
+
+    from stacker.backbone import create
+    from stacker.cam import look
+    from stacker.layers import require_stages
+    from stacker.optimize import require_optimizer
+    from stacker.weights import drop_settings
+
+    settings, size = (config.frozen if frozen else config.backbones)[name], config.images.shape
+    if frozen:
+        backbone = create(name, classes, settings, size).freeze()
+    else:
+        recipe = config.recipe(name)
+        require_optimizer(name, recipe)
+        backbone = create(name, classes, settings, size, drop_settings(recipe)).freeze()
+        require_stages(name, backbone.model, recipe)
+    blank = torch.zeros(1, 3, *size)
+    with torch.no_grad():
+        _, _, height, width = backbone.trunk(blank).grid_BChw.shape
+    maps = {} if frozen else config.cam.maps
+    quick = {key: wanted for key, wanted in maps.items() if wanted[0] not in PERTURBING}
+    answers = look(backbone, blank, quick, torch.float32)
+    cells = sum(found.numel() for found in answers.maps.values())
+    cells += (len(maps) - len(quick)) * classes * height * width
+    known = settings.weights in ("hub", "random")
+    return Fit(
+        backbone=name,
+        weights=settings.weights if known else Path(settings.weights).name,
+        layer=backbone.target_layer,
+        grid=(height, width),
+        embedding=answers.embedding_BD.shape[1],
+        parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
+        cells=cells,
+        frozen=frozen,
+    )
 
 
 def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tuple[Fit, ...]) -> Disk:
@@ -183,20 +201,23 @@ def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tup
     packed = is_packed(config.artifacts / ".images", manifest, config.images)
     images = 0 if packed else store_bytes(manifest, config.images)
     unseen: dict[str, int] = {}
+    seen = 0
     if folds is not None:
         for fold in folds.folds:
             rows = manifest.rows_of(folds.group, (*fold.held_out, *folds.test))
             unseen[fold.name] = len(rows)
+        held_out = [group for fold in folds.folds for group in fold.held_out]
+        seen = len(manifest.rows_of(folds.group, (*held_out, *folds.test)))
     cached, models, resume = 0, 0, 0
-    for name, number in unseen.items():
-        for fit in fits:
+    for fit in fits:
+        for name, number in ({FROZEN: seen} if fit.frozen else unseen).items():
             if not run.model_file(fit.backbone, name).exists():
                 models += 4 * fit.parameters
-                copies = 2 * config.recipe(fit.backbone).resume_copies  # the new one beside the old
-                resume = max(resume, copies * 4 * fit.parameters)
+                if not fit.frozen:
+                    copies = 2 * config.recipe(fit.backbone).resume_copies  # the new one beside the old
+                    resume = max(resume, copies * 4 * fit.parameters)
             if not (run.cache_folder(fit.backbone, name) / "index.h5").exists():
-                cells = classes * fit.grid[0] * fit.grid[1]
-                cached += number * (2 * cells + 4 * fit.embedding + 4 * classes + 64)
+                cached += number * (2 * fit.cells + 4 * fit.embedding + 4 * classes + 64)
     return Disk(images, models, resume, cached, shutil.disk_usage(_existing(config.artifacts)).free)
 
 

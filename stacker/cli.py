@@ -16,6 +16,7 @@ import click
 
 from stacker import __version__
 from stacker.cli_bench import bench
+from stacker.cli_cache import cache
 from stacker.cli_data import check, data
 from stacker.cli_models import export
 from stacker.cli_train import probe, train, tune
@@ -50,7 +51,7 @@ def main(quiet: bool) -> None:
     warnings.filterwarnings("ignore", module="torch|timm|xgboost")
 
 
-for command in (check, data, probe, tune, train, export, bench):
+for command in (check, data, probe, tune, train, cache, export, bench):
     main.add_command(command)
 
 
@@ -73,18 +74,6 @@ def demo(overrides: tuple[str, ...]) -> None:
 @main.command()
 @CONFIG
 @SET
-def cache(config_file: Path, overrides: tuple[str, ...]) -> None:
-    """Stage two: cache maps, embeddings and logits of images that a base model never saw."""
-    from stacker import pipeline, studies
-
-    study = studies.reopen(load(config_file, overrides))
-    pipeline.cache(study)
-    click.echo(f"{len(study.jobs())} caches in {study.run.path}/cache")
-
-
-@main.command()
-@CONFIG
-@SET
 @click.option(
     "--meta",
     "metas",
@@ -95,8 +84,8 @@ def cache(config_file: Path, overrides: tuple[str, ...]) -> None:
 def stack(config_file: Path, overrides: tuple[str, ...], metas: tuple[str, ...]) -> None:
     """Stage three: train meta-learners on the cached maps and score them on the test cases."""
     from stacker import pipeline, studies
-    from stacker.config import MetaName
     from stacker.errors import require_one_of
+    from stacker.settings import MetaName
 
     require_one_of("meta-learner", metas, get_args(MetaName))
     study = studies.reopen(load(config_file, overrides))
@@ -194,6 +183,13 @@ def predict(
     metavar="NAME",
     help="The class whose map is drawn; default: the last one. May be repeated.",
 )
+@click.option(
+    "--maps",
+    default="maps",
+    show_default=True,
+    metavar="NAME",
+    help="Which maps are drawn, where several methods or layers are cached.",
+)
 @click.option("--signed", is_flag=True, help="Draw evidence against the class too, in blue.")
 @click.option(
     "--out",
@@ -208,6 +204,7 @@ def inspect(
     seed: int,
     backbones: tuple[str, ...],
     classes: tuple[str, ...],
+    maps: str,
     signed: bool,
     out: Path | None,
     as_json: bool,
@@ -222,7 +219,7 @@ def inspect(
 
     run = open_study(run_folder).run
     caches = inspection.find_caches(run)
-    summaries = [inspection.summarise(cache) for cache in caches.values()]
+    summaries = inspection.summaries(run, caches)
     if as_json:
         click.echo(json.dumps([asdict(summary) for summary in summaries], indent=1))
     else:
@@ -231,7 +228,7 @@ def inspect(
         image_ids += tuple(inspection.sample(caches, sample, seed))
     if image_ids:
         path = out or run.figures / "heatmaps.png"
-        save_figure(inspection.draw(run, caches, image_ids, backbones, classes, signed), path)
+        save_figure(inspection.draw(run, caches, image_ids, backbones, classes, signed, maps), path)
         click.echo(f"heatmaps of {len(image_ids)} images: {path}", err=as_json)
 
 

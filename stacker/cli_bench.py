@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stacker.command import CONFIG, SET, load, show
+from stacker.command import CONFIG, RUN, SET, load, show
 
 
 @click.group()
@@ -76,3 +76,48 @@ def train(
     title = f"{found.backbone}, {height}x{width}, batches of {found.batch_size}, {found.precision}"
     show(timings_table(found.timings, "our loop", f"{title}, {found.device}"))
     click.echo(found.verdict)
+
+
+@bench.command()
+@CONFIG
+@SET
+@click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Timed rounds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def cache(
+    config_file: Path, overrides: tuple[str, ...], images: int, repeats: int, as_json: bool
+) -> None:
+    """Time stage two on CONFIG's images, beside a bare forward pass and the grad-cam package."""
+    from dataclasses import asdict
+
+    from stacker.bench_cache import bench_cache
+    from stacker.terminal import costs_table, deviations_table
+
+    found = bench_cache(load(config_file, overrides), images, repeats)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    show(costs_table(found), *([deviations_table(found.deviations)] if found.deviations else []))
+    for line in (*found.notes, found.verdict):
+        click.echo(line)
+
+
+@bench.command()
+@RUN
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Timed rounds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def compression(run_folder: Path, repeats: int, as_json: bool) -> None:
+    """Measure on RUN's own caches what compressing them would save, and cost."""
+    from dataclasses import asdict
+
+    from stacker.bench_compression import bench_compression
+    from stacker.inspection import find_caches
+    from stacker.studies import open_study
+    from stacker.terminal import compressions_table
+
+    caches = find_caches(open_study(run_folder).run)
+    found = bench_compression(list(caches.values()), repeats)
+    if as_json:
+        click.echo(json.dumps([asdict(way) for way in found], indent=1))
+    else:
+        show(compressions_table(found))

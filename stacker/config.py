@@ -21,10 +21,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from stacker.recipe import BackboneConfig, Section, Share, TrainConfig, TuneConfig
-
-MetaName = Literal["logistic", "mlp", "xgboost"]
-BlockName = Literal["maps", "logits", "embeddings"]
+from stacker.recipe import BackboneConfig, Section, Share, TrainConfig, TuneConfig, WeightsConfig
+from stacker.settings import CamConfig, StackConfig
 
 
 def _share_or_official(value: Any) -> Any:
@@ -133,54 +131,6 @@ class FoldsConfig(Section):
         return self
 
 
-class CamConfig(Section):
-    """What stage two caches, and in what portions."""
-
-    method: Literal["gradcam", "hirescam", "layercam"] = "gradcam"
-    batch_size: int = Field(32, ge=1)
-    part_rows: int = Field(1024, ge=1)
-
-
-class LogisticConfig(Section):
-    """L2-regularised logistic regression on standardised features."""
-
-    C: float = Field(0.01, gt=0)
-
-
-class MlpConfig(Section):
-    """A BatchNorm/Dropout multi-layer perceptron on standardised features."""
-
-    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[64])
-    dropout: float = Field(0.5, ge=0, lt=1)
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(64, ge=2)
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-
-
-class XgboostConfig(Section):
-    """Gradient-boosted trees."""
-
-    n_estimators: int = Field(200, ge=1)
-    max_depth: int = Field(3, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
-    subsample: float = Field(0.8, gt=0, le=1)
-    colsample_bytree: float = Field(0.3, gt=0, le=1)
-    min_child_weight: float = Field(2.0, ge=0)
-    reg_lambda: float = Field(5.0, ge=0)
-
-
-class StackConfig(Section):
-    """Which features stage three sees, which meta-learners it trains, and how it scores them."""
-
-    features: list[BlockName] = Field(["maps", "logits"], min_length=1)
-    meta: list[MetaName] = Field(["logistic"], min_length=1)
-    logistic: LogisticConfig = LogisticConfig()
-    mlp: MlpConfig = MlpConfig()
-    xgboost: XgboostConfig = XgboostConfig()
-    bootstrap: int = Field(2000, ge=100)
-
-
 class Config(Section):
     """One run: everything that decides its result."""
 
@@ -195,12 +145,13 @@ class Config(Section):
     images: ImagesConfig = ImagesConfig()
     folds: FoldsConfig = FoldsConfig()
     backbones: dict[str, BackboneConfig] = Field(min_length=1)
+    frozen: dict[str, WeightsConfig] = Field(default={})
     train: TrainConfig = TrainConfig()
     tune: TuneConfig | None = None
     cam: CamConfig = CamConfig()
     stack: StackConfig = StackConfig()
 
-    @field_validator("backbones", mode="before")
+    @field_validator("backbones", "frozen", mode="before")
     @classmethod
     def _a_bare_name_means_the_defaults(cls, raw: Any) -> Any:
         if isinstance(raw, dict):
@@ -212,8 +163,22 @@ class Config(Section):
         if self.folds.protocol == "crossfit" and "embeddings" in self.stack.features:
             raise ValueError(
                 "stack.features: embeddings of different fold models live in different bases and "
-                "cannot share a table; use folds.protocol=holdout, or drop 'embeddings'"
+                "cannot share a table; use folds.protocol=holdout, or take 'frozen' (embeddings of "
+                "backbones that are not trained) in place of 'embeddings'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_cached(self) -> Config:
+        known = [*self.cam.maps, "logits", "embeddings", *(["frozen"] if self.frozen else [])]
+        for name in self.stack.features:
+            if name not in known:
+                hint = (
+                    "name a backbone under frozen" if name == "frozen" else "see cam.methods, cam.lower"
+                )
+                raise ValueError(
+                    f"stack.features: {name!r} is not cached; {', '.join(known)} are ({hint})"
+                )
         return self
 
     @model_validator(mode="after")
@@ -245,7 +210,7 @@ class Config(Section):
         caches say themselves how they were made.
         """
         how = ("device", "precision", "deterministic", "compile")
-        free = dict.fromkeys(("run", "artifacts", *how, "tune", "cam", "stack", "train"), True)
+        free = dict.fromkeys(("run", "artifacts", *how, "tune", "frozen", "cam", "stack", "train"), True)
         found = self.model_dump(mode="json", exclude={**free, "data": {"masks", "on_error"}})
         for name, settings in found["backbones"].items():
             settings["train"] = self.recipe(name).model_dump(mode="json")

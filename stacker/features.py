@@ -1,9 +1,11 @@
 """From caches to tables: named columns, and who made each row.
 
-A table has a row per image and the columns of all backbones side by side, in blocks: `maps`, `logits`,
-`embeddings`. Rows of the development cases come from the fold whose model never saw them; rows of the
-test cases come from every fold, one table each. A row whose case trained the model that produced it is
-refused here when the split is by case, whatever the file names say.
+A table has a row per image and the columns of all backbones side by side, in blocks: maps by the names
+of their datasets (`maps`, `maps_layercam`, ...), `logits`, `embeddings`, and `frozen`, the embeddings of
+backbones that nobody trained, which lie in one basis whatever the fold. Rows of the development cases
+come from the fold whose model never saw them; rows of the test cases come from every fold, one table
+each. A row whose case trained the model that produced it is refused here when the split is by case,
+whatever the file names say.
 """
 
 from __future__ import annotations
@@ -11,22 +13,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from stacker.cache import ARRAYS, Cache, Provenance, Rows, open_cache
+from stacker.cache import AGAIN, FLAGS, Cache, Provenance, Rows, map_classes, open_cache
 from stacker.errors import CacheError, LeakError
-from stacker.folds import Fold, Folds
+from stacker.folds import FROZEN, Fold, Folds
 from stacker.manifest import Manifest
 from stacker.run import Run, digest, file_sha256
 
 Arrays = Mapping[str, np.ndarray]
-ARRAY_OF_BLOCK = {"maps": "maps", "logits": "logits", "embeddings": "features"}
+ARRAY_OF_BLOCK = {"embeddings": "features"}  # the other blocks are called what their arrays are called
 
 
 @dataclass(frozen=True)
 class Table:
-    """Features (N, F) float32 with their column names, the rows' identities and who made them."""
+    """Features (N, F) float32 with their column names, the rows' identities and who made them.
+
+    `made_by` is the fold whose base models made a row: with a backbone's name, a key of `checkpoints`.
+    """
 
     values: np.ndarray
     columns: tuple[str, ...]
@@ -54,25 +60,33 @@ class Tables:
 def assemble(
     arrays: Mapping[str, Arrays], classes: Sequence[str], blocks: Sequence[str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Put the blocks of all backbones side by side: (N, F) float32 and the names of the columns."""
+    """Put the blocks of all backbones side by side: (N, F) float32 and the names of the columns.
+
+    A backbone has the blocks of one that is fine-tuned, or the block of one that is frozen, or both.
+    """
     pieces, columns = [], []
-    for backbone, caches in arrays.items():
+    for backbone, found in arrays.items():
         for block in blocks:
+            name = ARRAY_OF_BLOCK.get(block, block)
+            if name not in found:
+                continue
             # The cache keeps maps as float16: values that never went through it must be rounded alike.
-            dtype = np.float16 if block == "maps" else np.float32
-            values = caches[ARRAY_OF_BLOCK[block]].astype(dtype).astype(np.float32)
+            dtype = np.float16 if block.startswith("maps") else np.float32
+            values = found[name].astype(dtype).astype(np.float32)
             pieces.append(values.reshape(len(values), -1))
-            columns += [f"{backbone}/{block}/{name}" for name in _names(block, values.shape, classes)]
+            names = column_names(block, values.shape[1:], classes)
+            columns += [f"{backbone}/{name}" for name in names]
     return np.concatenate(pieces, axis=1), tuple(columns)
 
 
-def _names(block: str, shape: tuple[int, ...], classes: Sequence[str]) -> list[str]:
-    if block == "maps":
-        _, _, height, width = shape
-        return [f"{c}/r{r}c{k}" for c in classes for r in range(height) for k in range(width)]
-    if block == "logits":
-        return list(classes)
-    return [f"{i:04d}" for i in range(shape[1])]
+def column_names(block: str, shape: tuple[int, ...], classes: Sequence[str]) -> list[str]:
+    """Return the names of the columns of a block whose rows have this shape, as in maps/benign/r3c7."""
+    if block.startswith("maps"):
+        number, height, width = shape
+        names = map_classes(classes, number)
+        return [f"{block}/{c}/r{r}c{k}" for c in names for r in range(height) for k in range(width)]
+    names = tuple(classes) if block == "logits" else tuple(f"{i:04d}" for i in range(shape[0]))
+    return [f"{block}/{name}" for name in names]
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -88,17 +102,18 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
     development, tests = [], {}
     base_development: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
     base_test: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
-    checkpoints, origins = {}, {}
+    opened: dict[str, Cache] = {}
+    frozen: dict[str, Cache] = {}
+    if "frozen" in blocks:
+        frozen = {name: _open(run, name, None, manifest, folds) for name in run.config.frozen}
+        opened |= {f"{name}/{FROZEN}": cache for name, cache in frozen.items()}
     for fold in folds.folds:
-        caches = {name: open_cache(run.cache_folder(name, fold.name)) for name in backbones}
-        for name, cache in caches.items():
-            _check_origin(cache, name, fold.name, manifest, folds, run.config.cam.method)
-            _refuse_trained_images(cache, f"{name}/{fold.name}", fold, manifest, folds)
-            _check_model(cache, run.model_file(name, fold.name))
-            checkpoints[f"{name}/{fold.name}"] = cache.provenance.checkpoint_sha256
-            origins[f"{name}/{fold.name}"] = digest({**asdict(cache.provenance), "versions": None})
-        arrays = {name: {a: c.read(a) for a in _arrays_of(blocks)} for name, c in caches.items()}
+        caches = {name: _open(run, name, fold, manifest, folds) for name in backbones}
+        opened |= {f"{name}/{fold.name}": cache for name, cache in caches.items()}
         rows = _common_rows(caches)
+        arrays = {name: _read(cache, blocks) for name, cache in caches.items()}
+        for name, cache in frozen.items():
+            arrays.setdefault(name, {})["frozen"] = _rows_of(cache, rows)
         is_test = rows.fold == b"test"
         development.append(_table(arrays, ~is_test, rows, manifest.classes, blocks, fold.name))
         tests[fold.name] = _table(arrays, is_test, rows, manifest.classes, blocks, fold.name)
@@ -106,19 +121,56 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
             shares = probabilities(arrays[name]["logits"])
             base_development[name].append(shares[~is_test])
             base_test[name].append(shares[is_test])
+    origins = {key: cache.provenance for key, cache in opened.items()}
     return Tables(
         development=_join(development),
         tests=tests,
         base_development={name: np.concatenate(p) for name, p in base_development.items()},
         base_test={name: np.mean(p, axis=0) for name, p in base_test.items()},
-        checkpoints=checkpoints,
-        origins=origins,
+        checkpoints={key: origin.checkpoint_sha256 for key, origin in origins.items()},
+        origins={key: digest({**asdict(o), "versions": None}) for key, o in origins.items()},
     )
 
 
-def _arrays_of(blocks: Sequence[str]) -> list[str]:
-    wanted = {"logits", *(ARRAY_OF_BLOCK[block] for block in blocks)}
-    return [name for name in ARRAYS if name in wanted]
+def _open(run: Run, backbone: str, fold: Fold | None, manifest: Manifest, folds: Folds) -> Cache:
+    """Open the cache of a base model, or of a frozen backbone, and look whether it may be stacked."""
+    name = FROZEN if fold is None else fold.name
+    cache = open_cache(run.cache_folder(backbone, name))
+    _check_origin(cache, backbone, name, run, manifest, folds)
+    refuse_leaks(cache.rows, cache.provenance, f"{backbone}/{name}")
+    if fold is not None:
+        _refuse_trained_images(cache, f"{backbone}/{name}", fold, manifest, folds)
+    _check_model(cache, run.model_file(backbone, name))
+    return cache
+
+
+def _read(cache: Cache, blocks: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of a base model that the blocks need, and its logits.
+
+    Raise CacheError for maps that are not numbers.
+    """
+    wanted = {"logits", *(ARRAY_OF_BLOCK.get(block, block) for block in blocks if block != "frozen")}
+    found = {name: cache.read(name) for name in sorted(wanted)}
+    not_a_number = next(bit for bit, meaning in FLAGS.items() if meaning == "not a number")
+    flags = cache.read("flags")
+    for column, name in enumerate(cache.maps):
+        bad = np.flatnonzero(flags[:, column] & not_a_number)
+        if name in wanted and len(bad):
+            image = cache.rows.image_id[bad[0]].decode()
+            raise CacheError(
+                f"{cache.folder}: {name} of {len(bad)} images are not numbers, first {image}; take "
+                "another method (cam.methods), or leave these maps out of stack.features"
+            )
+    return found
+
+
+def _rows_of(cache: Cache, rows: Rows) -> np.ndarray:
+    """Return a frozen backbone's embeddings of some images."""
+    place = {image: row for row, image in enumerate(cache.rows.image_id)}
+    missing = [image for image in rows.image_id if image not in place]
+    if missing:
+        raise CacheError(f"{cache.folder}: {missing[0].decode()} is not among its images; {AGAIN}")
+    return cache.read("features")[[place[image] for image in rows.image_id]]
 
 
 def _table(
@@ -159,25 +211,29 @@ def _common_rows(caches: Mapping[str, Cache]) -> Rows:
 
 
 def _check_origin(
-    cache: Cache, backbone: str, fold: str, manifest: Manifest, folds: Folds, method: str
+    cache: Cache, backbone: str, fold: str, run: Run, manifest: Manifest, folds: Folds
 ) -> None:
-    """Raise CacheError unless the cache belongs here, LeakError when its model saw one of its cases."""
-    found = cache.provenance
-    expected = {
+    """Raise CacheError unless the cache is of this run's images, split and settings."""
+    found, cam = cache.provenance, run.config.cam
+    expected: dict[str, Any] = {
         "backbone": backbone,
         "model_fold": fold,
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
         "classes": manifest.classes,
-        "method": method,
     }
+    if fold != FROZEN:
+        expected |= {"methods": tuple(cam.methods), "lower": cam.lower}
     for name, value in expected.items():
         if getattr(found, name) != value:
             raise CacheError(
-                f"cache {backbone}/{fold} was made with {name} {getattr(found, name)}, this run uses "
-                f"{value}; run 'stacker cache CONFIG' again"
+                f"cache {backbone}/{fold} was made with {name} {_plain(getattr(found, name))}, this run "
+                f"uses {_plain(value)}; run 'stacker cache CONFIG' again"
             )
-    refuse_leaks(cache.rows, found, f"{backbone}/{fold}")
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _refuse_trained_images(

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from stacker.cache import Cache, open_cache
+from stacker.cache import FLAGS, Cache, map_classes, open_cache
 from stacker.errors import CacheError, ConfigError, require_one_of
 from stacker.figures import Picture, heatmap_sheet
 from stacker.heatmaps import read_mask
 from stacker.images import decode_image
 from stacker.manifest import Image, Manifest, load_manifest
-from stacker.run import Run
+from stacker.run import Run, read_json
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One cache in a line."""
+    """What one cache holds, where it comes from, and what it cost.
+
+    `flagged` counts the images with a map that is not what a map should be, by kind of map and reason.
+    """
 
     backbone: str
     fold: str
     images: dict[str, int]
-    maps: tuple[int, ...]
+    maps: dict[str, tuple[int, ...]]
     embedding: int
-    method: str
-    layer: str
+    layers: tuple[str, ...]
+    precision: str
+    parts: int
     megabytes: float
+    kilobytes_per_image: float
+    flagged: dict[str, int]
+    images_per_second: float | None
+    together_with: int | None
     checkpoint: str
+    training_cases: int
+    versions: dict[str, str]
 
 
 def find_caches(run: Run) -> dict[tuple[str, str], Cache]:
@@ -44,22 +56,49 @@ def find_caches(run: Run) -> dict[tuple[str, str], Cache]:
     return found
 
 
-def summarise(cache: Cache) -> Summary:
-    """Return what one cache holds."""
+def summaries(run: Run, caches: Mapping[tuple[str, str], Cache]) -> list[Summary]:
+    """Return what the caches of a run hold."""
+    book = read_json(run.path / "run.json").get("cache", {})
+    return [_summarise(cache, book) for cache in caches.values()]
+
+
+def _summarise(cache: Cache, book: Mapping[str, Any]) -> Summary:
+    """Return what one cache holds; `book` is the section of the run's logbook about caches."""
     parts, counts = np.unique(cache.rows.fold, return_counts=True)
     size = sum(file.stat().st_size for file in cache.folder.glob("*.h5"))
     origin = cache.provenance
+    logged = book.get(f"{origin.backbone}/{origin.model_fold}", {})
     return Summary(
         backbone=origin.backbone,
         fold=origin.model_fold,
         images={part.decode(): int(n) for part, n in zip(parts, counts, strict=True)},
-        maps=cache.read("maps").shape[1:],
-        embedding=cache.read("features").shape[1],
-        method=origin.method,
-        layer=origin.target_layer,
+        maps={name: cache.shapes[name] for name in cache.maps},
+        embedding=cache.shapes["features"][0],
+        layers=(origin.target_layer, *origin.lower_layers),
+        precision=origin.precision,
+        parts=len(cache.parts),
         megabytes=round(size / 1e6, 2),
+        kilobytes_per_image=round(size / 1e3 / len(cache.rows), 2),
+        flagged=_flagged(cache),
+        images_per_second=logged.get("images_per_second"),
+        together_with=logged.get("together_with"),
         checkpoint=origin.checkpoint_sha256[:12],
+        training_cases=len(origin.training_cases),
+        versions=json.loads(origin.versions),
     )
+
+
+def _flagged(cache: Cache) -> dict[str, int]:
+    """Count the images whose maps carry a flag."""
+    if not cache.maps:
+        return {}
+    flags = cache.read("flags")
+    counts = {
+        f"{name}: {meaning}": int((flags[:, column] & bit > 0).sum())
+        for column, name in enumerate(cache.maps)
+        for bit, meaning in FLAGS.items()
+    }
+    return {what: count for what, count in counts.items() if count}
 
 
 def sample(caches: dict[tuple[str, str], Cache], count: int, seed: int) -> list[str]:
@@ -80,13 +119,17 @@ def draw(
     backbones: Sequence[str] = (),
     classes: Sequence[str] = (),
     signed: bool = False,
+    maps: str = "maps",
 ) -> Figure:
     """Draw cached maps over images: one column per backbone and class, one row per image.
 
-    Every backbone and the last class (malignant, in BreakHis) are taken when none is named. Test images
-    are cached once per fold: their maps are averaged, for the eye only. Raise ConfigError for an image,
-    backbone or class that is not there.
+    Every backbone and the last class (malignant, in BreakHis) are taken when none is named; `maps` is
+    the dataset that they are taken from. Test images are cached once per fold: their maps are averaged,
+    for the eye only. Raise ConfigError for an image, backbone, class or dataset that is not there.
     """
+    known = {name for cache in caches.values() for name in cache.maps}
+    require_one_of("dataset of maps", [maps], known)
+    caches = {key: cache for key, cache in caches.items() if maps in cache.maps}
     manifest = load_manifest(run.manifest_file, run.config.data.classes)
     backbones = list(backbones) or list(dict.fromkeys(backbone for backbone, _ in caches))
     classes = list(classes) or [manifest.classes[-1]]
@@ -95,10 +138,11 @@ def draw(
     images = _images(manifest, image_ids)
     panels = {}
     for backbone in backbones:
-        maps = _mean_maps([c for (name, _), c in caches.items() if name == backbone], image_ids)
-        for label in classes:
-            k = manifest.classes.index(label)
-            panels[f"{backbone}\n{label}"] = [maps[image.id][k] for image in images]
+        own = [cache for (name, _), cache in caches.items() if name == backbone]
+        found = _mean_maps(own, image_ids, maps)
+        for label in map_classes(classes, own[0].shapes[maps][0]):
+            k = manifest.classes.index(label) if label in manifest.classes else 0
+            panels[f"{backbone}\n{label}"] = [found[image.id][k] for image in images]
     return heatmap_sheet([_picture(image, run) for image in images], panels, signed)
 
 
@@ -113,12 +157,12 @@ def _picture(image: Image, run: Run) -> Picture:
     return Picture(title, decode_image(image, run.config.images), read_mask(image, run.config))
 
 
-def _mean_maps(caches: Sequence[Cache], image_ids: Sequence[str]) -> dict[str, np.ndarray]:
+def _mean_maps(caches: Sequence[Cache], image_ids: Sequence[str], dataset: str) -> dict[str, np.ndarray]:
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     wanted = {image_id.encode() for image_id in image_ids}
     for cache in caches:
         mask = np.isin(cache.rows.image_id, list(wanted))
-        for image_id, maps in zip(cache.rows.image_id[mask], cache.read("maps", mask), strict=True):
+        for image_id, maps in zip(cache.rows.image_id[mask], cache.read(dataset, mask), strict=True):
             found[image_id.decode()].append(maps.astype(np.float32))
     missing = [image_id for image_id in image_ids if image_id not in found]
     if missing:

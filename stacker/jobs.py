@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ class Job:
         return digest(
             {
                 "backbone": self.backbone,
-                "weights_sha256": _sha256(weights, weights.stat().st_mtime_ns) if weights else None,
+                "weights_sha256": file_sha256(weights) if weights else None,
                 "settings": settings.model_dump(mode="json", exclude={"train"}),
                 "recipe": config.recipe(self.backbone).model_dump(mode="json"),
                 "images": config.images.model_dump(mode="json"),
@@ -116,11 +115,6 @@ class Job:
                 "delete it and run 'stacker train CONFIG' again"
             )
         return True
-
-
-@cache
-def _sha256(path: Path, modified: int) -> str:  # noqa: ARG001  # part of the key
-    return file_sha256(path)
 
 
 def list_jobs(study: Study, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[Job]:

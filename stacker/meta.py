@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stacker.config import StackConfig
 from stacker.errors import RunError
 from stacker.run import publish
+from stacker.settings import StackConfig
 
 
 class MetaLearner(Protocol):

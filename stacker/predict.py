@@ -7,22 +7,26 @@ the cache. Maps drawn over the image are those of the predicted class, averaged 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from stacker.checkpoint import load_checkpoint
-from stacker.devices import choose_device, choose_precision
 from stacker.errors import BackboneError, DataError, require_one_of
 from stacker.extract import Arrays, extract
 from stacker.features import assemble, probabilities
 from stacker.figures import Picture, heatmap_sheet, save_figure
+from stacker.finetune import How
+from stacker.folds import FROZEN
 from stacker.images import decode
 from stacker.meta import META, load_meta
 from stacker.progress import track
 from stacker.run import Run, file_sha256
+from stacker.settings import name_maps
 from stacker.stack import default_meta, stack_facts
 
 
@@ -56,15 +60,14 @@ def predict(
     if not readable:
         return [], failures
     model = load_meta(meta, run.stack_folder(meta))
-    folds = list(dict.fromkeys(key.split("/")[1] for key in facts["checkpoints"]))
     shares, by_fold = [], []
-    for fold in track(folds, "predict", total=len(folds)):
-        arrays = {
-            name: _extract(run, name, fold, pixels, facts["method"]) for name in facts["backbones"]
-        }
-        values, _ = assemble(arrays, classes, facts["features"])
-        shares.append(model.predict_proba(values))
+    frozen = _frozen(run, facts, pixels)
+    for fold in track(facts["folds"], "predict", total=len(facts["folds"])):
+        arrays = _extract(run, dict.fromkeys(facts["backbones"], fold), pixels, facts)
         by_fold.append(arrays)
+        beside = {name: arrays.get(name, {}) | found for name, found in frozen.items()}
+        values, _ = assemble({**arrays, **beside}, classes, facts["features"])
+        shares.append(model.predict_proba(values))
     stacked = np.mean(shares, axis=0)
     names = _overlay_names(readable)
     predictions = []
@@ -75,7 +78,7 @@ def predict(
         title = f"{path.name}\n{meta}: {classes[k]} {stacked[i, k]:.2f}"
         panels = {
             f"{name}\n{classes[k]} {base[name][k]:.2f}": [
-                np.mean([f[name]["maps"][i, k] for f in by_fold], 0)
+                np.mean([f[name]["maps"][i, min(k, len(f[name]["maps"][i]) - 1)] for f in by_fold], 0)
             ]
             for name in base
         }
@@ -92,14 +95,31 @@ def predict(
     return predictions, failures
 
 
-def _extract(run: Run, name: str, fold: str, pixels: list[np.ndarray], method: str) -> Arrays:
-    device = choose_device(run.config.device)
-    precision = choose_precision(run.config.precision, device)
-    backbone, _ = load_checkpoint(run.model_file(name, fold))
-    backbone.freeze().model.to(device)
+def _extract(
+    run: Run, folds: Mapping[str, str], pixels: list[np.ndarray], facts: dict[str, Any]
+) -> dict[str, Arrays]:
+    """Return what base models, named with their folds, say of the images, read once for all of them."""
+    how = How.of(run.config)
+    backbones = {}
+    for name, fold in folds.items():
+        backbones[name] = load_checkpoint(run.model_file(name, fold))[0].freeze()
+        backbones[name].model.to(how.device)
     size = run.config.cam.batch_size
-    batches = (np.stack(pixels[i : i + size]) for i in range(0, len(pixels), size))
-    return extract(backbone, batches, method, device, precision)
+    batches = (
+        torch.from_numpy(np.stack(pixels[i : i + size])).to(how.device)
+        for i in range(0, len(pixels), size)
+    )
+    maps = name_maps(facts["methods"], facts["lower"])
+    wanted = {name: {} if fold == FROZEN else maps for name, fold in folds.items()}
+    return extract(backbones, batches, wanted, how.precision)
+
+
+def _frozen(run: Run, facts: dict[str, Any], pixels: list[np.ndarray]) -> dict[str, Arrays]:
+    """Return the block `frozen` of the images, of every frozen backbone that the meta-learner knows."""
+    keys = [key.split("/") for key in facts["checkpoints"]]
+    names = {name: fold for name, fold in keys if fold == FROZEN}
+    found = _extract(run, names, pixels, facts) if names else {}
+    return {name: {"frozen": arrays["features"]} for name, arrays in found.items()}
 
 
 def _require_checkpoints(run: Run, expected: dict[str, str]) -> None:

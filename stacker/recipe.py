@@ -115,16 +115,18 @@ def _trainable(raw: Any) -> Any:
     raise ValueError(f"expected all, head, or a number of last stages; found {raw!r}")
 
 
-class BackboneConfig(Section):
-    """Where a backbone starts from, and what it does differently from `train`.
-
-    `weights` is hub, random, a file, or a folder of files named after backbones.
-    """
+class WeightsConfig(Section):
+    """Where a backbone starts from: hub, random, a file, or a folder of files named after backbones."""
 
     weights: str = "hub"
     partial: bool = False
     mean: Channels | None = None
     std: Channels | None = None
+
+
+class BackboneConfig(WeightsConfig):
+    """A backbone that is fine-tuned: where it starts from, and what it does differently from `train`."""
+
     train: dict[str, Any] = {}
 
 

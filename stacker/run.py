@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,13 @@ def digest(content: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file; one that has not changed since is not read again."""
+    found = path.stat()
+    return _sha256(path, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, modified: int) -> str:  # noqa: ARG001  # parts of the key
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -57,8 +57,10 @@ def _fit_one(run: Run, name: str, tables: Tables, classes: Sequence[str], split:
         **_identity(run, name, tables),
         "classes": classes,
         "split": split,
-        "method": config.cam.method,
+        "methods": config.cam.methods,
+        "lower": config.cam.lower,
         "backbones": list(tables.base_test),
+        "folds": list(tables.tests),
         "rows": len(table.rows),
         "seconds": round(seconds, 3),
         "versions": versions(),
@@ -100,6 +102,8 @@ def stack_facts(run: Run, name: str) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
     facts: dict[str, Any] = read_json(path)
+    if "folds" not in facts:
+        raise RunError(f"{path} was written by an older version; run 'stacker stack CONFIG' again")
     return facts
 
 

@@ -43,8 +43,8 @@ def begin(config: Config) -> Study:
     from stacker.optimize import require_optimizer
     from stacker.weights import require_files
 
-    require_known(list(config.backbones))
-    require_files(config.backbones)
+    require_known([*config.backbones, *config.frozen])
+    require_files({**config.backbones, **config.frozen})
     for name in config.backbones:
         require_optimizer(name, config.recipe(name))
     if has_begun(config):

@@ -10,10 +10,14 @@ from rich.table import Table
 
 if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
     from stacker.bench import Timing
+    from stacker.bench_cache import CacheBench
+    from stacker.bench_compression import Compression
+    from stacker.bench_costs import Deviation
     from stacker.check import Report
     from stacker.findings import Finding
     from stacker.inspection import Summary
     from stacker.predict import Prediction
+    from stacker.verify import Verdict
 
 NAMES = {"accuracy": "accuracy", "auc": "AUC"}
 
@@ -77,26 +81,63 @@ def localisation_table(metrics: dict[str, Any]) -> Table:
 
 
 def caches_table(summaries: Sequence[Summary]) -> Table:
-    """Return what each cache of a run holds."""
-    table = Table(title="Caches", title_justify="left")
+    """Return what each cache of a run holds, and what it took."""
     headings = (
-        "backbone",
-        "fold",
+        "cache",
         "images",
         "maps",
         "embedding",
-        "method",
-        "layer",
         "MB",
+        "kB/image",
+        "images/s",
+        "layers",
         "checkpoint",
     )
-    for heading in headings:
-        table.add_column(heading)
+    table = _table("Caches", *headings)
     for s in summaries:
         images = ", ".join(f"{count} {part}" for part, count in s.images.items())
-        shape = " x ".join(map(str, s.maps))
-        cells = (s.embedding, s.method, s.layer, s.megabytes, s.checkpoint)
-        table.add_row(s.backbone, s.fold, images, shape, *map(str, cells))
+        maps = "\n".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in s.maps.items())
+        rate = "" if s.images_per_second is None else f"{s.images_per_second:g}"
+        rate += f" with {s.together_with} more" if s.together_with else ""
+        sizes = (str(s.embedding), f"{s.megabytes:.2f}", f"{s.kilobytes_per_image:.2f}", rate)
+        layers = ", ".join(s.layers)
+        table.add_row(f"{s.backbone}/{s.fold}", images, maps, *sizes, layers, s.checkpoint)
+    return table
+
+
+def flags_table(summaries: Sequence[Summary]) -> Table:
+    """Return how many images have maps that are not what a map should be."""
+    table = _table("Flagged maps", "cache", "what", "images")
+    for s in summaries:
+        for what, count in s.flagged.items():
+            table.add_row(f"{s.backbone}/{s.fold}", what, f"{count} of {sum(s.images.values())}")
+    return table
+
+
+def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
+    """Return what was found of each cache of a run."""
+    table = _table("Caches", "cache", "parts", "images", "state")
+    for v in verdicts:
+        state = "whole" if not v.problems else "\n".join(v.problems)
+        table.add_row(v.name, str(v.parts), str(v.images), state)
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def compressions_table(found: Sequence[Compression]) -> Table:
+    """Return what each way of compressing a cache saves and costs."""
+    headings = ("compression", "maps", "embeddings", "kB/image", "write MB/s", "read MB/s")
+    table = _table("Size as a share of the plain values, and speed", *headings)
+    for way in found:
+        shares = (f"{way.share_of_maps:.2f}", f"{way.share_of_features:.2f}")
+        speeds = (f"{way.write_mb_per_second}", f"{way.read_mb_per_second}")
+        table.add_row(way.way, *shares, f"{way.kilobytes_per_image:.2f}", *speeds)
     return table
 
 
@@ -144,7 +185,8 @@ def backbones_table(report: Report) -> Table:
     for fit in report.backbones:
         grid = " x ".join(map(str, fit.grid))
         size = f"{fit.parameters / 1e6:.1f}"
-        table.add_row(fit.backbone, fit.weights, fit.layer, grid, str(fit.embedding), size)
+        name = f"{fit.backbone}, frozen" if fit.frozen else fit.backbone
+        table.add_row(name, fit.weights, fit.layer, grid, str(fit.embedding), size)
     if report.disk is not None:
         sizes = {
             "images": report.disk.images,
@@ -169,6 +211,48 @@ def timings_table(timings: Sequence[Timing], reference: str, title: str = "") ->
         ratio = own / timing.images_per_second
         repeats = " ".join(f"{rate:.0f}" for rate in timing.repeats)
         table.add_row(timing.way, f"{timing.images_per_second:.0f}", repeats, f"{ratio:.2f}x")
+    return table
+
+
+def costs_table(found: CacheBench) -> Table:
+    """Return what an image costs in every way, for each base model and for all."""
+    height, width = found.size
+    how = f"{height}x{width}, batches of {found.batch_size}, {found.precision}, {found.device}"
+    title = f"Milliseconds per image (median of the repeats, least to most): {how}"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    ways = list(dict.fromkeys(cost.way for cost in found.costs))
+    for heading in ("base model", *ways, "of a bare forward", "batched takes", "naive loop takes"):
+        table.add_column(heading)
+    taken = {(cost.of, cost.way): cost for cost in found.costs}
+    for ratio in found.ratios:
+        costs = [taken.get((ratio.of, way)) for way in ways]
+        cells = (f"{c.milliseconds:.4g} ({_range(c.repeats)})" if c else "-" for c in costs)
+        longer = ("-" if r is None else f"{r:.1f}x" for r in (ratio.batched, ratio.loop))
+        table.add_row(ratio.of, *cells, f"{ratio.bare:.2f}x", *longer)
+    table.caption = "\n".join(
+        f"{s.backbone}: {s.start}; {s.bytes_per_image / 1e3:.2f} kB per image; grad-cam at "
+        f"{s.peer_layer or '-'}, batches of {s.peer_batch_size or '-'}, {s.peer_layout or '-'}"
+        for s in found.subjects
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.4g}-{max(values):.4g}"
+
+
+def deviations_table(deviations: Sequence[Deviation]) -> Table:
+    """Return how far bfloat16 is from float32, for each base model."""
+    title = "bfloat16 against float32 (maps and embeddings: shares of the largest value)"
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    for heading in ("base model", "what", "at most", "on average", "other predictions"):
+        table.add_column(heading)
+    for each in deviations:
+        gaps = {"logits": each.logits, "embeddings": each.embeddings, **each.maps}
+        for what, gap in gaps.items():
+            changed = str(each.changed_predictions) if what == "logits" else ""
+            table.add_row(each.backbone, what, f"{gap.maximum:.2g}", f"{gap.mean:.2g}", changed)
     return table
 
 

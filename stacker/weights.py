@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stacker.errors import BackboneError
-from stacker.recipe import BackboneConfig, TrainConfig
+from stacker.recipe import TrainConfig, WeightsConfig
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Match:
     unexpected: tuple[str, ...]
 
 
-def weights_file(name: str, settings: BackboneConfig) -> Path | None:
+def weights_file(name: str, settings: WeightsConfig) -> Path | None:
     """Return the file that a backbone starts from; None for the hub and for random initialisation.
 
     Raise BackboneError when there is none at the path, or not for this backbone in the folder.
@@ -62,7 +62,7 @@ def weights_file(name: str, settings: BackboneConfig) -> Path | None:
     return path
 
 
-def require_files(backbones: Mapping[str, BackboneConfig]) -> None:
+def require_files(backbones: Mapping[str, WeightsConfig]) -> None:
     """Raise BackboneError for weights that are to come from a file which is not there."""
     for name, settings in backbones.items():
         weights_file(name, settings)
@@ -83,7 +83,7 @@ def drop_settings(recipe: TrainConfig) -> Settings:
 
 
 def build(
-    name: str, classes: int, settings: BackboneConfig, size: tuple[int, int], drop: Settings
+    name: str, classes: int, settings: WeightsConfig, size: tuple[int, int], drop: Settings
 ) -> Any:
     """Return the timm model with a fresh classifier and the wanted weights in its trunk."""
     path = weights_file(name, settings)

@@ -9,22 +9,25 @@ import stacker
 
 PACKAGE = Path(stacker.__file__).parent
 ORDER = (  # every module imports only from modules above it
-    *("__init__", "errors", "recipe", "config", "configfile", "run", "progress"),
+    *("__init__", "errors", "recipe", "settings", "config", "configfile", "run", "progress"),
     *("tissue", "lesions", "synthetic", "manifest", "breakhis", "pcam", "tables", "readers"),
     *("images", "pixels", "store", "assignment", "folds", "metrics"),
     *("findings", "census", "fingerprints", "copies", "shortcuts", "audit"),
-    *("devices", "alexnet", "weights", "backbone", "checkpoint", "layers", "optimize", "losses"),
-    *("studies", "augment", "batches", "validation", "snapshot", "finetune", "cam", "cache", "extract"),
-    *("heatmaps", "figures", "data_figures", "curves", "watch", "jobs"),
+    *("devices", "alexnet", "weights", "cut", "backbone", "checkpoint", "layers", "optimize", "losses"),
+    *("studies", "augment", "batches", "validation", "snapshot", "finetune"),
+    *("formulas", "perturb", "cam", "cache", "cache_writer", "extract"),
+    *("heatmaps", "figures", "data_figures", "curves", "watch", "jobs", "targets", "caching"),
     *("export", "tune_space", "tune_score", "tune_figures", "tune"),
     *("features", "mlp", "meta", "stack"),
-    *("inspection", "predict", "probe", "pipeline", "report", "check"),
-    *("bench", "bench_train", "terminal", "demo"),
-    *("command", "cli_data", "cli_bench", "cli_models", "cli_train", "cli", "__main__"),
+    *("inspection", "cache_export", "verify", "predict", "probe", "pipeline", "report", "check"),
+    *("bench", "bench_train", "bench_costs", "bench_peers", "bench_cache", "bench_compression"),
+    *("terminal", "demo"),
+    *("command", "cli_data", "cli_cache", "cli_bench", "cli_models", "cli_train", "cli", "__main__"),
 )
 TORCH_HALF = {
-    *("devices", "alexnet", "weights", "backbone", "checkpoint", "layers", "optimize", "losses"),
-    *("augment", "batches", "validation", "snapshot", "finetune", "cam", "extract", "watch", "jobs"),
+    *("devices", "alexnet", "weights", "cut", "backbone", "checkpoint", "layers", "optimize", "losses"),
+    *("augment", "batches", "validation", "snapshot", "finetune", "watch", "jobs"),
+    *("formulas", "perturb", "cam", "extract", "targets", "caching"),
     *("export", "tune_space", "tune_score", "tune"),
 }
 SKLEARN_HALF = {"features", "meta", "stack", "mlp"}
@@ -72,7 +75,7 @@ def test_the_halves_do_not_import_each_other() -> None:
 
 def test_commands_import_nothing_at_the_top() -> None:
     """Only each other and the errors: everything else is imported inside a command."""
-    commands = {"command", "cli_data", "cli_bench", "cli_models", "cli_train"}
+    commands = {"command", "cli_data", "cli_cache", "cli_bench", "cli_models", "cli_train"}
     for module in (*commands, "cli"):
         assert imports(module, top_level_only=True) <= {"errors", *commands}
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from stacker import backbone as backbones
 from stacker.backbone import create
-from stacker.cam import class_maps
+from stacker.cam import look
 from stacker.checkpoint import load_checkpoint, save_checkpoint
 from stacker.devices import choose_device, choose_precision
 from stacker.errors import BackboneError, ConfigError
@@ -78,7 +78,7 @@ def test_every_family_answers_the_same_questions(name: str) -> None:
     assert len(stages(base.model)) - 1 == answer.stages
     named = [name for stage in stages(base.model) for name in stage]
     assert sorted(named) == sorted(name for name, _ in base.model.named_parameters())
-    _, _, maps = class_maps(base.head, features, "gradcam")
+    maps = look(base, images, {"maps": ("gradcam", 0)}, torch.float32).maps["maps"]
     assert maps.shape == (2, 3, *answer.grid[1:])
     assert (maps.flatten(1).std(dim=1) > 0).all()
 

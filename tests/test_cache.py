@@ -11,20 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from stacker import pipeline, studies
-from stacker.cache import (
-    Provenance,
-    Rows,
-    fixed_text,
-    open_cache,
-    part_file,
-    part_is_done,
-    write_index,
-    write_part,
-)
-from stacker.config import Config
-from stacker.errors import CacheError, RunError
-from stacker.run import file_sha256
+from stacker.cache import Provenance, Rows, fixed_text, open_cache, part_file
+from stacker.cache_writer import part_is_done, write_index, write_part
+from stacker.errors import CacheError
 
 ORIGIN = Provenance(
     backbone="resnet50",
@@ -36,7 +25,8 @@ ORIGIN = Provenance(
     folds_digest="9c41",
     training_cases=("14-1", "14-2"),
     target_layer="forward_features",
-    method="gradcam",
+    methods=("gradcam",),
+    lower=0,
     preprocessing="{}",
     precision="float32",
     versions="{}",
@@ -89,7 +79,7 @@ def test_a_stranger_reads_it_with_h5py(folder: Path, monkeypatch: pytest.MonkeyP
                 "folds_digest",
                 "training_cases",
             ),
-            *("target_layer", "method", "preprocessing", "versions"),
+            *("target_layer", "methods", "preprocessing", "versions"),
         } <= set(file.attrs)
 
 
@@ -139,7 +129,7 @@ def test_a_truncated_part_is_noticed(folder: Path) -> None:
     [
         {"checkpoint_sha256": "other"},
         {"training_cases": ("14-1",)},
-        {"method": "hirescam"},
+        {"methods": ("hirescam",)},
         {"precision": "bfloat16"},
     ],
 )
@@ -164,21 +154,85 @@ def test_other_rows_are_not_done(folder: Path) -> None:
     assert not part_is_done(part_file(folder, 2), some_rows(7), ORIGIN)
 
 
-@pytest.mark.parametrize("poison", [np.nan, 1e6])
-def test_values_that_do_not_fit_are_refused(tmp_path: Path, poison: float) -> None:
-    """NaN, and what overflows float16, stop the writing and name the image."""
+def test_maps_that_are_no_maps_are_flagged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What float16 clips, what is not a number and what is zero everywhere is counted, said and kept."""
+    arrays = some_arrays(7) | {"maps_layercam": some_arrays(7)["maps"] + 1}
+    arrays["maps"][1, 0, 0, 0] = -1e6
+    arrays["maps"][2, 1, 2, 2] = np.nan
+    arrays["maps"][3, 1] = 0
+    arrays["maps_layercam"][4] = 1e-9  # vanishes in float16
+    origin = replace(ORIGIN, methods=("gradcam", "layercam"))
+    with caplog.at_level("WARNING", "stacker"):
+        write_part(part_file(tmp_path, 0), arrays, some_rows(7), origin)
+    write_index(tmp_path, [part_file(tmp_path, 0)])
+    cache = open_cache(tmp_path)
+    assert cache.maps == ["maps", "maps_layercam"]
+    assert cache.read("flags").tolist() == [[0, 0], [1, 0], [2, 0], [4, 0], [0, 4], [0, 0], [0, 0]]
+    assert cache.read("maps")[1, 0, 0, 0] == np.finfo(np.float16).min
+    for text in ("maps of 1 of 7 images: clipped", "1 of 7 images: not a number", "1 of 7 images: zero"):
+        assert text in caplog.text
+
+
+@pytest.mark.parametrize("name", ["logits", "features"])
+def test_a_diverged_model_is_refused(tmp_path: Path, name: str) -> None:
+    """Logits and embeddings that are no numbers stop the writing and name the image."""
     arrays = some_arrays(7)
-    arrays["maps"][3, 0, 0, 0] = poison
-    with pytest.raises(CacheError, match="image-0003"):
+    arrays[name][3, 0] = np.inf
+    with pytest.raises(CacheError, match="image-0003: the base model has diverged"):
         write_part(part_file(tmp_path, 0), arrays, some_rows(7), ORIGIN)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_attribute_is_noticed(folder: Path) -> None:
+    """Who rewrites a part's origin in place is found out by its digest."""
+    with h5py.File(part_file(folder, 1), "a") as file:
+        file.attrs["training_cases"] = ["14-9"]
+    with pytest.raises(CacheError, match=r"part-00001\.h5 is damaged: its attributes"):
+        open_cache(folder)
+
+
+def test_a_changed_value_is_noticed(folder: Path) -> None:
+    """Who rewrites a value with HDF5's own means leaves all checksums right but the digest."""
+    with h5py.File(part_file(folder, 1), "a") as file:
+        file["logits"][2, 1] += 1
+    assert not part_is_done(part_file(folder, 1), some_rows(4, 7), ORIGIN)
+    with pytest.raises(CacheError, match=r"part-00001\.h5 is damaged: logits"):
+        open_cache(folder).read("logits")
+
+
+def test_parts_in_each_others_place_are_noticed(folder: Path) -> None:
+    """Two good parts under each other's names are not the parts that the index lists."""
+    one, two = part_file(folder, 0), part_file(folder, 1)
+    one.rename(folder / "aside")
+    two.rename(one)
+    (folder / "aside").rename(two)
+    with pytest.raises(CacheError, match=r"part-00000\.h5 is not the part"):
+        open_cache(folder)
+
+
+def test_files_describe_themselves(folder: Path) -> None:
+    """Every dataset, of parts and of the index, says what it is."""
+    for path in (part_file(folder, 0), folder / "index.h5"):
+        with h5py.File(path) as file:
+            assert all(file[name].attrs["says"] for name in file)
+            assert file["maps"].attrs["method"] == "gradcam"
+            assert file["maps"].attrs["layer"] == "forward_features"
+            assert list(file["maps"].attrs["classes"]) == ["benign", "malignant"]
+            assert list(file["flags"].attrs["maps"]) == ["maps"]
+            assert list(file["flags"].attrs["bits"])[1] == "2: not a number"
+
+
+def test_an_array_that_is_not_there_is_said_to_be_missing(folder: Path) -> None:
+    """The error names what there is."""
+    with pytest.raises(CacheError, match=r"has no maps_layercam; it has .*maps"):
+        open_cache(folder).read("maps_layercam")
 
 
 def test_another_schema_is_refused_with_words(folder: Path) -> None:
     """A file of a later schema is not read as if it were of this one."""
     with h5py.File(folder / "index.h5", "a") as file:
         file.attrs["schema_version"] = 99
-    with pytest.raises(CacheError, match="schema 99, this program reads 1"):
+    with pytest.raises(CacheError, match="schema 99, this program reads 2"):
         open_cache(folder)
 
 
@@ -190,74 +244,3 @@ def test_training_cases_may_be_many(tmp_path: Path) -> None:
     )
     write_index(tmp_path, [part_file(tmp_path, 0)])
     assert open_cache(tmp_path).provenance.training_cases == cases
-
-
-def test_caching_twice_gives_the_same_bytes(finished: Config) -> None:
-    """Delete the caches of a run, make them again: every file is equal to the byte."""
-    files = sorted(finished.run_path.glob("cache/*/*/*.h5"))
-    before = {path: file_sha256(path) for path in files}
-    for path in files:
-        path.unlink()
-    pipeline.cache(studies.reopen(finished))
-    assert {path: file_sha256(path) for path in files} == before
-    assert len(files) == 2 * (4 + 1)
-
-
-def test_only_missing_parts_are_made_again(finished: Config) -> None:
-    """A damaged part is repaired; its neighbours are not touched."""
-    folder = finished.run_path / "cache" / "test_resnet" / "holdout"
-    before = {path: (path.stat().st_mtime_ns, file_sha256(path)) for path in folder.glob("part*")}
-    broken = part_file(folder, 1)
-    os.truncate(broken, 100)
-    pipeline.cache(studies.reopen(finished))
-    after = {path: (path.stat().st_mtime_ns, file_sha256(path)) for path in folder.glob("part*")}
-    assert after[broken][1] == before[broken][1]
-    assert {p: v for p, v in after.items() if p != broken} == {
-        p: v for p, v in before.items() if p != broken
-    }
-
-
-def test_a_damaged_index_is_made_again(finished: Config) -> None:
-    """When all parts are whole but the index is not, caching again mends it and touches no part."""
-    folder = finished.run_path / "cache" / "test_resnet" / "holdout"
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("part*")}
-    digest = file_sha256(folder / "index.h5")
-    (folder / "index.h5").write_bytes(b"junk")
-    pipeline.cache(studies.reopen(finished))
-    assert file_sha256(folder / "index.h5") == digest
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("part*")} == before
-
-
-def test_larger_parts_replace_smaller_ones(finished: Config) -> None:
-    """The size of parts may change within a run; what is left of the old ones is removed."""
-    cam = finished.cam.model_copy(update={"part_rows": 1000})
-    study = studies.reopen(finished.model_copy(update={"cam": cam}))
-    folder = study.run.cache_folder("test_resnet", "holdout")
-    before = open_cache(folder).read("maps")
-    pipeline.cache(study)
-    assert [path.name for path in folder.glob("part*")] == ["part-00000.h5"]
-    np.testing.assert_allclose(open_cache(folder).read("maps"), before, rtol=2e-2, atol=1e-3)
-
-
-def test_only_unseen_images_are_cached(finished: Config) -> None:
-    """No cached case is among the cases that the file says trained its model; all others are there."""
-    study = studies.reopen(finished)
-    for name, fold in study.jobs():
-        cache = open_cache(study.run.cache_folder(name, fold.name))
-        cached = {case.decode() for case in cache.rows.case_id}
-        assert set(cache.provenance.training_cases) == {*fold.fit, *fold.validation}
-        assert cached == {*fold.held_out, *study.folds.test}
-        assert {part.decode() for part in cache.rows.fold} == {"stack", "test"}
-
-
-def test_caching_needs_its_base_models(finished: Config) -> None:
-    """A missing checkpoint, and one of another run, are refused with what to do."""
-    study = studies.reopen(finished)
-    path = study.run.model_file("test_resnet", "holdout")
-    other = study.run.model_file("test_efficientnet", "holdout")
-    path.write_bytes(other.read_bytes())
-    with pytest.raises(RunError, match="was trained for another run"):
-        pipeline.cache(study)
-    path.unlink()
-    with pytest.raises(RunError, match="run 'stacker train CONFIG' first"):
-        pipeline.cache(study)

@@ -56,6 +56,10 @@ def test_every_command_has_help_and_is_in_the_readme() -> None:
         assert call(name, "--help").exit_code == 0
         assert command.help
         assert f"stacker {name}" in readme, name
+        for part, below in getattr(command, "commands", {}).items():
+            assert call(name, part, "--help").exit_code == 0
+            assert below.help
+            assert part == "fill" or f"stacker {name} {part}" in readme, part
 
 
 def test_three_stages_one_by_one(write_config: WriteConfig, tmp_path: Path) -> None:
@@ -157,10 +161,10 @@ def test_inspect_shows_and_draws(finished: Config, tmp_path: Path) -> None:
     shown = call("inspect", finished.run_path)
     assert shown.exit_code == 0
     assert "test_resnet" in shown.stdout
-    assert "gradcam" in shown.stdout
+    assert "maps 2 x 1 x 1" in shown.stdout
     listed = json.loads(call("inspect", finished.run_path, "--json").stdout)
     assert {entry["backbone"] for entry in listed} == {"test_resnet", "test_efficientnet"}
-    assert listed[0]["maps"] == [2, 1, 1]
+    assert listed[0]["maps"] == {"maps": [2, 1, 1]}
     out = tmp_path / "sheet.png"
     options = ("--sample", 2, "--backbone", "test_resnet", "--class", "benign", "--signed", "--out", out)
     assert call("inspect", finished.run_path, *options).exit_code == 0
@@ -195,7 +199,7 @@ def test_failures_exit_with_1(write_config: WriteConfig, tmp_path: Path) -> None
     expect_refusal(call("inspect", tmp_path), 1, "not a run directory")
     expect_refusal(call("predict", tmp_path, write_config()), 1, "not a run directory")
     assert call("train", write_config()).exit_code == 0
-    expect_refusal(call("stack", write_config()), 1, "run 'stacker cache CONFIG' again")
+    expect_refusal(call("stack", write_config()), 1, "run 'stacker cache CONFIG'")
     expect_refusal(call("train", write_config(images={"size": 48})), 1, "images.size was 32, is 48")
 
 

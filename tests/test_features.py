@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from stacker import pipeline, studies
-from stacker.cache import Rows, fixed_text, open_cache, part_file, write_index, write_part
+from stacker.cache import Rows, fixed_text, open_cache, part_file
+from stacker.cache_writer import write_index, write_part
 from stacker.config import Config
 from stacker.errors import CacheError, LeakError
 from stacker.features import assemble, load_tables, probabilities, refuse_leaks

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stacker.config import StackConfig
 from stacker.errors import RunError
 from stacker.meta import META, load_meta, model_file, save_meta
+from stacker.settings import StackConfig
 
 CONFIG = StackConfig.model_validate({"mlp": {"epochs": 40}, "logistic": {"C": 1.0}})
 

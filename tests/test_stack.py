@@ -102,7 +102,7 @@ def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> N
     turned = finished.model_copy(update={"backbones": dict(reversed(finished.backbones.items()))})
     pipeline.stack(studies.reopen(turned), ["logistic"])
     times.append(model.stat().st_mtime_ns)
-    cam = finished.cam.model_copy(update={"method": "layercam"})
+    cam = finished.cam.model_copy(update={"methods": ["layercam"]})
     study = studies.reopen(finished.model_copy(update={"cam": cam}))
     pipeline.cache(study)
     pipeline.stack(study, ["logistic"])
@@ -115,9 +115,9 @@ def test_a_changed_method_is_noticed(finished: Config, data: Path) -> None:
     image = next((data / "histology_slides").rglob("*.png"))
     run = studies.reopen(finished).run
     (before,), _ = predict(run, [image], "logistic", run.path / "before")
-    cam = finished.cam.model_copy(update={"method": "layercam"})
+    cam = finished.cam.model_copy(update={"methods": ["layercam"]})
     study = studies.reopen(finished.model_copy(update={"cam": cam}))
-    with pytest.raises(CacheError, match="was made with method gradcam, this run uses layercam"):
+    with pytest.raises(CacheError, match="was made with methods gradcam, this run uses layercam"):
         pipeline.stack(study, ["logistic"])
     (after,), _ = predict(study.run, [image], "logistic", run.path / "after")
     assert after.probabilities == before.probabilities

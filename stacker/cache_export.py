@@ -1,0 +1,82 @@
+"""Hand the caches of a run to other tools, one file or folder per base model, with who made which row.
+
+npz    numpy archives: every array, the rows, and `provenance` as JSON
+csv    one line per image: image, case, label, part, made_by, then every value under its column's name
+zarr   a zarr group per base model: arrays, and the provenance as attributes
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stacker.cache import ROWS, Cache
+from stacker.errors import ConfigError
+from stacker.features import column_names
+from stacker.run import publish
+
+
+def export_caches(caches: Mapping[tuple[str, str], Cache], kind: str, out: Path) -> list[Path]:
+    """Write every cache under `out` in one kind; return the files."""
+    written = []
+    for (backbone, fold), cache in caches.items():
+        path = out / f"{backbone}-{fold}.{kind}"
+        KINDS[kind](cache, path)
+        written.append(path)
+    return written
+
+
+def _arrays(cache: Cache) -> dict[str, np.ndarray]:
+    """Return every array and row of a cache; text as numpy's own."""
+    rows = {name: getattr(cache.rows, name) for name in ROWS}
+    text = {
+        name: np.char.decode(v.astype("S"), "utf-8") for name, v in rows.items() if v.dtype.kind == "S"
+    }
+    return {**rows, **text, **{name: cache.read(name) for name in cache.shapes}}
+
+
+def _npz(cache: Cache, path: Path) -> None:
+    with publish(path) as temporary, temporary.open("wb") as file:
+        arrays: dict[str, Any] = _arrays(cache)
+        np.savez(file, provenance=json.dumps(asdict(cache.provenance)), **arrays)
+
+
+def _csv(cache: Cache, path: Path) -> None:
+    arrays = _arrays(cache)
+    names = [name for name in cache.shapes if name != "flags"]
+    origin = cache.provenance
+    columns = [c for name in names for c in column_names(name, cache.shapes[name], origin.classes)]
+    made_by = f"{origin.backbone}/{origin.model_fold}"
+    with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_id", "case_id", "label", "part", "made_by", *columns])
+        values = np.concatenate(
+            [arrays[n].reshape(len(cache.rows), -1).astype(np.float32) for n in names], 1
+        )
+        for row, numbers in enumerate(values):
+            image, case, part = (arrays[name][row] for name in ("image_id", "case_id", "fold"))
+            label = origin.classes[arrays["label"][row]]
+            writer.writerow([image, case, label, part, made_by, *(f"{v:.7g}" for v in numbers)])
+
+
+def _zarr(cache: Cache, path: Path) -> None:
+    try:
+        import zarr
+    except ImportError:
+        raise ConfigError("--zarr needs the zarr package; pip install 'stacker[zarr]'") from None
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+    group = zarr.open_group(path, mode="w", zarr_format=2)  # which specifies text
+    for name, values in _arrays(cache).items():
+        group.create_array(name, data=values)
+    group.attrs.update(asdict(cache.provenance))
+
+
+KINDS: dict[str, Callable[[Cache, Path], None]] = {"npz": _npz, "csv": _csv, "zarr": _zarr}

@@ -1,0 +1,208 @@
+"""Stage two: what is missing of a run's caches is filled in.
+
+One read of a piece of images feeds every base model that misses it; as many base models are held at once
+as `cam.memory_gb` allows. A part is skipped when its digests and its origin are right, and made again
+otherwise; batches start afresh at every part, so a resumed cache equals an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+
+from stacker.backbone import Backbone
+from stacker.batches import Part
+from stacker.cache import INDEX, part_file
+from stacker.cache_writer import write_index, write_part
+from stacker.cam import look
+from stacker.checkpoint import load_checkpoint
+from stacker.errors import RunError
+from stacker.extract import classifier_bias, extract
+from stacker.finetune import How
+from stacker.folds import FROZEN
+from stacker.jobs import list_jobs
+from stacker.perturb import PERTURB
+from stacker.pixels import Pixels
+from stacker.progress import bar
+from stacker.run import held, sweep
+from stacker.studies import Study
+from stacker.targets import Target, keep_frozen, list_targets
+
+log = logging.getLogger(__name__)
+
+Advance = Callable[[int], None]
+Work = list[tuple[Target, int]]  # caches, with the number of the part that a piece of images is there
+
+
+def fill(study: Study) -> list[Target]:
+    """Write what is missing of a run's caches; return these caches.
+
+    Caches that another process has in hand are waited for, at the end.
+    """
+    for job in list_jobs(study):
+        if not job.is_done():
+            raise RunError(f"{job.path}: no such base model; run 'stacker train CONFIG' first")
+    keep_frozen(study)
+    targets = list_targets(study)
+    unfinished = [target for target in targets if target.missing() or not target.is_whole()]
+    for target in targets:
+        if target not in unfinished:
+            log.info("cache %s: done already", target.name)
+    if not unfinished:
+        return targets
+    pixels, how = study.pixels(), How.of(study.run.config)
+    with bar("cache", sum(target.images for target in unfinished)) as advance:
+        left = [
+            target
+            for together in _rounds(unfinished, study.run.config.cam.memory_gb)
+            for target in _fill_round(study, together, pixels, how, advance, wait=False)
+        ]
+        for target in left:
+            log.info("cache %s: another process fills it; waiting for it", target.name)
+            _fill_round(study, [target], pixels, how, advance, wait=True)
+    return targets
+
+
+def _rounds(targets: Sequence[Target], memory_gb: float) -> Iterator[list[Target]]:
+    """Yield caches to be filled together, as many as have base models that fit into the memory."""
+    found: list[Target] = []
+    taken = 0.0
+    for target in sorted(targets, key=lambda t: t.fold):  # those of a fold share all their images
+        size = target.model.stat().st_size / 1e9
+        if found and taken + size > memory_gb:
+            yield found
+            found, taken = [], 0.0
+        found.append(target)
+        taken += size
+    yield found
+
+
+def _fill_round(
+    study: Study, targets: Sequence[Target], pixels: Pixels, how: How, advance: Advance, wait: bool
+) -> list[Target]:
+    """Fill some caches from one read of their images; return those that other processes have in hand."""
+    with ExitStack() as stack:
+        mine = [
+            target
+            for target in targets
+            if stack.enter_context(held(target.folder.with_name(f".{target.fold}.lock"), wait))
+        ]
+        missing = {target.name: target.missing() for target in mine}  # the other may have just ended
+        advance(sum(t.images - t.count(missing[t.name]) for t in mine))
+        busy = [target for target in mine if missing[target.name]]
+        if busy:
+            started = time.perf_counter()
+            _compute(study, busy, missing, pixels, how, advance)
+            _record(study, busy, missing, time.perf_counter() - started, how)
+        for target in mine:
+            _finish(target)
+    return [target for target in targets if target not in mine]
+
+
+def _compute(
+    study: Study,
+    targets: Sequence[Target],
+    missing: Mapping[str, list[int]],
+    pixels: Pixels,
+    how: How,
+    advance: Advance,
+) -> None:
+    """Write the missing parts of some caches, each piece of images being read once for all of them."""
+    work: dict[bytes, Work] = {}
+    backbones, origins = {}, {}
+    for target in targets:
+        sweep(target.folder)
+        (target.folder / INDEX).unlink(missing_ok=True)  # it must never speak of other parts
+        for number in missing[target.name]:
+            work.setdefault(target.pieces[number].key, []).append((target, number))
+        backbone = load_checkpoint(target.model)[0].freeze()
+        backbone.model.to(how.device)
+        layers = tuple(backbone.layers_below(target.provenance.lower)[::-1])
+        bias = classifier_bias(backbone)
+        origins[target.name] = replace(target.provenance, lower_layers=layers, classifier_bias=bias)
+        backbones[target.name] = backbone
+        _warn_of_cost(target, backbone, pixels, missing[target.name], how)
+    size = study.run.config.cam.batch_size
+    pending: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as writer:  # the device goes on while a part is written
+        for parts in work.values():
+            piece = parts[0][0].pieces[parts[0][1]]
+            batches = Part(pixels, study.manifest.labels, piece.images).batches(
+                piece.images, size, how.device
+            )
+            found = extract(
+                {target.name: backbones[target.name] for target, _ in parts},
+                (pixels_BHWC for pixels_BHWC, _ in batches),
+                {target.name: target.wanted for target, _ in parts},
+                how.precision,
+                advance,
+            )
+            while pending:
+                pending.pop().result()
+            for target, number in parts:
+                arrays = found[target.name]
+                if target.fold == FROZEN:
+                    del arrays["logits"]  # of a classifier that nobody trained
+                path = part_file(target.folder, number)
+                pending.append(writer.submit(write_part, path, arrays, piece.rows, origins[target.name]))
+        for written in pending:
+            written.result()
+
+
+def _warn_of_cost(
+    target: Target, backbone: Backbone, pixels: Pixels, numbers: Sequence[int], how: How
+) -> None:
+    """Time methods that need a pass per channel on one image, and say what all images will cost."""
+    for name, (method, level) in target.wanted.items():
+        if method in PERTURB:
+            image = next(
+                Part(pixels, np.zeros(len(pixels), int), target.pieces[0].images[:1]).batches(
+                    target.pieces[0].images[:1], 1, how.device
+                )
+            )[0]
+            started = time.perf_counter()
+            look(backbone, backbone.normalise(image), {name: (method, level)}, how.precision)
+            seconds = time.perf_counter() - started
+            log.warning(
+                "cache %s: %s takes %.1f s per image, %.1f hours for the %d images to do",
+                target.name,
+                method,
+                seconds,
+                seconds * target.count(numbers) / 3600,
+                target.count(numbers),
+            )
+
+
+def _record(
+    study: Study, targets: Sequence[Target], missing: Mapping[str, list[int]], seconds: float, how: How
+) -> None:
+    """Write into the run's logbook what a round took."""
+    images = sum(target.count(missing[target.name]) for target in targets)
+    rate = round(images / seconds, 1)
+    for target in targets:
+        entry = {
+            "images": target.count(missing[target.name]),
+            "parts_written": len(missing[target.name]),
+            "together_with": len(targets) - 1,
+            "seconds": round(seconds, 1),
+            "images_per_second": rate,
+            "device": str(how.device),
+            "precision": target.provenance.precision,
+        }
+        study.run.record("cache", {target.name: entry})
+    names = ", ".join(target.name for target in targets)
+    log.info("cache %s: %d images in %.1f s, %.1f per second", names, images, seconds, rate)
+
+
+def _finish(target: Target) -> None:
+    """Write the index of a cache whose parts are all there, and remove parts that are none of it."""
+    parts = [part_file(target.folder, number) for number in range(len(target.pieces))]
+    for stale in set(target.folder.glob("part-*.h5")) - set(parts):
+        stale.unlink()
+    write_index(target.folder, parts)

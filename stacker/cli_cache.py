@@ -1,0 +1,118 @@
+"""The commands about stage two's caches: fill, look, examine, hand on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from stacker.command import CONFIG, RUN, SET, Failure, load, show
+
+
+class FilledByDefault(click.Group):
+    """A group whose name alone, with a CONFIG behind it, means its command `fill`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `fill` in front of what is no command of the group."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["fill", *args]
+        return super().parse_args(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show both ways of calling it."""
+        formatter.write_usage(ctx.command_path, "CONFIG [OPTIONS]")
+        formatter.write_usage(ctx.command_path, "COMMAND RUN [OPTIONS]")
+
+
+@click.group(cls=FilledByDefault)
+def cache() -> None:
+    """Stage two: cache maps, embeddings and logits of images that a base model never saw.
+
+    'stacker cache CONFIG' is short for 'stacker cache fill CONFIG': it fills the caches of CONFIG's run.
+    Parts that are there, by their digests, are kept; missing, damaged and foreign ones are made again.
+    """
+
+
+@cache.command()
+@CONFIG
+@SET
+def fill(config_file: Path, overrides: tuple[str, ...]) -> None:
+    """Fill the caches of CONFIG's run; parts that are there are kept."""
+    from stacker import pipeline, studies
+
+    study = studies.reopen(load(config_file, overrides))
+    number = pipeline.cache(study)
+    click.echo(f"{number} caches in {study.run.path}/cache")
+
+
+@cache.command()
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def info(run_folder: Path, as_json: bool) -> None:
+    """Show what the caches of RUN hold: sizes, throughput, flagged maps, and where they come from."""
+    from dataclasses import asdict
+
+    from stacker.inspection import find_caches, summaries
+    from stacker.studies import open_study
+    from stacker.terminal import caches_table, flags_table
+
+    run = open_study(run_folder).run
+    found = summaries(run, find_caches(run))
+    if as_json:
+        click.echo(json.dumps([asdict(summary) for summary in found], indent=1))
+        return
+    show(caches_table(found))
+    if any(summary.flagged for summary in found):
+        show(flags_table(found))
+    for versions in dict.fromkeys(json.dumps(summary.versions) for summary in found):
+        click.echo("made by " + ", ".join(f"{k} {v}" for k, v in json.loads(versions).items()))
+
+
+@cache.command()
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def verify(run_folder: Path, as_json: bool) -> None:
+    """Examine the caches of RUN to the last byte.
+
+    Looks for parts that are missing, damaged, or of another base model, split or config; for rows that
+    trained their own model; for an index that shows something else than the parts; and for maps that do
+    not sum to logit - bias where they should. Exit code 1 when anything is found.
+    """
+    from dataclasses import asdict
+
+    from stacker.studies import open_study
+    from stacker.terminal import verdicts_table
+    from stacker.verify import verify as examine
+
+    verdicts = examine(open_study(run_folder))
+    if as_json:
+        click.echo(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
+    else:
+        show(verdicts_table(verdicts))
+    bad = [verdict.name for verdict in verdicts if verdict.problems]
+    if bad:
+        raise Failure(f"{len(bad)} of {len(verdicts)} caches are not as they should be", 1)
+
+
+@cache.command()
+@RUN
+@click.option("--npz", "kind", flag_value="npz", help="One numpy archive per base model.")
+@click.option("--csv", "kind", flag_value="csv", help="One table per base model, a line per image.")
+@click.option("--zarr", "kind", flag_value="zarr", help="One zarr group per base model.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write to; default: RUN/export.",
+)
+def export(run_folder: Path, kind: str | None, out: Path | None) -> None:
+    """Hand the caches of RUN to other tools: every array, with the rows and who made them."""
+    from stacker.cache_export import export_caches
+    from stacker.inspection import find_caches
+    from stacker.studies import open_study
+
+    if kind is None:
+        raise click.UsageError("say in which form: --npz, --csv or --zarr")
+    run = open_study(run_folder).run
+    for path in export_caches(find_caches(run), kind, out or run.path / "export"):
+        click.echo(path)
