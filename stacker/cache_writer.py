@@ -54,9 +54,11 @@ SAYS = {
 def write_part(path: Path, arrays: Mapping[str, np.ndarray], rows: Rows, provenance: Provenance) -> None:
     """Publish one part; raise CacheError when a logit or an embedding is not a finite number.
 
-    `arrays` has `features`, and of a base model `logits` and maps by name, float32.
+    `arrays` are float32: `features`, `logits`, and the maps by name. A backbone that nobody trained has
+    no logits worth keeping, and no maps.
     """
-    stored = {name: arrays[name].astype(np.float32) for name in ("features", "logits") if name in arrays}
+    kept = ("features", "logits") if provenance.methods else ("features",)
+    stored = {name: arrays[name].astype(np.float32) for name in kept}
     for name, values in stored.items():
         _require_finite(path, name, values, rows)
     names = name_maps(provenance.methods, provenance.lower)

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from stacker.backbone import Backbone
 from stacker.batches import Part
-from stacker.cache import INDEX, part_file
+from stacker.cache import INDEX, Provenance, Rows, part_file
 from stacker.cache_writer import write_index, write_part
-from stacker.cam import look
+from stacker.cam import Wanted, look
 from stacker.checkpoint import load_checkpoint
 from stacker.errors import RunError
 from stacker.extract import classifier_bias, extract
 from stacker.finetune import How
-from stacker.folds import FROZEN
 from stacker.jobs import list_jobs
 from stacker.perturb import PERTURB
 from stacker.pixels import Pixels
@@ -37,7 +38,6 @@ from stacker.targets import Target, keep_frozen, list_targets
 log = logging.getLogger(__name__)
 
 Advance = Callable[[int], None]
-Work = list[tuple[Target, int]]  # caches, with the number of the part that a piece of images is there
 
 
 def fill(study: Study) -> list[Target]:
@@ -114,43 +114,57 @@ def _compute(
     advance: Advance,
 ) -> None:
     """Write the missing parts of some caches, each piece of images being read once for all of them."""
-    work: dict[bytes, Work] = {}
-    backbones, origins = {}, {}
+    portions: dict[bytes, Portion] = {}
+    backbones = {}
     for target in targets:
         sweep(target.folder)
         (target.folder / INDEX).unlink(missing_ok=True)  # it must never speak of other parts
-        for number in missing[target.name]:
-            work.setdefault(target.pieces[number].key, []).append((target, number))
         backbone = load_checkpoint(target.model)[0].freeze()
         backbone.model.to(how.device)
+        backbones[target.name] = backbone
         layers = tuple(backbone.layers_below(target.provenance.lower)[::-1])
         bias = classifier_bias(backbone)
-        origins[target.name] = replace(target.provenance, lower_layers=layers, classifier_bias=bias)
-        backbones[target.name] = backbone
+        origin = replace(target.provenance, lower_layers=layers, classifier_bias=bias)
+        for number in missing[target.name]:
+            piece = target.pieces[number]
+            portion = portions.setdefault(piece.key, Portion(piece.images, piece.rows, {}))
+            portion.parts[target.name] = part_file(target.folder, number), origin
         _warn_of_cost(target, backbone, pixels, missing[target.name], how)
+    wanted = {target.name: target.wanted for target in targets}
+    part = Part(pixels, study.manifest.labels, np.empty(0, int))
     size = study.run.config.cam.batch_size
+    write_portions(portions.values(), backbones, wanted, part, size, how, advance)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Images that are read once, and the parts to be written of them with their origin, by base model."""
+
+    images: np.ndarray
+    rows: Rows
+    parts: dict[str, tuple[Path, Provenance]]
+
+
+def write_portions(
+    portions: Iterable[Portion],
+    backbones: Mapping[str, Backbone],
+    wanted: Mapping[str, Wanted],
+    part: Part,
+    batch_size: int,
+    how: How,
+    advance: Advance,
+) -> None:
+    """Answer for the images of every portion and publish its parts; the device goes on meanwhile."""
     pending: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as writer:  # the device goes on while a part is written
-        for parts in work.values():
-            piece = parts[0][0].pieces[parts[0][1]]
-            batches = Part(pixels, study.manifest.labels, piece.images).batches(
-                piece.images, size, how.device
-            )
-            found = extract(
-                {target.name: backbones[target.name] for target, _ in parts},
-                (pixels_BHWC for pixels_BHWC, _ in batches),
-                {target.name: target.wanted for target, _ in parts},
-                how.precision,
-                advance,
-            )
+    with ThreadPoolExecutor(1) as writer:
+        for portion in portions:
+            batches = part.batches(portion.images, batch_size, how.device)
+            busy = {name: backbones[name] for name in portion.parts}
+            found = extract(busy, (pixels for pixels, _ in batches), wanted, how.precision, advance)
             while pending:
                 pending.pop().result()
-            for target, number in parts:
-                arrays = found[target.name]
-                if target.fold == FROZEN:
-                    del arrays["logits"]  # of a classifier that nobody trained
-                path = part_file(target.folder, number)
-                pending.append(writer.submit(write_part, path, arrays, piece.rows, origins[target.name]))
+            for name, (path, origin) in portion.parts.items():
+                pending.append(writer.submit(write_part, path, found[name], portion.rows, origin))
         for written in pending:
             written.result()
 
@@ -159,23 +173,16 @@ def _warn_of_cost(
     target: Target, backbone: Backbone, pixels: Pixels, numbers: Sequence[int], how: How
 ) -> None:
     """Time methods that need a pass per channel on one image, and say what all images will cost."""
+    first, images = target.pieces[0].images[:1], target.count(numbers)
     for name, (method, level) in target.wanted.items():
         if method in PERTURB:
-            image = next(
-                Part(pixels, np.zeros(len(pixels), int), target.pieces[0].images[:1]).batches(
-                    target.pieces[0].images[:1], 1, how.device
-                )
-            )[0]
+            image = torch.from_numpy(pixels[first]).to(how.device)
             started = time.perf_counter()
             look(backbone, backbone.normalise(image), {name: (method, level)}, how.precision)
             seconds = time.perf_counter() - started
             log.warning(
                 "cache %s: %s takes %.1f s per image, %.1f hours for the %d images to do",
-                target.name,
-                method,
-                seconds,
-                seconds * target.count(numbers) / 3600,
-                target.count(numbers),
+                *(target.name, method, seconds, seconds * images / 3600, images),
             )
 
 
