@@ -1,0 +1,291 @@
+"""Measured on this machine, in one run: what a cached image costs, beside a forward pass and grad-cam.
+
+Stage two as it runs (images from the store, all classes, parts synced to the disk) is timed on the same
+images as a bare forward pass of the same base models in the same arithmetic, and as the grad-cam package
+twice: in batches, of the size and in the memory layout that suit it best, and in the loop that people
+write, an image and a model at a time. Both are float32 with a full backward pass and give the map of one
+class. All ways but stage two find their pixels normalised, in the memory of the device, and write
+nothing: that favours them. What the package takes for several base models is the sum, for it goes from
+one to the next.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stacker.backbone import Backbone, create
+from stacker.batches import Part
+from stacker.bench_costs import (
+    BARE,
+    BATCHED,
+    LOOP,
+    OURS,
+    TOGETHER,
+    Cost,
+    Deviation,
+    Ratio,
+    cost,
+    deviation,
+    ratios,
+    sums,
+    verdict,
+)
+from stacker.bench_peers import SIZES, Peer, find_peers, milliseconds
+from stacker.cache import Provenance, Rows, describe_preprocessing, fixed_text, part_file
+from stacker.caching import Portion, write_portions
+from stacker.checkpoint import load_checkpoint
+from stacker.config import Config
+from stacker.devices import autocast
+from stacker.errors import ConfigError, RunError
+from stacker.extract import Arrays, classifier_bias, extract
+from stacker.finetune import How
+from stacker.manifest import Manifest
+from stacker.progress import track
+from stacker.readers import read_manifest
+from stacker.run import Run, file_sha256
+from stacker.store import open_usable
+
+BATCHED_IMAGES, LOOP_IMAGES = 16, 8  # the package is slow
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base model that was measured; grad-cam's layer, batch and layout where it has any."""
+
+    backbone: str
+    start: str
+    bytes_per_image: float
+    peer_layer: str | None
+    peer_batch_size: int | None
+    peer_layout: str | None
+
+
+@dataclass(frozen=True)
+class CacheBench:
+    """The cost of all ways, and what they mean."""
+
+    size: tuple[int, int]
+    images: int
+    batch_size: int
+    precision: str
+    device: str
+    threads: int
+    maps: tuple[str, ...]
+    subjects: tuple[Subject, ...]
+    costs: tuple[Cost, ...]
+    ratios: tuple[Ratio, ...]
+    deviations: tuple[Deviation, ...] | None
+    notes: tuple[str, ...]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, where it comes from, and what its parts say of their origin."""
+
+    backbone: Backbone
+    start: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all ways share."""
+
+    config: Config
+    how: How
+    part: Part
+    rows: Rows
+    bases: Mapping[str, Base]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to answer for so many images."""
+
+    name: str
+    of: str
+    images: int
+    run: Callable[[], object]
+
+
+def bench_cache(config: Config, images: int, repeats: int) -> CacheBench:
+    """Time all ways in turn on so many images, `repeats` times after a warm-up."""
+    setup = _set_up(config, images)
+    inputs = _inputs(setup)
+    few = {name: (setup.bases[name].backbone, found[: max(SIZES)]) for name, found in inputs.items()}
+    peers, notes = find_peers(few, setup.how.device)
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=config.artifacts) as name:
+        folder = Path(name)
+        timed = _time_in_turn(_ways(setup, inputs, peers, folder), repeats, setup.how.device)
+        sizes = {name: _bytes(folder / name) / images for name in setup.bases}
+    costs = timed + sums(timed, list(setup.bases))
+    found = ratios(costs)
+    subjects = [_subject(base, sizes[name], peers.get(name)) for name, base in setup.bases.items()]
+    return CacheBench(
+        size=config.images.shape,
+        images=images,
+        batch_size=config.cam.batch_size,
+        precision=str(setup.how.precision),
+        device=str(setup.how.device),
+        threads=torch.get_num_threads(),
+        maps=tuple(config.cam.maps),
+        subjects=tuple(subjects),
+        costs=tuple(costs),
+        ratios=tuple(found),
+        deviations=_deviations(setup),
+        notes=tuple(notes),
+        verdict=verdict(found[-1]),
+    )
+
+
+def _set_up(config: Config, images: int) -> Setup:
+    """Draw the images and put the base models on the device; raise ConfigError for too many images."""
+    how = How.of(config)
+    manifest, pixels = open_usable(
+        config.artifacts / ".images", read_manifest(config.data), config.images, config.data.on_error
+    )
+    if images > (found := len(manifest.images)):
+        raise ConfigError(f"--images {images}: there are {found} images; ask for {found} at most")
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(len(manifest.images))[:images])
+    rows = Rows(
+        label=manifest.labels[chosen],
+        image_id=fixed_text([manifest.images[row].id for row in chosen]),
+        case_id=fixed_text([manifest.clusters[row] for row in chosen]),
+        fold=fixed_text(["bench"] * images),
+    )
+    bases = {name: _base(config, name, manifest, how) for name in config.backbones}
+    return Setup(config, how, Part(pixels, manifest.labels, chosen), rows, bases)
+
+
+def _base(config: Config, name: str, manifest: Manifest, how: How) -> Base:
+    """Return the run's first base model of a backbone, or what it would start from."""
+    fold = "fold0" if config.folds.protocol == "crossfit" else "holdout"
+    path, images, cam = Run(config.run_path, config).model_file(name, fold), config.images, config.cam
+    sha256, cases, start = "not trained", [], "as they start"
+    if path.exists():
+        backbone, facts = load_checkpoint(path)
+        if backbone.size != images.shape or tuple(facts["classes"]) != manifest.classes:
+            raise RunError(
+                f"{path} was trained on other classes or at another size ({backbone.size}) than this "
+                "config's; give this config another 'run' name (--set run=NAME)"
+            )
+        sha256, cases, start = file_sha256(path), facts["training_cases"], "trained"
+    else:
+        torch.manual_seed(config.seed)
+        backbone = create(name, len(manifest.classes), config.backbones[name], images.shape)
+    backbone.freeze().model.to(how.device)
+    provenance = Provenance(
+        backbone=name,
+        model_fold=fold,
+        classes=manifest.classes,
+        group=config.folds.group,
+        checkpoint_sha256=sha256,
+        manifest_digest=manifest.digest,
+        folds_digest="no split",
+        training_cases=tuple(cases),
+        target_layer=backbone.target_layer,
+        methods=tuple(cam.methods),
+        lower=cam.lower,
+        preprocessing=describe_preprocessing(images.size, images.resize, backbone.mean, backbone.std),
+        precision=str(how.precision).removeprefix("torch."),
+        lower_layers=tuple(backbone.layers_below(cam.lower)[::-1]),
+        classifier_bias=classifier_bias(backbone),
+    )
+    return Base(backbone, start, provenance)
+
+
+def _inputs(setup: Setup) -> dict[str, Tensor]:
+    """Return the images as each base model wants them, on the device; equal scalings share them."""
+    part, device = setup.part, setup.how.device
+    found: dict[object, Tensor] = {}
+    for base in setup.bases.values():
+        key = (base.backbone.mean, base.backbone.std)
+        if key not in found:
+            batches = part.batches(part.rows, setup.config.cam.batch_size, device)
+            found[key] = torch.cat([base.backbone.normalise(pixels) for pixels, _ in batches])
+    return {name: found[(b.backbone.mean, b.backbone.std)] for name, b in setup.bases.items()}
+
+
+def _ways(
+    setup: Setup, inputs: Mapping[str, Tensor], peers: Mapping[str, Peer], folder: Path
+) -> list[Way]:
+    """List the ways: stage two and the bare pass for each base model and for all, grad-cam for each."""
+    images, names = len(setup.rows), list(setup.bases)
+    alone = {name: [name] for name in names}
+    ways = []
+    for of, group in {**alone, **({TOGETHER: names} if len(names) > 1 else {})}.items():
+        ways.append(Way(OURS, of, images, partial(_cache, setup, group, folder)))
+        ways.append(Way(BARE, of, images, partial(_forward, setup, group, inputs)))
+    for name, peer in peers.items():
+        several, few = min(images, max(BATCHED_IMAGES, peer.batch_size)), min(images, LOOP_IMAGES)
+        ways.append(Way(BATCHED, name, several, partial(peer.batched, several)))
+        ways.append(Way(LOOP, name, few, partial(peer.loop, few)))
+    return ways
+
+
+def _cache(setup: Setup, names: Sequence[str], folder: Path) -> None:
+    """Let stage two write the parts of some base models."""
+    part, cam, bases = setup.part, setup.config.cam, setup.bases
+    portions = []
+    for number, start in enumerate(range(0, len(part.rows), cam.part_rows)):
+        piece = slice(start, start + cam.part_rows)
+        parts = {name: (part_file(folder / name, number), bases[name].provenance) for name in names}
+        portions.append(Portion(part.rows[piece], setup.rows.take(piece), parts))
+    backbones = {name: bases[name].backbone for name in names}
+    wanted = dict.fromkeys(names, cam.maps)
+    write_portions(portions, backbones, wanted, part, cam.batch_size, setup.how, lambda _: None)
+
+
+def _forward(setup: Setup, names: Sequence[str], inputs: Mapping[str, Tensor]) -> None:
+    """Run the models, and nothing else."""
+    how, size = setup.how, setup.config.cam.batch_size
+    with torch.no_grad():
+        for start in range(0, len(setup.rows), size):
+            for name in names:
+                with autocast(how.device, how.precision):
+                    setup.bases[name].backbone.model(inputs[name][start : start + size])
+
+
+def _time_in_turn(ways: Sequence[Way], repeats: int, device: torch.device) -> list[Cost]:
+    """Run all ways in turn, so that none has the machine's better minute; the first round warms up."""
+    rounds = [(way, number) for number in range(repeats + 1) for way in ways]
+    taken: dict[tuple[str, str], list[float]] = {(way.name, way.of): [] for way in ways}
+    for way, number in track(rounds, "bench", len(rounds)):
+        found = milliseconds(way.run, way.images, device)
+        if number > 0:
+            taken[way.name, way.of].append(found)
+    return [cost(way.name, way.of, way.images, taken[way.name, way.of]) for way in ways]
+
+
+def _deviations(setup: Setup) -> tuple[Deviation, ...] | None:
+    """Compare the answers in bfloat16 with those in float32; None when stage two runs in float32."""
+    if setup.how.precision == torch.float32:
+        return None
+    part, cam = setup.part, setup.config.cam
+    backbones = {name: base.backbone for name, base in setup.bases.items()}
+
+    def answer(precision: torch.dtype) -> dict[str, Arrays]:
+        batches = part.batches(part.rows, cam.batch_size, setup.how.device)
+        wanted = dict.fromkeys(backbones, cam.maps)
+        return extract(backbones, (pixels for pixels, _ in batches), wanted, precision)
+
+    rounded, exact = answer(setup.how.precision), answer(torch.float32)
+    return tuple(deviation(name, rounded[name], exact[name]) for name in backbones)
+
+
+def _subject(base: Base, size: float, peer: Peer | None) -> Subject:
+    facts = (peer.layer, peer.batch_size, peer.layout) if peer else (None, None, None)
+    return Subject(base.backbone.name, base.start, round(size, 1), *facts)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("part-*.h5"))
