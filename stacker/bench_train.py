@@ -25,7 +25,6 @@ from stacker.backbone import Backbone, create
 from stacker.batches import Part, draw_order
 from stacker.bench import Timing
 from stacker.config import Config
-from stacker.devices import choose_device, choose_precision, set_deterministic
 from stacker.errors import ConfigError, require_one_of
 from stacker.finetune import How, Training
 from stacker.manifest import Image
@@ -62,9 +61,8 @@ def bench_train(
 ) -> TrainBench:
     """Time an epoch of so many images, all ways in turn, `repeats` times after a warm-up."""
     require_one_of("backbone of this config", [backbone], config.backbones)
-    set_deterministic(config.deterministic)
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
+    machine = How.of(config)
+    device, precision = machine.device, machine.precision
     recipe = config.recipe(backbone)
     manifest, pixels = open_usable(
         config.artifacts / ".images", read_manifest(config.data), config.images, config.data.on_error

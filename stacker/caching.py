@@ -138,7 +138,7 @@ def _compute(
 
 @dataclass(frozen=True)
 class Portion:
-    """Images that are read once, and the parts to be written of them with their origin, by base model."""
+    """Images that are read once, and the parts to be written of them, with origin, by base model."""
 
     images: np.ndarray
     rows: Rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from functools import cache
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from stacker.errors import ConfigError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -32,6 +35,25 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
             native = any(getattr(torch.cpu, check, bool)() for check in checks)
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def keep_memory(wanted: bool = True) -> None:
+    """Let glibc keep the memory of freed tensors for the next ones, or give it back as it is used to.
+
+    Large blocks are mapped anew for every layer otherwise, and the kernel clears them page by page: a
+    third of a forward pass on a CPU. Where there is no glibc, nothing happens.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    if wanted:
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    else:  # where glibc's own moving thresholds come to rest in a program with tensors
+        libc.mallopt(M_MMAP_MAX, 65536)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
+        libc.malloc_trim(0)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

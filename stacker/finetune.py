@@ -25,7 +25,13 @@ from stacker.augment import mix, vary
 from stacker.backbone import Backbone
 from stacker.batches import Batch, Part, draw_order
 from stacker.config import Config
-from stacker.devices import autocast, choose_device, choose_precision, set_deterministic
+from stacker.devices import (
+    autocast,
+    choose_device,
+    choose_precision,
+    keep_memory,
+    set_deterministic,
+)
 from stacker.errors import BackboneError
 from stacker.layers import set_trainable, to_two_logits
 from stacker.losses import Loss
@@ -51,6 +57,7 @@ class How:
         """Choose device, precision and kernels as a config wants them."""
         set_deterministic(config.deterministic)
         device = choose_device(config.device)
+        keep_memory(device.type == "cpu")
         return cls(device, choose_precision(config.precision, device), compile=config.compile)
 
 

@@ -18,9 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stacker.backbone import create
-from stacker.devices import autocast, choose_device, choose_precision
+from stacker.devices import autocast
 from stacker.errors import CacheError, RunError
 from stacker.features import load_tables
+from stacker.finetune import How
 from stacker.metrics import Predictions, differences, evaluate
 from stacker.pixels import Pixels
 from stacker.progress import bar
@@ -67,8 +68,8 @@ def probe(study: Study, strength: float) -> dict[str, Any]:
 def _embed(study: Study, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
     """Return the averaged last grid (N, C) of all images, from the weights that training starts from."""
     config = study.run.config
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
+    machine = How.of(config)
+    device, precision = machine.device, machine.precision
     torch.manual_seed(config.seed)
     size, classes = config.images.shape, len(study.manifest.classes)
     backbone = create(name, classes, config.backbones[name], size).freeze()
