@@ -12,17 +12,18 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stacker.backbone import Backbone
+from stacker.errors import ConfigError
 
 SIZES = (1, 4, 8, 16, 32, 64)
 CPU_LARGEST = 16  # more gains nothing there, and takes gigabytes
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-MISSING = "the grad-cam package is not installed (pip install grad-cam): it was left out"
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def find_peers(
 ) -> tuple[dict[str, Peer], list[str]]:
     """Return the package's view of each base model with its normalised images, and who is left out."""
     try:
-        import pytorch_grad_cam  # noqa: F401  # only to know
-    except ImportError:
-        return {}, [MISSING]
+        require_package()
+    except ConfigError as error:
+        return {}, [f"{error}; it was left out"]
     found, notes = {}, []
     for name, (backbone, images_BCHW) in models.items():
         layer = peer_layer(backbone, images_BCHW[:1])
@@ -65,6 +66,12 @@ def find_peers(
         else:
             found[name] = _tune(backbone, layer, images_BCHW, device)
     return found, notes
+
+
+def require_package() -> None:
+    """Raise ConfigError where the grad-cam package is not installed."""
+    if find_spec("pytorch_grad_cam") is None:
+        raise ConfigError("the grad-cam package is not installed: pip install 'stacker[bench]'")
 
 
 def peer_layer(backbone: Backbone, image_1CHW: Tensor) -> str | None:
@@ -89,7 +96,7 @@ def peer_layer(backbone: Backbone, image_1CHW: Tensor) -> str | None:
 
 def _tune(backbone: Backbone, layer: str, images_BCHW: Tensor, device: torch.device) -> Peer:
     """Choose the layout by trying some images, and in it the size of a batch."""
-    cams = {name: _cam(backbone, layer, images_BCHW, name) for name in LAYOUTS}
+    cams = {name: package_cam(backbone, layer, images_BCHW, name) for name in LAYOUTS}
     images = {name: images_BCHW.contiguous(memory_format=form) for name, form in LAYOUTS.items()}
     largest = CPU_LARGEST if device.type == "cpu" else len(images_BCHW)
     sizes = [size for size in SIZES if size <= min(largest, len(images_BCHW))]
@@ -106,7 +113,7 @@ def _tune(backbone: Backbone, layer: str, images_BCHW: Tensor, device: torch.dev
     return Peer(layer, best, layout, cams[plain], cams[layout], images[plain], images[layout])
 
 
-def _cam(backbone: Backbone, layer: str, images_BCHW: Tensor, layout: str) -> Any:
+def package_cam(backbone: Backbone, layer: str, images_BCHW: Tensor, layout: str) -> Any:
     """Return the package's GradCAM of a copy of the model; tokens are put back into a grid for it."""
     from pytorch_grad_cam import GradCAM
 

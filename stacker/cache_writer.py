@@ -187,4 +187,8 @@ def _describe(dataset: Any, name: str, provenance: Provenance, maps: Sequence[st
 
 def _write_attributes(file: h5py.File, provenance: Provenance) -> None:
     for name, value in asdict(provenance).items():
-        file.attrs[name] = list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            numbers = name == "classifier_bias"
+            file.attrs[name] = np.array(value, float if numbers else h5py.string_dtype())
+        else:
+            file.attrs[name] = value

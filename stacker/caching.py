@@ -203,8 +203,9 @@ def _record(
             "precision": target.provenance.precision,
         }
         study.run.record("cache", {target.name: entry})
-    names = ", ".join(target.name for target in targets)
-    log.info("cache %s: %d images in %.1f s, %.1f per second", names, images, seconds, rate)
+    shown = ", ".join(target.name for target in targets[:3])
+    shown += f" and {len(targets) - 3} more" if len(targets) > 3 else ""
+    log.info("cache %s: %d images in %.1f s, %.1f per second", shown, images, seconds, rate)
 
 
 def _finish(target: Target) -> None:

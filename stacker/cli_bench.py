@@ -103,6 +103,33 @@ def cache(
 
 
 @bench.command()
+@CONFIG
+@SET
+@click.option("--images", default=4, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="maps.png",
+    show_default=True,
+    help="The PNG to write.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def maps(config_file: Path, overrides: tuple[str, ...], images: int, out: Path, as_json: bool) -> None:
+    """Compare stage two's maps with the grad-cam package's on CONFIG's images, and draw both."""
+    from dataclasses import asdict
+
+    from stacker.bench_maps import bench_maps
+    from stacker.terminal import apart_table
+
+    found = bench_maps(load(config_file, overrides), images, out)
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in found], indent=1))
+    else:
+        show(apart_table(found))
+    click.echo(f"both, side by side: {out}", err=as_json)
+
+
+@bench.command()
 @RUN
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Timed rounds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
     from stacker.bench_cache import CacheBench
     from stacker.bench_compression import Compression
     from stacker.bench_costs import Deviation
+    from stacker.bench_maps import Apart
     from stacker.check import Report
     from stacker.findings import Finding
     from stacker.inspection import Summary
@@ -96,7 +97,7 @@ def caches_table(summaries: Sequence[Summary]) -> Table:
     table = _table("Caches", *headings)
     for s in summaries:
         images = ", ".join(f"{count} {part}" for part, count in s.images.items())
-        maps = "\n".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in s.maps.items())
+        maps = "\n".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in s.maps.items())
         rate = "" if s.images_per_second is None else f"{s.images_per_second:g}"
         rate += f" with {s.together_with} more" if s.together_with else ""
         sizes = (str(s.embedding), f"{s.megabytes:.2f}", f"{s.kilobytes_per_image:.2f}", rate)
@@ -127,6 +128,17 @@ def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold")
+    return table
+
+
+def apart_table(found: Sequence[Apart]) -> Table:
+    """Return how far maps are from the grad-cam package's."""
+    headings = ("base model", "layer", "float32, at most", "here, at most", "on average")
+    table = _table("Shown maps, from 0 to 1: away from the grad-cam package's", *headings)
+    for each in found:
+        here = f"{each.maximum:.2g} ({each.precision})"
+        name = f"{each.backbone}, {each.start}"
+        table.add_row(name, each.layer, f"{each.exact_maximum:.2g}", here, f"{each.mean:.2g}")
     return table
 
 

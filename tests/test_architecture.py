@@ -20,7 +20,8 @@ ORDER = (  # every module imports only from modules above it
     *("export", "tune_space", "tune_score", "tune_figures", "tune"),
     *("features", "mlp", "meta", "stack"),
     *("inspection", "cache_export", "verify", "predict", "probe", "pipeline", "report", "check"),
-    *("bench", "bench_train", "bench_costs", "bench_peers", "bench_cache", "bench_compression"),
+    *("bench", "bench_train", "bench_costs", "bench_peers"),
+    *("bench_setup", "bench_cache", "bench_maps", "bench_compression"),
     *("terminal", "demo"),
     *("command", "cli_data", "cli_cache", "cli_bench", "cli_models", "cli_train", "cli", "__main__"),
 )

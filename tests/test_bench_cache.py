@@ -27,11 +27,13 @@ from stacker.bench_costs import (
     sums,
     verdict,
 )
-from stacker.bench_peers import MISSING, find_peers, peer_layer
+from stacker.bench_maps import bench_maps
+from stacker.bench_peers import find_peers, package_cam, peer_layer
 from stacker.checkpoint import save_checkpoint
 from stacker.config import Config
-from stacker.errors import RunError
+from stacker.errors import ConfigError, RunError
 from stacker.recipe import BackboneConfig
+from tests.conftest import MakeConfig
 from tests.test_cli import call, expect_refusal
 
 NAMES = ("test_resnet", "test_efficientnet")
@@ -131,7 +133,9 @@ def test_without_the_package_the_rest_is_measured(
     """It is left out, and that is said."""
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     found = bench_cache(make_config(precision="fp32"), 4, 1)
-    assert found.notes == (MISSING,)
+    assert found.notes == (
+        "the grad-cam package is not installed: pip install 'stacker[bench]'; it was left out",
+    )
     assert {c.way for c in found.costs} == {OURS, BARE}
     assert all(r.batched is None and r.loop is None for r in found.ratios)
     assert "grad-cam" not in found.verdict
@@ -170,7 +174,7 @@ def test_the_package_looks_at_the_layer_that_is_cached(name: str, layer: str, si
     base = create(name, 2, BackboneConfig(weights="random"), (size, size)).freeze()
     images = torch.rand(2, 3, size, size)
     assert peer_layer(base, images[:1]) == layer
-    cam = bench_peers._cam(base, layer, images, "contiguous")  # noqa: SLF001
+    cam = package_cam(base, layer, images, "contiguous")
     assert isinstance(cam, GradCAM)
     assert cam(images, None).shape == (2, size, size)
     with torch.no_grad():
@@ -216,3 +220,42 @@ def test_deviations_are_arithmetic() -> None:
     assert (found.logits.maximum, found.logits.mean, found.changed_predictions) == (1.5, 0.375, 1)
     assert (found.embeddings.maximum, found.embeddings.mean) == (0.25, 0.0625)
     assert (found.maps["maps"].maximum, found.maps["maps"].mean) == (0, 0)
+
+
+def test_maps_beside_the_package(make_config: MakeConfig, tmp_path: Path) -> None:
+    """In float32 the shown maps are equal but for rounding; both are drawn."""
+    out = tmp_path / "maps.png"
+    found = bench_maps(make_config(images={"size": 64}), 3, out)
+    assert [each.backbone for each in found] == ["test_resnet", "test_efficientnet"]
+    for each in found:
+        assert each.exact_maximum < 2e-3
+        assert each.mean <= each.maximum
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_maps_beside_the_package_need_it(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the error says how to install it."""
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    with pytest.raises(ConfigError, match=r"pip install 'stacker\[bench\]'"):
+        bench_maps(make_config(), 2, tmp_path / "maps.png")
+
+
+def test_compressions_of_a_runs_own_caches(finished: Config) -> None:
+    """Sizes are shares of the plain bytes: none saves nothing, gzip something."""
+    listed = json.loads(call("bench", "compression", finished.run_path, "--repeats", 1, "--json").stdout)
+    share = {way["way"]: way["share_of_features"] for way in listed}
+    assert share["none"] >= 1
+    assert share["gzip 4"] < share["none"]
+    assert "gzip 4" in call("bench", "compression", finished.run_path, "--repeats", 1).stdout
+
+
+def test_the_command_draws_maps(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """A table, or JSON, and the picture where it was asked for."""
+    out = tmp_path / "both.png"
+    shown = call("bench", "maps", write_config(), "--images", 2, "--out", out)
+    assert "test_resnet, as they start" in shown.stdout
+    listed = json.loads(call("bench", "maps", write_config(), "--out", out, "--json").stdout)
+    assert listed[0]["layer"] == "layer4"
+    assert out.exists()
