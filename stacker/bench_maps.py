@@ -57,9 +57,7 @@ def bench_maps(config: Config, images: int, out: Path) -> list[Apart]:
         base = setup.bases[name]
         layer = peer_layer(base.backbone, images_BCHW[:1])
         if layer is None:
-            raise BackboneError(
-                f"{name}: no module gives its last grid; the package has no maps of it"
-            )
+            raise BackboneError(f"{name}: no module gives its last grid; the package has no maps of it")
         theirs = _theirs(base.backbone, layer, images_BCHW, len(setup.classes) - 1)
         exact = _ours(base.backbone, images_BCHW, torch.float32)
         ours = _ours(base.backbone, images_BCHW, setup.how.precision)

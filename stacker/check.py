@@ -16,7 +16,7 @@ from typing import Any
 
 from stacker.audit import Audit, audit
 from stacker.config import Config
-from stacker.errors import DataError, StackerError, UnreadableImages
+from stacker.errors import BackboneError, DataError, LeakError, StackerError, UnreadableImages
 from stacker.findings import Finding, finding, plural, sort
 from stacker.folds import FROZEN, Folds, make_folds
 from stacker.manifest import Manifest
@@ -77,6 +77,7 @@ def check(config: Config) -> Report:
         fits = _fit_backbones(config, 2, found)
         return Report(sort(found), fits, None, None)
     fits = _fit_backbones(config, len(manifest.classes), found)
+    _check_weights(config, manifest, found)
     disk = _estimate(config, manifest, folds, fits)
     found += _check_disk(config, disk)
     try:
@@ -130,6 +131,18 @@ def _unreadable(config: Config, error: UnreadableImages) -> Finding:
         "mend or remove them, or go on without them: data.on_error=skip" if stop else "",
         [error.reasons[row] for row in sorted(error.reasons)],
     )
+
+
+def _check_weights(config: Config, manifest: Manifest, found: list[Finding]) -> None:
+    """Find weights that cases of this run have trained; other faults of weights are found elsewhere."""
+    from stacker.weights import require_unseen
+
+    try:
+        require_unseen({**config.backbones, **config.frozen}, manifest.clusters)
+    except LeakError as error:
+        found.append(finding("error", "trained weights", str(error)))
+    except BackboneError:
+        return
 
 
 def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[Fit, ...]:

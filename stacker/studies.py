@@ -41,7 +41,7 @@ def begin(config: Config) -> Study:
     """Start a run, or reopen it; raise before anything is written when the data is unusable."""
     from stacker.backbone import require_known
     from stacker.optimize import require_optimizer
-    from stacker.weights import require_files
+    from stacker.weights import require_files, require_unseen
 
     require_known([*config.backbones, *config.frozen])
     require_files({**config.backbones, **config.frozen})
@@ -52,6 +52,7 @@ def begin(config: Config) -> Study:
         _require_losses(config, study.manifest.classes)
         return study
     listed = read_manifest(config.data)
+    require_unseen({**config.backbones, **config.frozen}, listed.clusters)
     _require_losses(config, listed.classes)
     folds = make_folds(listed, config.folds, config.seed)  # a refusal costs no decoding
     folder = config.artifacts / ".images"

@@ -27,7 +27,7 @@ from stacker.finetune import How
 from stacker.folds import FROZEN, Fold
 from stacker.run import digest, file_sha256, held, versions
 from stacker.studies import Study
-from stacker.weights import weights_file
+from stacker.weights import require_unseen, weights_file
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ def _target(study: Study, backbone: str, fold: str, pieces: tuple[Piece, ...]) -
 
 def keep_frozen(study: Study) -> None:
     """Write the run's copies of its frozen backbones, where they are missing or of other weights."""
+    require_unseen(study.run.config.frozen, study.manifest.clusters)
     for name, settings in study.run.config.frozen.items():
         path, weights = study.run.model_file(name, FROZEN), weights_file(name, settings)
         size, seed = study.run.config.images.shape, study.run.config.seed

@@ -6,9 +6,10 @@ logged, and a trunk that is not matched whole is refused unless the config asks 
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,11 +17,11 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stacker.errors import BackboneError
+from stacker.errors import BackboneError, LeakError
 from stacker.recipe import TrainConfig, WeightsConfig
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,25 @@ def require_files(backbones: Mapping[str, WeightsConfig]) -> None:
         weights_file(name, settings)
         if settings.weights == "hub":
             require_published(name)
+
+
+def require_unseen(backbones: Mapping[str, WeightsConfig], cases: Collection[str]) -> None:
+    """Raise LeakError for weights of a base model, of any run, that some of these cases trained."""
+    for name, settings in backbones.items():
+        path = weights_file(name, settings)
+        if path is None or path.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads((file.metadata() or {}).get("stacker", "{}"))
+        except (SafetensorError, OSError):
+            continue  # whoever loads it will say so
+        seen = sorted(set(facts.get("training_cases", ())) & set(cases))
+        if seen:
+            raise LeakError(
+                f"backbones.{name}.weights: {path} was trained on {len(seen)} cases of this run, e.g. "
+                f"{seen[0]}: no score of a model that starts from it could be trusted; take others"
+            )
 
 
 def model_settings(name: str, size: tuple[int, int]) -> Settings:

@@ -16,7 +16,7 @@ from stacker.batches import Part
 from stacker.cache import open_cache, part_file
 from stacker.checkpoint import load_checkpoint
 from stacker.config import Config
-from stacker.errors import BackboneError, CacheError, RunError
+from stacker.errors import BackboneError, CacheError, LeakError, RunError
 from stacker.features import load_tables
 from stacker.run import file_sha256
 from stacker.targets import list_targets
@@ -232,6 +232,17 @@ def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig, data: Pa
     row = next((r for r, i in enumerate(cache.rows.image_id) if i.decode() == name), None)
     assert said.probabilities
     assert row is not None
+
+
+def test_weights_that_have_seen_a_case_are_refused(finished: Config, make_config: MakeConfig) -> None:
+    """A base model is no frozen backbone, and nothing to start from, where its cases are."""
+    path = finished.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
+    seen = {"test_resnet": {"weights": str(path)}}
+    config = Config.model_validate({**finished.model_dump(), "frozen": seen})
+    with pytest.raises(LeakError, match=r"was trained on \d+ cases of this run, e\.g\. "):
+        pipeline.cache(studies.reopen(config))
+    with pytest.raises(LeakError, match="no score of a model that starts from it could be trusted"):
+        studies.begin(make_config(run="another", backbones=seen))
 
 
 def test_frozen_weights_may_change(make_config: MakeConfig) -> None:

@@ -136,6 +136,13 @@ def test_too_little_space_is_an_error(make_config: MakeConfig, monkeypatch: pyte
     assert "GB are free" in found(check(make_config()), "disk").message
 
 
+def test_weights_that_have_seen_a_case_are_an_error(finished: Config, make_config: MakeConfig) -> None:
+    """A base model to start from, or to embed with, where its cases are."""
+    path = finished.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
+    report = check(make_config(run="other", frozen={"test_resnet": {"weights": str(path)}}))
+    assert "cases of this run" in found(report, "trained weights").message
+
+
 def test_coarse_maps_are_noted(make_config: MakeConfig) -> None:
     """At 32 pixels a network of stride 32 has a map of one cell."""
     notes = [each for each in check(make_config()).findings if each.topic == "coarse maps"]

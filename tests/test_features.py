@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from stacker.cache_writer import write_index, write_part
 from stacker.config import Config
 from stacker.errors import CacheError, LeakError
 from stacker.features import assemble, load_tables, probabilities, refuse_leaks
+from stacker.verify import verify
 from tests.conftest import MakeConfig
 from tests.test_cache import ORIGIN, some_rows
 
@@ -116,6 +118,66 @@ def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: Make
     assert set(metrics["test"]) == {"constant", "test_resnet", "mean", "logistic"}
     for fold, table in tables.tests.items():
         assert np.array_equal(table.rows.image_id, tables.tests["fold0"].rows.image_id), fold
+
+
+@pytest.fixture
+def crossfit(make_config: MakeConfig) -> studies.Study:
+    """Return a small crossfit run with its caches."""
+    config = make_config(
+        folds={"protocol": "crossfit", "k": 2},
+        backbones={"test_resnet": {"weights": "random"}},
+        train={"epochs": 1},
+    )
+    pipeline.train(studies.begin(config))
+    study = studies.reopen(config)
+    pipeline.cache(study)
+    return study
+
+
+def test_a_row_of_another_fold_is_refused(crossfit: studies.Study) -> None:
+    """What fold 1 holds out has trained fold 0's model, however well the file that has it is made."""
+    first, second = (crossfit.run.cache_folder("test_resnet", name) for name in ("fold0", "fold1"))
+    ours, theirs = open_cache(first).rows, open_cache(second).rows
+    planted = {name: getattr(ours, name).copy() for name in ("image_id", "case_id")}
+    for name, column in planted.items():
+        column[0] = getattr(theirs, name)[0]
+    rewrite(first, replace(ours, **planted))
+    with pytest.raises(LeakError, match="test_resnet/fold0: 1 cases trained the model"):
+        load_tables(crossfit.run, crossfit.manifest, crossfit.folds, ["maps"])
+
+
+def test_another_folds_cache_is_refused(crossfit: studies.Study) -> None:
+    """A folder under another fold's name says whose it is."""
+    first, second = (crossfit.run.cache_folder("test_resnet", name) for name in ("fold0", "fold1"))
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    with pytest.raises(CacheError, match="made with model_fold fold1, this run uses fold0"):
+        load_tables(crossfit.run, crossfit.manifest, crossfit.folds, ["maps"])
+
+
+def test_a_strangers_view_of_crossfit(crossfit: studies.Study) -> None:
+    """The index shows whole names, although those of the parts differ in length."""
+    with h5py.File(crossfit.run.cache_folder("test_resnet", "fold0") / "index.h5") as file:
+        assert list(dict.fromkeys(file["fold"].asstr()[:])) == ["fold0", "test"]
+        ids = {image.id for image in crossfit.manifest.images}
+        assert set(file["image_id"].asstr()[:]) <= ids
+    assert all(not verdict.problems for verdict in verify(crossfit))
+
+
+def test_maps_that_are_no_numbers_are_not_stacked(finished: Config) -> None:
+    """A flagged NaN stops the features that it is in, and no others."""
+    study = studies.reopen(finished)
+    folder = study.run.cache_folder("test_resnet", "holdout")
+    cache = open_cache(folder)
+    arrays = {name: cache.read(name).astype(np.float32) for name in ("maps", "features", "logits")}
+    arrays["maps"][3, 0] = np.nan
+    for path in folder.glob("*.h5"):
+        path.unlink()
+    write_part(part_file(folder, 0), arrays, cache.rows, cache.provenance)
+    write_index(folder, [part_file(folder, 0)])
+    with pytest.raises(CacheError, match="maps of 1 images are not numbers"):
+        load_tables(study.run, study.manifest, study.folds, ["maps"])
+    assert load_tables(study.run, study.manifest, study.folds, ["logits"]).development.columns
 
 
 def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
