@@ -42,6 +42,7 @@ from stacker.cache import part_file
 from stacker.caching import Portion, write_portions
 from stacker.config import Config
 from stacker.devices import autocast, keep_memory
+from stacker.errors import CacheError
 from stacker.extract import Arrays, extract
 from stacker.progress import track
 
@@ -147,7 +148,10 @@ def _cache(setup: Setup, names: Sequence[str], folder: Path) -> None:
         portions.append(Portion(part.rows[piece], setup.rows.take(piece), parts))
     backbones = {name: bases[name].backbone for name in names}
     wanted = dict.fromkeys(names, cam.maps)
-    write_portions(portions, backbones, wanted, part, cam.batch_size, setup.how, lambda _: None)
+    how, quietly = setup.how, lambda _: None
+    failures = write_portions(portions, backbones, wanted, part, cam.batch_size, how, quietly)
+    if failures:
+        raise CacheError("\n  ".join(failures.values()))
 
 
 def _forward(setup: Setup, names: Sequence[str], inputs: Mapping[str, Tensor]) -> None:

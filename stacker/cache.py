@@ -4,6 +4,7 @@ One folder per base model (`cache/<backbone>/<fold>/`) holds parts of N rows and
 
     part-00000.h5, part-00001.h5, ...   complete files, each published by one rename
     index.h5                            the parts as one, by HDF5 virtual datasets
+    index.sha256                        its SHA-256, in the form of sha256sum
 
     maps      (N, K, h, w) float16   signed, unscaled, one per class    label    (N,) int64
     maps_...                         of other methods and layers        image_id (N,) fixed-length UTF-8
@@ -37,8 +38,9 @@ from stacker.settings import name_maps
 
 SCHEMA_VERSION = 2
 ROWS = ("label", "image_id", "case_id", "fold")
-INDEX = "index.h5"
-FLAGS = {1: "clipped to the range of float16", 2: "not a number", 4: "zero everywhere"}
+INDEX, INDEX_SHA256 = "index.h5", "index.sha256"
+HALF = float(np.finfo(np.float16).max)
+FLAGS = {1: "clipped to the range of float16", 2: "not a number", 4: "zero everywhere for some class"}
 AGAIN = "run 'stacker cache CONFIG' again, which makes only this anew"
 
 
@@ -146,6 +148,12 @@ def map_classes(classes: Sequence[str], found: int) -> tuple[str, ...]:
     return tuple(classes) if found == len(classes) else ("all",)
 
 
+def halve(maps: np.ndarray) -> np.ndarray:
+    """Return maps as the cache keeps them: float16, what does not fit cut off at its range."""
+    small: np.ndarray = np.clip(maps, -HALF, HALF).astype(np.float16)
+    return small
+
+
 def content_sha256(name: str, values: np.ndarray) -> str:
     """Return what stands for the content of a dataset, however HDF5 lays it out."""
     head = f"{name} {values.dtype.str} {values.shape} ".encode()
@@ -154,36 +162,59 @@ def content_sha256(name: str, values: np.ndarray) -> str:
     return found.hexdigest()
 
 
-def part_digest(provenance: Provenance, contents: dict[str, str]) -> str:
-    """Return what stands for a whole part: its origin and the SHA-256 of every dataset."""
-    return digest({**asdict(provenance), "versions": None, "contents": contents})
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Yield an HDF5 file; raise CacheError, with its name, for whatever is wrong with it."""
+    """Yield an HDF5 file; raise CacheError, with its name, when it is none or cannot be read."""
     try:
         with h5py.File(path) as file:
             yield file
     except FileNotFoundError:
         raise CacheError(f"{path} is missing; {AGAIN}") from None
-    except (OSError, KeyError, RuntimeError, ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise CacheError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
+
+
+@contextmanager
+def _sound(file: h5py.File) -> Iterator[None]:
+    """Raise CacheError where something of a file is missing, or of another type than was written."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CacheError(
+            f"{file.filename} is damaged ({' '.join(str(error).split())}); {AGAIN}"
+        ) from None
 
 
 def read_dataset(file: h5py.File, name: str) -> np.ndarray:
     """Return a dataset of a part; raise CacheError when it is not what was written."""
-    values: np.ndarray = file[name][:]
-    if content_sha256(name, values) != file[name].attrs["sha256"]:
+    with _sound(file):
+        values: np.ndarray = file[name][:]
+        written = file[name].attrs["sha256"]
+    if content_sha256(name, values) != written:
         raise CacheError(f"{file.filename} is damaged: {name} is not what was written; {AGAIN}")
     return values
 
 
+def digest_of(file: h5py.File) -> str:
+    """Return what stands for a whole part: all that its attributes, and those of its datasets, say.
+
+    These have the SHA-256 of every content.
+    """
+    with _sound(file):
+        said = {name: {k: _plain(v) for k, v in file[name].attrs.items()} for name in sorted(file)}
+    return digest({**asdict(read_provenance(file)), "versions": None, "datasets": said})
+
+
+def _plain(value: Any) -> Any:
+    return [str(item) for item in value] if isinstance(value, np.ndarray) else str(value)
+
+
 def read_digest(file: h5py.File) -> str:
-    """Return a part's digest, made again from its attributes; raise CacheError where they differ."""
-    contents = {name: str(file[name].attrs["sha256"]) for name in sorted(file)}
-    found = part_digest(read_provenance(file), contents)
-    if found != file.attrs["digest"]:
+    """Return a part's digest, made again; raise CacheError when it is not the one that was written."""
+    found = digest_of(file)
+    with _sound(file):
+        written = file.attrs["digest"]
+    if found != written:
         raise CacheError(f"{file.filename} is damaged: its attributes are not what was written; {AGAIN}")
     return found
 
@@ -195,17 +226,19 @@ def read_rows(file: h5py.File) -> Rows:
 
 def read_provenance(file: h5py.File) -> Provenance:
     """Return the origin of a part or an index; raise CacheError for another schema."""
-    version = int(file.attrs.get("schema_version", 0))
+    with _sound(file):
+        version = int(file.attrs.get("schema_version", 0))
     if version != SCHEMA_VERSION:
         raise CacheError(
             f"{file.filename}: written in schema {version}, this program reads {SCHEMA_VERSION} (the "
             f"CHANGELOG says what changed); {AGAIN}"
         )
-    values = {f.name: file.attrs[f.name] for f in fields(Provenance)}
-    values["schema_version"], values["lower"] = version, int(values["lower"])
-    for name in ("classes", "training_cases", "lower_layers", "methods"):
-        values[name] = tuple(str(item) for item in values[name])
-    values["classifier_bias"] = tuple(float(item) for item in values["classifier_bias"])
+    with _sound(file):
+        values: dict[str, Any] = {f.name: str(file.attrs[f.name]) for f in fields(Provenance)}
+        values["schema_version"], values["lower"] = version, int(file.attrs["lower"])
+        for name in ("classes", "training_cases", "lower_layers", "methods"):
+            values[name] = tuple(str(item) for item in file.attrs[name])
+        values["classifier_bias"] = tuple(float(item) for item in file.attrs["classifier_bias"])
     return Provenance(**values)
 
 
@@ -213,7 +246,13 @@ def open_cache(folder: Path) -> Cache:
     """Open a cache; raise CacheError when a file of it is missing, broken or of another origin."""
     if not (folder / INDEX).exists():
         raise CacheError(f"{folder}: there is no complete cache here; run 'stacker cache CONFIG'")
-    with opened(folder / INDEX) as index:
+    if not (folder / INDEX_SHA256).exists():
+        older = "it was written by an older version (schema 1), or not to the end"
+        raise CacheError(f"{folder}: has no {INDEX_SHA256}: {older}; {AGAIN}")
+    written = (folder / INDEX_SHA256).read_text(encoding="utf-8").split(" ")[0]
+    if index_sha256(folder) != written:
+        raise CacheError(f"{folder / INDEX} is damaged: it is not what was written; {AGAIN}")
+    with opened(folder / INDEX) as index, _sound(index):
         provenance = read_provenance(index)
         names, digests = ([str(n) for n in index.attrs[a]] for a in ("parts", "part_digests"))
         shapes = {name: index[name].shape[1:] for name in index if name not in ROWS}
@@ -226,6 +265,11 @@ def open_cache(folder: Path) -> Cache:
             found.append(read_rows(part))
     rows = Rows(*(np.concatenate([getattr(piece, name) for piece in found]) for name in ROWS))
     return Cache(folder, provenance, rows, tuple(paths), shapes)
+
+
+def index_sha256(folder: Path) -> str:
+    """Return the SHA-256 of an index: looked at first, for HDF5 itself may crash on a damaged one."""
+    return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
 
 
 def describe_preprocessing(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stacker.cache import ROWS, Cache
+from stacker.cache import ROWS, Cache, opened
 from stacker.errors import ConfigError
 from stacker.features import column_names
 from stacker.run import publish
@@ -41,17 +41,30 @@ def _arrays(cache: Cache) -> dict[str, np.ndarray]:
     return {**rows, **text, **{name: cache.read(name) for name in cache.shapes}}
 
 
+def _attributes(cache: Cache, name: str) -> dict[str, Any]:
+    """Return what a dataset says of itself, as plain data."""
+    with opened(cache.parts[0]) as file:
+        found = {key: value for key, value in file[name].attrs.items() if key != "sha256"}
+    return {key: list(v) if isinstance(v, np.ndarray) else str(v) for key, v in found.items()}
+
+
 def _npz(cache: Cache, path: Path) -> None:
     with publish(path) as temporary, temporary.open("wb") as file:
         arrays: dict[str, Any] = _arrays(cache)
         np.savez(file, provenance=json.dumps(asdict(cache.provenance)), **arrays)
 
 
+def _columns(cache: Cache, name: str) -> list[str]:
+    if name == "flags":
+        return [f"flags/{kind}" for kind in cache.maps]
+    return column_names(name, cache.shapes[name], cache.provenance.classes)
+
+
 def _csv(cache: Cache, path: Path) -> None:
     arrays = _arrays(cache)
-    names = [name for name in cache.shapes if name != "flags"]
+    names = list(cache.shapes)
     origin = cache.provenance
-    columns = [c for name in names for c in column_names(name, cache.shapes[name], origin.classes)]
+    columns = [column for name in names for column in _columns(cache, name)]
     made_by = f"{origin.backbone}/{origin.model_fold}"
     with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -62,7 +75,7 @@ def _csv(cache: Cache, path: Path) -> None:
         for row, numbers in enumerate(values):
             image, case, part = (arrays[name][row] for name in ("image_id", "case_id", "fold"))
             label = origin.classes[arrays["label"][row]]
-            writer.writerow([image, case, label, part, made_by, *(f"{v:.7g}" for v in numbers)])
+            writer.writerow([image, case, label, part, made_by, *(f"{v:.9g}" for v in numbers)])
 
 
 def _zarr(cache: Cache, path: Path) -> None:
@@ -75,7 +88,7 @@ def _zarr(cache: Cache, path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     group = zarr.open_group(path, mode="w", zarr_format=2)  # which specifies text
     for name, values in _arrays(cache).items():
-        group.create_array(name, data=values)
+        group.create_array(name, data=values).attrs.update(_attributes(cache, name))
     group.attrs.update(asdict(cache.provenance))
 
 

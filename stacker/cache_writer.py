@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,20 @@ import h5py
 import numpy as np
 
 from stacker.cache import (
+    AGAIN,
     FLAGS,
+    HALF,
     INDEX,
+    INDEX_SHA256,
     ROWS,
     Provenance,
     Rows,
     content_sha256,
+    digest_of,
+    halve,
+    index_sha256,
     map_classes,
     opened,
-    part_digest,
     read_dataset,
     read_digest,
     read_provenance,
@@ -40,7 +45,6 @@ log = logging.getLogger(__name__)
 
 HDF5_1_10 = ("v110", "v110")  # virtual datasets, and attributes of more than 64 KiB
 CHUNK_BYTES = 2**18
-HALF = float(np.finfo(np.float16).max)
 SAYS = {
     "features": "(image, unit): penultimate activations, before the classifier",
     "logits": "(image, class)",
@@ -62,21 +66,22 @@ def write_part(path: Path, arrays: Mapping[str, np.ndarray], rows: Rows, provena
     for name, values in stored.items():
         _require_finite(path, name, values, rows)
     names = name_maps(provenance.methods, provenance.lower)
-    halves = {name: _halve(arrays[name]) for name in names}
+    halves = {name: _flagged(arrays[name]) for name in names}
     stored |= {name: values for name, (values, _) in halves.items()}
     if halves:
         stored["flags"] = np.stack([flags for _, flags in halves.values()], axis=1)
         _warn(path, stored["flags"], list(halves))
     stored |= {name: getattr(rows, name) for name in ROWS}
-    contents = {name: content_sha256(name, stored[name]) for name in sorted(stored)}
-    with _hdf5(path) as file:
+    with hdf5_image() as (file, image):
         for name, values in stored.items():
             chunks = chunks_of(values)
             dataset = file.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
-            dataset.attrs["sha256"] = contents[name]
+            dataset.attrs["sha256"] = content_sha256(name, values)
             _describe(dataset, name, provenance, list(halves))
         _write_attributes(file, provenance)
-        file.attrs["digest"] = part_digest(provenance, contents)
+        file.attrs["digest"] = digest_of(file)
+    with publish(path) as temporary:
+        temporary.write_bytes(image[0])
 
 
 def _require_finite(path: Path, name: str, values: np.ndarray, rows: Rows) -> None:
@@ -89,14 +94,14 @@ def _require_finite(path: Path, name: str, values: np.ndarray, rows: Rows) -> No
         )
 
 
-def _halve(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _flagged(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return maps as float16, and per image the flags of what that or the method did to them."""
-    clipped = np.clip(maps, -HALF, HALF).astype(np.float16)
+    clipped = halve(maps)
     flat = maps.reshape(*maps.shape[:2], -1)
     found = (
         (np.abs(flat) > HALF).any(axis=(1, 2)),
         np.isnan(flat).any(axis=(1, 2)),
-        ~clipped.reshape(flat.shape).any(axis=2).all(axis=1),
+        (clipped.reshape(flat.shape) == 0).all(axis=2).any(axis=1),
     )
     flags = sum(np.uint8(bit) * mask.astype(np.uint8) for bit, mask in zip(FLAGS, found, strict=True))
     return clipped, np.asarray(flags, np.uint8)
@@ -112,54 +117,67 @@ def _warn(path: Path, flags: np.ndarray, names: Sequence[str]) -> None:
 
 
 def write_index(folder: Path, parts: Sequence[Path]) -> None:
-    """Publish the index, in which the parts are one."""
+    """Publish the index, in which the parts are one, and its SHA-256."""
     with ExitStack() as stack:
-        files = [stack.enter_context(opened(part)) for part in parts]
-        ends = np.cumsum([len(file["label"]) for file in files])
-        with _hdf5(folder / INDEX) as index:
-            for name, first in files[0].items():
-                if len({file[name].dtype for file in files}) > 1:
-                    raise AssertionError(f"{folder}: parts differ in the type of {name}")
-                layout = h5py.VirtualLayout((int(ends[-1]), *first.shape[1:]), first.dtype)
-                layout.dcpl.set_obj_track_times(False)  # equal content, equal bytes
-                for part, file, end in zip(parts, files, ends, strict=True):
-                    source = h5py.VirtualSource(part.name, name, file[name].shape, first.dtype)
-                    layout[end - len(file["label"]) : end] = source
-                dataset = index.create_virtual_dataset(name, layout)
-                for key, value in first.attrs.items():
-                    if key != "sha256":
-                        dataset.attrs[key] = value
-            _write_attributes(index, read_provenance(files[0]))
-            index.attrs["parts"] = [part.name for part in parts]
-            index.attrs["part_ends"] = ends
-            index.attrs["part_digests"] = [str(file.attrs["digest"]) for file in files]
+        image = _index_image([stack.enter_context(opened(part)) for part in parts])
+    with publish(folder / INDEX) as temporary:
+        temporary.write_bytes(image)
+    with publish(folder / INDEX_SHA256) as temporary:
+        temporary.write_text(f"{index_sha256(folder)}  {INDEX}\n", encoding="utf-8")
 
 
-def part_is_done(path: Path, rows: Rows, provenance: Provenance) -> bool:
-    """Say whether a part of exactly these rows and this origin is there, as it was written."""
-    if not path.exists():
-        return False
-    try:
-        with opened(path) as file:
-            read_digest(file)
-            if read_provenance(file) != provenance or not read_rows(file).equals(rows):
-                return False
-            for name in file.keys() - set(ROWS):
-                read_dataset(file, name)
-    except CacheError:
-        return False
-    return True
+def _index_image(parts: Sequence[h5py.File]) -> bytes:
+    """Return the bytes of the index of some parts."""
+    names = [Path(file.filename).name for file in parts]
+    ends = np.cumsum([len(file["label"]) for file in parts])
+    with hdf5_image() as (index, image):
+        for name, first in parts[0].items():
+            if len({file[name].dtype for file in parts}) > 1:
+                raise AssertionError(f"{names}: parts differ in the type of {name}")
+            layout = h5py.VirtualLayout((int(ends[-1]), *first.shape[1:]), first.dtype)
+            layout.dcpl.set_obj_track_times(False)  # equal content, equal bytes
+            for part, file, end in zip(names, parts, ends, strict=True):
+                source = h5py.VirtualSource(part, name, file[name].shape, first.dtype)
+                layout[end - len(file["label"]) : end] = source
+            dataset = index.create_virtual_dataset(name, layout)
+            for key, value in first.attrs.items():
+                if key != "sha256":
+                    dataset.attrs[key] = value
+        _write_attributes(index, read_provenance(parts[0]))
+        index.attrs["parts"] = names
+        index.attrs["part_ends"] = ends
+        index.attrs["part_digests"] = [str(file.attrs["digest"]) for file in parts]
+    return image[0]
+
+
+def examine_part(path: Path, rows: Rows, provenance: Provenance) -> None:
+    """Raise CacheError unless a part of just these rows and this origin is there, as it was written."""
+    with opened(path) as file:
+        read_digest(file)
+        found, wanted = asdict(read_provenance(file)), asdict(provenance)
+        for field in fields(provenance):
+            if field.compare and found[field.name] != wanted[field.name]:
+                was, now = (_short(values[field.name]) for values in (found, wanted))
+                raise CacheError(f"{path} was made with {field.name} {was}, this run has {now}; {AGAIN}")
+        if not read_rows(file).equals(rows):
+            raise CacheError(f"{path} holds other images than it should; {AGAIN}")
+        for name in sorted(file.keys() - set(ROWS)):
+            read_dataset(file, name)
+
+
+def _short(value: object) -> str:
+    text = ", ".join(value) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @contextmanager
-def _hdf5(path: Path) -> Iterator[h5py.File]:
-    """Yield an HDF5 file to fill, in memory, and publish it."""
-    with h5py.File(path.name, "w", driver="core", backing_store=False, libver=HDF5_1_10) as file:
-        yield file
+def hdf5_image() -> Iterator[tuple[h5py.File, list[bytes]]]:
+    """Yield an HDF5 file to fill, in memory, and a list that has its bytes afterwards."""
+    image: list[bytes] = []
+    with h5py.File("memory", "w", driver="core", backing_store=False, libver=HDF5_1_10) as file:
+        yield file, image
         file.flush()
-        image = file.id.get_file_image()
-    with publish(path) as temporary:
-        temporary.write_bytes(image)
+        image.append(file.id.get_file_image())
 
 
 def chunks_of(values: np.ndarray) -> tuple[int, ...]:

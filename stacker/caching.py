@@ -24,7 +24,7 @@ from stacker.cache import INDEX, Provenance, Rows, part_file
 from stacker.cache_writer import write_index, write_part
 from stacker.cam import Wanted, look
 from stacker.checkpoint import load_checkpoint
-from stacker.errors import RunError
+from stacker.errors import CacheError, RunError
 from stacker.extract import classifier_bias, extract
 from stacker.finetune import How
 from stacker.jobs import list_jobs
@@ -50,23 +50,39 @@ def fill(study: Study) -> list[Target]:
             raise RunError(f"{job.path}: no such base model; run 'stacker train CONFIG' first")
     keep_frozen(study)
     targets = list_targets(study)
-    unfinished = [target for target in targets if target.missing() or not target.is_whole()]
-    for target in targets:
-        if target not in unfinished:
-            log.info("cache %s: done already", target.name)
+    unfinished = [target for target in targets if _is_wanting(target)]
     if not unfinished:
         return targets
     pixels, how = study.pixels(), How.of(study.run.config)
+    failures: dict[str, str] = {}
     with bar("cache", sum(target.images for target in unfinished)) as advance:
         left = [
             target
             for together in _rounds(unfinished, study.run.config.cam.memory_gb)
-            for target in _fill_round(study, together, pixels, how, advance, wait=False)
+            for target in _fill_round(study, together, pixels, how, advance, failures, wait=False)
         ]
         for target in left:
             log.info("cache %s: another process fills it; waiting for it", target.name)
-            _fill_round(study, [target], pixels, how, advance, wait=True)
+            _fill_round(study, [target], pixels, how, advance, failures, wait=True)
+    if failures:
+        count = f"{len(failures)} of {len(targets)} caches cannot be filled:"
+        raise CacheError("\n  ".join([count, *failures.values()]))
     return targets
+
+
+def _is_wanting(target: Target) -> bool:
+    """Say whether a cache is not as it should be; log why parts that are there are made anew."""
+    missing = target.missing()
+    there = {n: why for n, why in missing.items() if part_file(target.folder, n).exists()}
+    if there:
+        why, number = next(iter(there.values())), len(target.pieces)
+        log.warning("cache %s: %d of %d parts are made anew: %s", target.name, len(there), number, why)
+    for stray in target.strays():
+        log.warning("cache %s: %s is none of its parts, and is removed", target.name, stray.name)
+    if missing or not target.is_whole():
+        return True
+    log.info("cache %s: done already", target.name)
+    return False
 
 
 def _rounds(targets: Sequence[Target], memory_gb: float) -> Iterator[list[Target]]:
@@ -84,24 +100,36 @@ def _rounds(targets: Sequence[Target], memory_gb: float) -> Iterator[list[Target
 
 
 def _fill_round(
-    study: Study, targets: Sequence[Target], pixels: Pixels, how: How, advance: Advance, wait: bool
+    study: Study,
+    targets: Sequence[Target],
+    pixels: Pixels,
+    how: How,
+    advance: Advance,
+    failures: dict[str, str],
+    wait: bool,
 ) -> list[Target]:
-    """Fill some caches from one read of their images; return those that other processes have in hand."""
+    """Fill some caches from one read of their images; return those that other processes have in hand.
+
+    A base model whose answers are no numbers goes into `failures`; the others are filled.
+    """
     with ExitStack() as stack:
         mine = [
             target
             for target in targets
             if stack.enter_context(held(target.folder.with_name(f".{target.fold}.lock"), wait))
         ]
-        missing = {target.name: target.missing() for target in mine}  # the other may have just ended
+        missing = {
+            target.name: list(target.missing()) for target in mine
+        }  # the other may have just ended
         advance(sum(t.images - t.count(missing[t.name]) for t in mine))
         busy = [target for target in mine if missing[target.name]]
         if busy:
             started = time.perf_counter()
-            _compute(study, busy, missing, pixels, how, advance)
+            failures |= _compute(study, busy, missing, pixels, how, advance)
             _record(study, busy, missing, time.perf_counter() - started, how)
         for target in mine:
-            _finish(target)
+            if target.name not in failures:
+                _finish(target)
     return [target for target in targets if target not in mine]
 
 
@@ -112,8 +140,11 @@ def _compute(
     pixels: Pixels,
     how: How,
     advance: Advance,
-) -> None:
-    """Write the missing parts of some caches, each piece of images being read once for all of them."""
+) -> dict[str, str]:
+    """Write the missing parts of some caches, each piece of images being read once for all of them.
+
+    Return what stood against it, by base model.
+    """
     portions: dict[bytes, Portion] = {}
     backbones = {}
     for target in targets:
@@ -133,7 +164,7 @@ def _compute(
     wanted = {target.name: target.wanted for target in targets}
     part = Part(pixels, study.manifest.labels, np.empty(0, int))
     size = study.run.config.cam.batch_size
-    write_portions(portions.values(), backbones, wanted, part, size, how, advance)
+    return write_portions(portions.values(), backbones, wanted, part, size, how, advance)
 
 
 @dataclass(frozen=True)
@@ -153,20 +184,33 @@ def write_portions(
     batch_size: int,
     how: How,
     advance: Advance,
-) -> None:
-    """Answer for the images of every portion and publish its parts; the device goes on meanwhile."""
-    pending: list[Future[None]] = []
+) -> dict[str, str]:
+    """Answer for the images of every portion and publish its parts; the device goes on meanwhile.
+
+    Return the base models whose answers could not be written, with the reason.
+    """
+    pending: dict[str, Future[None]] = {}
+    failures: dict[str, str] = {}
+
+    def settle() -> None:
+        for name, written in pending.items():
+            try:
+                written.result()
+            except CacheError as error:
+                failures[name] = str(error)
+        pending.clear()
+
     with ThreadPoolExecutor(1) as writer:
         for portion in portions:
+            busy = {name: backbones[name] for name in portion.parts if name not in failures}
             batches = part.batches(portion.images, batch_size, how.device)
-            busy = {name: backbones[name] for name in portion.parts}
             found = extract(busy, (pixels for pixels, _ in batches), wanted, how.precision, advance)
-            while pending:
-                pending.pop().result()
-            for name, (path, origin) in portion.parts.items():
-                pending.append(writer.submit(write_part, path, found[name], portion.rows, origin))
-        for written in pending:
-            written.result()
+            settle()
+            for name in found:
+                path, origin = portion.parts[name]
+                pending[name] = writer.submit(write_part, path, found[name], portion.rows, origin)
+        settle()
+    return failures
 
 
 def _warn_of_cost(
@@ -181,9 +225,15 @@ def _warn_of_cost(
             look(backbone, backbone.normalise(image), {name: (method, level)}, how.precision)
             seconds = time.perf_counter() - started
             log.warning(
-                "cache %s: %s takes %.1f s per image, %.1f hours for the %d images to do",
-                *(target.name, method, seconds, seconds * images / 3600, images),
+                "cache %s: %s takes %.2g s per image, %s for the %d images to do",
+                *(target.name, method, seconds, _duration(seconds * images), images),
             )
+
+
+def _duration(seconds: float) -> str:
+    units = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+    size, name = next((unit for unit in units if seconds >= 2 * unit[0]), units[-1])
+    return f"{seconds / size:.1f} {name}"
 
 
 def _record(
@@ -211,6 +261,6 @@ def _record(
 def _finish(target: Target) -> None:
     """Write the index of a cache whose parts are all there, and remove parts that are none of it."""
     parts = [part_file(target.folder, number) for number in range(len(target.pieces))]
-    for stale in set(target.folder.glob("part-*.h5")) - set(parts):
-        stale.unlink()
+    for stray in target.strays():
+        stray.unlink()
     write_index(target.folder, parts)

@@ -18,11 +18,11 @@ from stacker.audit import Audit, audit
 from stacker.config import Config
 from stacker.errors import BackboneError, DataError, LeakError, StackerError, UnreadableImages
 from stacker.findings import Finding, finding, plural, sort
-from stacker.folds import FROZEN, Folds, make_folds
+from stacker.folds import Folds, make_folds
 from stacker.manifest import Manifest
 from stacker.readers import read_manifest
 from stacker.report import markdown
-from stacker.run import Run, publish, versions, write_json
+from stacker.run import FROZEN, Run, publish, versions, write_json
 from stacker.settings import PERTURBING
 from stacker.store import is_packed, open_store, store_bytes
 from stacker.studies import has_begun, reopen

@@ -209,11 +209,12 @@ def inspect(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Show what the caches of RUN hold, and draw cached heatmaps over their images."""
+    """Draw cached heatmaps over the images of RUN; without images, show what its caches hold."""
     from dataclasses import asdict
 
     from stacker import inspection
     from stacker.figures import save_figure
+    from stacker.findings import plural
     from stacker.studies import open_study
     from stacker.terminal import caches_table
 
@@ -222,14 +223,14 @@ def inspect(
     summaries = inspection.summaries(run, caches)
     if as_json:
         click.echo(json.dumps([asdict(summary) for summary in summaries], indent=1))
-    else:
+    elif not (sample or image_ids):
         show(caches_table(summaries))
     if sample:
         image_ids += tuple(inspection.sample(caches, sample, seed))
     if image_ids:
         path = out or run.figures / "heatmaps.png"
         save_figure(inspection.draw(run, caches, image_ids, backbones, classes, signed, maps), path)
-        click.echo(f"heatmaps of {len(image_ids)} images: {path}", err=as_json)
+        click.echo(f"heatmaps of {plural(len(image_ids), 'image')}: {path}", err=as_json)
 
 
 def _print_scores(metrics: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 
 import click
@@ -15,7 +16,9 @@ class FilledByDefault(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `fill` in front of what is no command of the group."""
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+        known = (*self.commands, "-h", "--help")
+        misspelt = args and not Path(args[0]).exists() and get_close_matches(args[0], self.commands)
+        if args and args[0] not in known and not misspelt:
             args = ["fill", *args]
         return super().parse_args(ctx, args)
 
@@ -92,27 +95,31 @@ def verify(run_folder: Path, as_json: bool) -> None:
         show(verdicts_table(verdicts))
     bad = [verdict.name for verdict in verdicts if verdict.problems]
     if bad:
-        raise Failure(f"{len(bad)} of {len(verdicts)} caches are not as they should be", 1)
+        mend = f"'stacker cache {run_folder}/config.yaml' makes anew what is missing or damaged"
+        raise Failure(f"{len(bad)} of {len(verdicts)} caches are not as they should be; {mend}", 1)
 
 
 @cache.command()
 @RUN
-@click.option("--npz", "kind", flag_value="npz", help="One numpy archive per base model.")
-@click.option("--csv", "kind", flag_value="csv", help="One table per base model, a line per image.")
-@click.option("--zarr", "kind", flag_value="zarr", help="One zarr group per base model.")
+@click.option("--npz", is_flag=True, help="One numpy archive per base model.")
+@click.option("--csv", is_flag=True, help="One table per base model, a line per image.")
+@click.option("--zarr", is_flag=True, help="One zarr group per base model; needs stacker[zarr].")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write to; default: RUN/export.",
 )
-def export(run_folder: Path, kind: str | None, out: Path | None) -> None:
+def export(run_folder: Path, npz: bool, csv: bool, zarr: bool, out: Path | None) -> None:
     """Hand the caches of RUN to other tools: every array, with the rows and who made them."""
     from stacker.cache_export import export_caches
     from stacker.inspection import find_caches
     from stacker.studies import open_study
 
-    if kind is None:
+    kinds = [name for name, wanted in {"npz": npz, "csv": csv, "zarr": zarr}.items() if wanted]
+    if not kinds:
         raise click.UsageError("say in which form: --npz, --csv or --zarr")
     run = open_study(run_folder).run
-    for path in export_caches(find_caches(run), kind, out or run.path / "export"):
-        click.echo(path)
+    caches = find_caches(run)
+    for kind in kinds:
+        for path in export_caches(caches, kind, out or run.path / "export"):
+            click.echo(path)

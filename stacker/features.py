@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from stacker.cache import AGAIN, FLAGS, Cache, Provenance, Rows, map_classes, open_cache
+from stacker.cache import AGAIN, FLAGS, Cache, Provenance, Rows, halve, map_classes, open_cache
 from stacker.errors import CacheError, LeakError
-from stacker.folds import FROZEN, Fold, Folds
+from stacker.folds import Fold, Folds
 from stacker.manifest import Manifest
-from stacker.run import Run, digest, file_sha256
+from stacker.run import FROZEN, Run, digest, file_sha256
+from stacker.unseen import rows_of_cache
 
 Arrays = Mapping[str, np.ndarray]
 ARRAY_OF_BLOCK = {"embeddings": "features"}  # the other blocks are called what their arrays are called
@@ -55,6 +56,7 @@ class Tables:
     base_test: dict[str, np.ndarray]
     checkpoints: dict[str, str]
     origins: dict[str, str]
+    precision: str
 
 
 def assemble(
@@ -70,9 +72,9 @@ def assemble(
             name = ARRAY_OF_BLOCK.get(block, block)
             if name not in found:
                 continue
-            # The cache keeps maps as float16: values that never went through it must be rounded alike.
-            dtype = np.float16 if block.startswith("maps") else np.float32
-            values = found[name].astype(dtype).astype(np.float32)
+            # Maps that never went through the cache must be rounded as it rounds them.
+            values = halve(found[name]) if block.startswith("maps") else found[name]
+            values = values.astype(np.float32)
             pieces.append(values.reshape(len(values), -1))
             names = column_names(block, values.shape[1:], classes)
             columns += [f"{backbone}/{name}" for name in names]
@@ -110,7 +112,7 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
     for fold in folds.folds:
         caches = {name: _open(run, name, fold, manifest, folds) for name in backbones}
         opened |= {f"{name}/{fold.name}": cache for name, cache in caches.items()}
-        rows = _common_rows(caches)
+        rows = rows_of_cache(manifest, folds, fold)
         arrays = {name: _read(cache, blocks) for name, cache in caches.items()}
         for name, cache in frozen.items():
             arrays.setdefault(name, {})["frozen"] = _rows_of(cache, rows)
@@ -122,12 +124,14 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
             base_development[name].append(shares[~is_test])
             base_test[name].append(shares[is_test])
     origins = {key: cache.provenance for key, cache in opened.items()}
+    _require_one_precision(origins)
     return Tables(
         development=_join(development),
         tests=tests,
         base_development={name: np.concatenate(p) for name, p in base_development.items()},
         base_test={name: np.mean(p, axis=0) for name, p in base_test.items()},
         checkpoints={key: origin.checkpoint_sha256 for key, origin in origins.items()},
+        precision=next(iter(origins.values())).precision,
         origins={key: digest({**asdict(o), "versions": None}) for key, o in origins.items()},
     )
 
@@ -140,6 +144,8 @@ def _open(run: Run, backbone: str, fold: Fold | None, manifest: Manifest, folds:
     refuse_leaks(cache.rows, cache.provenance, f"{backbone}/{name}")
     if fold is not None:
         _refuse_trained_images(cache, f"{backbone}/{name}", fold, manifest, folds)
+    if not cache.rows.equals(rows_of_cache(manifest, folds, fold)):
+        raise CacheError(f"{cache.folder} holds other images than the split of this run says; {AGAIN}")
     _check_model(cache, run.model_file(backbone, name))
     return cache
 
@@ -198,18 +204,6 @@ def _join(tables: Sequence[Table]) -> Table:
     )
 
 
-def _common_rows(caches: Mapping[str, Cache]) -> Rows:
-    """Return the rows that the caches of all backbones share; raise CacheError when they differ."""
-    first, *others = caches.values()
-    for other in others:
-        if not np.array_equal(first.rows.image_id, other.rows.image_id):
-            raise CacheError(
-                f"{first.folder} and {other.folder} hold different images; "
-                "run 'stacker cache CONFIG' again"
-            )
-    return first.rows
-
-
 def _check_origin(
     cache: Cache, backbone: str, fold: str, run: Run, manifest: Manifest, folds: Folds
 ) -> None:
@@ -221,6 +215,7 @@ def _check_origin(
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
         "classes": manifest.classes,
+        "group": folds.group,
     }
     if fold != FROZEN:
         expected |= {"methods": tuple(cam.methods), "lower": cam.lower}
@@ -230,6 +225,14 @@ def _check_origin(
                 f"cache {backbone}/{fold} was made with {name} {_plain(getattr(found, name))}, this run "
                 f"uses {_plain(value)}; run 'stacker cache CONFIG' again"
             )
+
+
+def _require_one_precision(origins: Mapping[str, Provenance]) -> None:
+    """Raise CacheError for a table of columns in different precision."""
+    found = {origin.precision: key for key, origin in origins.items()}
+    if len(found) > 1:
+        named = ", ".join(f"{key} in {precision}" for precision, key in found.items())
+        raise CacheError(f"caches differ in precision: {named}; run 'stacker cache CONFIG' again")
 
 
 def _plain(value: Any) -> str:

@@ -81,9 +81,6 @@ class Folds:
         return f"{self.protocol} split by {self.group}{given}{leak}"
 
 
-FROZEN = "frozen"  # what stands for a fold where nothing was trained
-
-
 def fold_name(text: str) -> str:
     """Return the name of a fold that a person calls by its name or by its number."""
     return f"fold{text}" if text.isdigit() else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from stacker.figures import Picture, heatmap_sheet
 from stacker.heatmaps import read_mask
 from stacker.images import decode_image
 from stacker.manifest import Image, Manifest, load_manifest
-from stacker.run import Run, read_json
+from stacker.run import FROZEN, Run, read_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Summary:
     backbone: str
     fold: str
     images: dict[str, int]
+    methods: tuple[str, ...]
     maps: dict[str, tuple[int, ...]]
     embedding: int
     layers: tuple[str, ...]
@@ -46,13 +50,28 @@ class Summary:
 
 
 def find_caches(run: Run) -> dict[tuple[str, str], Cache]:
-    """Return the complete caches of a run by (backbone, fold); raise CacheError when there is none."""
+    """Return the complete caches of a run by (backbone, fold); raise CacheError when there is none.
+
+    Caches that are still to be completed are said to be left out.
+    """
+    config = run.config
     found = {
         (index.parent.parent.name, index.parent.name): open_cache(index.parent)
         for index in sorted(run.path.glob("cache/*/*/index.h5"))
+        if index.parent.parent.name
+        in (config.frozen if index.parent.name == FROZEN else config.backbones)
     }
+    started = {part.parent for part in run.path.glob("cache/*/*/part-*.h5")}
+    begun = sorted(f"{folder.parent.name}/{folder.name}" for folder in started)
+    incomplete = [name for name in begun if tuple(name.split("/")) not in found]
+    again = f"stacker cache {run.path}/config.yaml"
     if not found:
-        raise CacheError(f"{run.path}: nothing is cached yet; run 'stacker cache CONFIG' first")
+        state = (
+            f"{len(incomplete)} caches are begun, none is complete" if begun else "nothing is cached yet"
+        )
+        raise CacheError(f"{run.path}: {state}; run '{again}'")
+    if incomplete:
+        log.warning("left out, not complete: %s (%s)", ", ".join(incomplete), again)
     return found
 
 
@@ -72,6 +91,7 @@ def _summarise(cache: Cache, book: Mapping[str, Any]) -> Summary:
         backbone=origin.backbone,
         fold=origin.model_fold,
         images={part.decode(): int(n) for part, n in zip(parts, counts, strict=True)},
+        methods=origin.methods,
         maps={name: cache.shapes[name] for name in cache.maps},
         embedding=cache.shapes["features"][0],
         layers=(origin.target_layer, *origin.lower_layers),
@@ -127,8 +147,11 @@ def draw(
     the dataset that they are taken from. Test images are cached once per fold: their maps are averaged,
     for the eye only. Raise ConfigError for an image, backbone, class or dataset that is not there.
     """
-    known = {name for cache in caches.values() for name in cache.maps}
-    require_one_of("dataset of maps", [maps], known)
+    known = list(dict.fromkeys(name for cache in caches.values() for name in cache.maps))
+    if maps not in known:
+        raise ConfigError(
+            f"no maps {maps!r} are cached; {', '.join(known)} are (cam.methods, cam.lower)"
+        )
     caches = {key: cache for key, cache in caches.items() if maps in cache.maps}
     manifest = load_manifest(run.manifest_file, run.config.data.classes)
     backbones = list(backbones) or list(dict.fromkeys(backbone for backbone, _ in caches))
@@ -140,9 +163,10 @@ def draw(
     for backbone in backbones:
         own = [cache for (name, _), cache in caches.items() if name == backbone]
         found = _mean_maps(own, image_ids, maps)
-        for label in map_classes(classes, own[0].shapes[maps][0]):
-            k = manifest.classes.index(label) if label in manifest.classes else 0
-            panels[f"{backbone}\n{label}"] = [found[image.id][k] for image in images]
+        shown = map_classes(manifest.classes, own[0].shapes[maps][0])
+        title = backbone if maps == "maps" else f"{backbone}, {maps}"
+        for label in classes if shown == manifest.classes else shown:
+            panels[f"{title}\n{label}"] = [found[image.id][shown.index(label)] for image in images]
     return heatmap_sheet([_picture(image, run) for image in images], panels, signed)
 
 

@@ -33,7 +33,7 @@ from stacker.snapshot import Snapshot, load_snapshot
 from stacker.studies import Study
 from stacker.validation import Epoch
 from stacker.watch import Watch
-from stacker.weights import build, drop_settings, weights_file
+from stacker.weights import build, drop_settings, trained_on, weights_file
 
 log = logging.getLogger(__name__)
 
@@ -235,12 +235,13 @@ def _record(job: Job, how: How, epochs: Sequence[Epoch], best: Epoch, seconds: f
 def _facts(job: Job, how: How, best: Epoch, trained: np.ndarray) -> dict[str, Any]:
     """Return what a checkpoint says of its origin; `trained` are the rows that it has seen."""
     manifest, folds = job.study.manifest, job.study.folds
+    inherited = set(trained_on(job.backbone, job.study.run.config.backbones[job.backbone]))
     return {
         "identity": job.identity,
         "classes": manifest.classes,
         "fold": job.fold.name,
         "group": folds.group,
-        "training_cases": sorted({manifest.clusters[row] for row in trained}),
+        "training_cases": sorted({manifest.clusters[row] for row in trained} | inherited),
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
         "config": job.study.run.config.results(),

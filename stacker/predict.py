@@ -21,11 +21,10 @@ from stacker.extract import Arrays, extract
 from stacker.features import assemble, probabilities
 from stacker.figures import Picture, heatmap_sheet, save_figure
 from stacker.finetune import How
-from stacker.folds import FROZEN
 from stacker.images import decode
 from stacker.meta import META, load_meta
 from stacker.progress import track
-from stacker.run import Run, file_sha256
+from stacker.run import FROZEN, Run, file_sha256
 from stacker.settings import name_maps
 from stacker.stack import default_meta, stack_facts
 
@@ -111,7 +110,7 @@ def _extract(
     )
     maps = name_maps(facts["methods"], facts["lower"])
     wanted = {name: {} if fold == FROZEN else maps for name, fold in folds.items()}
-    return extract(backbones, batches, wanted, how.precision)
+    return extract(backbones, batches, wanted, getattr(torch, facts["precision"]))
 
 
 def _frozen(run: Run, facts: dict[str, Any], pixels: list[np.ndarray]) -> dict[str, Arrays]:

@@ -32,6 +32,7 @@ from stacker.config import Config
 from stacker.configfile import load_config
 from stacker.errors import RunError
 
+FROZEN = "frozen"  # what stands for a fold where nothing was trained
 PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "xgboost", "numpy", "h5py")
 
 
@@ -117,7 +118,8 @@ def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
 
     A backbone that has no base model yet may change: what went wrong can be mended and run again.
     """
-    trained = {model.parent.parent.name for model in path.glob("models/*/*/model.safetensors")}
+    models = path.glob("models/*/*/model.safetensors")
+    trained = {model.parent.parent.name for model in models if model.parent.name != FROZEN}
     old, new = ({**config.results()} for config in (before, now))
     for results in (old, new):
         backbones = results["backbones"]
@@ -144,6 +146,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def publish(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success sync and rename it, on failure remove it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise RunError(f"{path} is a folder where a file belongs; move it away and run this again")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

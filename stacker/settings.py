@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stacker.recipe import Section
 
@@ -42,6 +42,14 @@ class CamConfig(Section):
     batch_size: int = Field(32, ge=1)
     part_rows: int = Field(1024, ge=1)
     memory_gb: float = Field(4.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method_of_older_runs(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "method" in raw and "methods" not in raw:
+            rest = {key: value for key, value in raw.items() if key != "method"}
+            return {**rest, "methods": [raw["method"]]}
+        return raw
 
     @field_validator("methods")
     @classmethod
@@ -103,3 +111,10 @@ class StackConfig(Section):
     mlp: MlpConfig = MlpConfig()
     xgboost: XgboostConfig = XgboostConfig()
     bootstrap: int = Field(2000, ge=100)
+
+    @field_validator("features")
+    @classmethod
+    def _each_block_once(cls, features: list[str]) -> list[str]:
+        if len(set(features)) < len(features):
+            raise ValueError(f"features {features} names one twice")
+        return features

@@ -59,6 +59,7 @@ def _fit_one(run: Run, name: str, tables: Tables, classes: Sequence[str], split:
         "split": split,
         "methods": config.cam.methods,
         "lower": config.cam.lower,
+        "precision": tables.precision,
         "backbones": list(tables.base_test),
         "folds": list(tables.tests),
         "rows": len(table.rows),
@@ -102,7 +103,7 @@ def stack_facts(run: Run, name: str) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
     facts: dict[str, Any] = read_json(path)
-    if "folds" not in facts:
+    if "precision" not in facts:
         raise RunError(f"{path} was written by an older version; run 'stacker stack CONFIG' again")
     return facts
 

@@ -49,6 +49,7 @@ def begin(config: Config) -> Study:
         require_optimizer(name, config.recipe(name))
     if has_begun(config):
         study = reopen(config)
+        require_unseen({**config.backbones, **config.frozen}, study.manifest.clusters)
         _require_losses(config, study.manifest.classes)
         return study
     listed = read_manifest(config.data)

@@ -18,16 +18,17 @@ import numpy as np
 import torch
 
 from stacker.backbone import create
-from stacker.cache import Provenance, Rows, describe_preprocessing, fixed_text, open_cache, part_file
-from stacker.cache_writer import part_is_done
+from stacker.cache import AGAIN, Provenance, Rows, describe_preprocessing, open_cache, part_file
+from stacker.cache_writer import examine_part
 from stacker.cam import Wanted
 from stacker.checkpoint import read_facts, save_checkpoint
 from stacker.errors import CacheError, RunError
 from stacker.finetune import How
-from stacker.folds import FROZEN, Fold
-from stacker.run import digest, file_sha256, held, versions
+from stacker.folds import Fold
+from stacker.run import FROZEN, digest, file_sha256, held, versions
 from stacker.studies import Study
-from stacker.weights import require_unseen, weights_file
+from stacker.unseen import unseen
+from stacker.weights import require_unseen, trained_on, weights_file
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,20 @@ class Target:
         """Return how many images lie in some of its parts."""
         return sum(len(self.pieces[number].images) for number in numbers)
 
-    def missing(self) -> list[int]:
-        """Return the numbers of the parts that are not there as they should be, by their digests."""
-        return [
-            number
-            for number, piece in enumerate(self.pieces)
-            if not part_is_done(part_file(self.folder, number), piece.rows, self.provenance)
-        ]
+    def missing(self) -> dict[int, str]:
+        """Return the parts that are not there as they should be, by their digests: number and reason."""
+        found = {}
+        for number, piece in enumerate(self.pieces):
+            try:
+                examine_part(part_file(self.folder, number), piece.rows, self.provenance)
+            except CacheError as error:
+                found[number] = str(error).removesuffix(f"; {AGAIN}")
+        return found
+
+    def strays(self) -> list[Path]:
+        """Return files that look like parts of it and are none."""
+        own = {part_file(self.folder, number) for number in range(len(self.pieces))}
+        return sorted(set(self.folder.glob("part-*.h5")) - own)
 
     def is_whole(self) -> bool:
         """Say whether the index and just these parts are there; the parts' content is `missing`'s."""
@@ -84,38 +92,34 @@ class Target:
         except CacheError:
             return False
         expected = [part_file(self.folder, number) for number in range(len(self.pieces))]
-        there = sorted(self.folder.glob("part-*.h5"))
-        return cache.provenance == self.provenance and list(cache.parts) == expected == there
+        same = cache.provenance == self.provenance and list(cache.parts) == expected
+        return same and not self.strays()
 
 
 def list_targets(study: Study) -> list[Target]:
     """Return the caches of a run; raise RunError when a model is not there yet."""
-    found = []
-    for name, fold in study.jobs():
-        pieces = (*_cut(study, fold), *_cut(study, None))
-        found.append(_target(study, name, fold.name, pieces))
-    everything = tuple(piece for fold in (*study.folds.folds, None) for piece in _cut(study, fold))
-    found += [_target(study, name, FROZEN, everything) for name in study.run.config.frozen]
-    return found
+    return [make_target(study, name, fold) for name, fold in planned(study)]
+
+
+def planned(study: Study) -> list[tuple[str, Fold | None]]:
+    """Return backbone and fold of every cache that a run should have; None for frozen backbones."""
+    return [*study.jobs(), *((name, None) for name in study.run.config.frozen)]
+
+
+def make_target(study: Study, backbone: str, fold: Fold | None) -> Target:
+    """Return one cache of a run; raise RunError when its model is not there yet."""
+    parts = [fold] if fold is not None else list(study.folds.folds)
+    pieces = tuple(piece for part in (*parts, None) for piece in _cut(study, part))
+    return _target(study, backbone, FROZEN if fold is None else fold.name, pieces)
 
 
 def _cut(study: Study, fold: Fold | None) -> Iterator[Piece]:
     """Cut the held-out images of a fold, or the test images, into pieces."""
-    manifest, folds = study.manifest, study.folds
-    images = manifest.rows_of(folds.group, folds.test if fold is None else fold.held_out)
-    name = "test" if fold is None else fold.name if folds.protocol == "crossfit" else "stack"
+    images, rows = unseen(study.manifest, study.folds, fold)
     size = study.run.config.cam.part_rows
-    ids, cases = fixed_text([image.id for image in manifest.images]), fixed_text(manifest.clusters)
-    names = ("test", "stack", *(each.name for each in folds.folds))
     for start in range(0, len(images), size):
-        chosen = images[start : start + size]
-        rows = Rows(
-            label=manifest.labels[chosen],
-            image_id=ids[chosen],
-            case_id=cases[chosen],
-            fold=fixed_text([name] * len(chosen), beside=names),
-        )
-        yield Piece(chosen, rows)
+        chosen = slice(start, start + size)
+        yield Piece(images[chosen], rows.take(chosen))
 
 
 def _target(study: Study, backbone: str, fold: str, pieces: tuple[Piece, ...]) -> Target:
@@ -169,5 +173,5 @@ def keep_frozen(study: Study) -> None:
                     "classes": study.manifest.classes,
                     "fold": FROZEN,
                 }
-                facts |= {"training_cases": [], "versions": versions()}
+                facts |= {"training_cases": trained_on(name, settings), "versions": versions()}
                 save_checkpoint(path, backbone, facts)

@@ -97,7 +97,8 @@ def caches_table(summaries: Sequence[Summary]) -> Table:
     table = _table("Caches", *headings)
     for s in summaries:
         images = ", ".join(f"{count} {part}" for part, count in s.images.items())
-        maps = "\n".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in s.maps.items())
+        grids = dict.fromkeys(f"{height}x{width}" for _, height, width in s.maps.values())
+        maps = f"{', '.join(s.methods)} on {', '.join(grids)}" if s.maps else ""
         rate = "" if s.images_per_second is None else f"{s.images_per_second:g}"
         rate += f" with {s.together_with} more" if s.together_with else ""
         sizes = (str(s.embedding), f"{s.megabytes:.2f}", f"{s.kilobytes_per_image:.2f}", rate)
@@ -117,10 +118,10 @@ def flags_table(summaries: Sequence[Summary]) -> Table:
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
     """Return what was found of each cache of a run."""
-    table = _table("Caches", "cache", "parts", "images", "state")
+    table = _table("Caches", "cache", "whole parts", "images", "state")
     for v in verdicts:
         state = "whole" if not v.problems else "\n".join(v.problems)
-        table.add_row(v.name, str(v.parts), str(v.images), state)
+        table.add_row(v.name, f"{v.whole} of {v.parts}", str(v.images), state)
     return table
 
 
@@ -234,11 +235,11 @@ def costs_table(found: CacheBench) -> Table:
     table = Table(title=title, title_justify="left", min_width=len(title))
     ways = list(dict.fromkeys(cost.way for cost in found.costs))
     for heading in ("base model", *ways, "of a bare forward", "batched takes", "naive loop takes"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     taken = {(cost.of, cost.way): cost for cost in found.costs}
     for ratio in found.ratios:
         costs = [taken.get((ratio.of, way)) for way in ways]
-        cells = (f"{c.milliseconds:.4g} ({_range(c.repeats)})" if c else "-" for c in costs)
+        cells = (f"{c.milliseconds:.3g}{_range(c.repeats)}" if c else "-" for c in costs)
         longer = ("-" if r is None else f"{r:.1f}x" for r in (ratio.batched, ratio.loop))
         table.add_row(ratio.of, *cells, f"{ratio.bare:.2f}x", *longer)
     table.caption = "\n".join(
@@ -251,7 +252,7 @@ def costs_table(found: CacheBench) -> Table:
 
 
 def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.4g}-{max(values):.4g}"
+    return f" ({min(values):.3g}-{max(values):.3g})" if len(values) > 1 else ""
 
 
 def deviations_table(deviations: Sequence[Deviation]) -> Table:

@@ -8,31 +8,21 @@ minus the bias, that it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 
-from stacker.cache import (
-    AGAIN,
-    INDEX,
-    ROWS,
-    Provenance,
-    Rows,
-    opened,
-    part_file,
-    read_dataset,
-    read_digest,
-    read_provenance,
-    read_rows,
-)
-from stacker.errors import CacheError
+from stacker.cache import AGAIN, INDEX, open_cache, opened, part_file, read_dataset, read_provenance
+from stacker.errors import BackboneError, CacheError, RunError
 from stacker.features import refuse_leaks
-from stacker.folds import FROZEN
+from stacker.folds import Fold
+from stacker.run import FROZEN
 from stacker.studies import Study
-from stacker.targets import Target, list_targets
+from stacker.targets import Target, make_target, planned
+from stacker.unseen import rows_of_cache
 
 SUMMING = ("gradcam", "hirescam")  # the methods whose maps sum to the logit behind an average
 
@@ -42,108 +32,104 @@ class Verdict:
     """What was found of one cache: nothing, if it is as it should be."""
 
     name: str
+    whole: int
     parts: int
     images: int
     problems: tuple[str, ...]
 
 
 def verify(study: Study) -> list[Verdict]:
-    """Examine every cache that a run should have; raise RunError when a base model is not there."""
-    trained = {
-        fold.name: _trained_images(study, (*fold.fit, *fold.validation)) for fold in study.folds.folds
-    }
-    return [
-        Verdict(target.name, len(target.pieces), target.images, tuple(_problems(target, trained)))
-        for target in list_targets(study)
-    ]
-
-
-def _trained_images(study: Study, groups: tuple[str, ...]) -> set[bytes]:
-    rows = study.manifest.rows_of(study.folds.group, groups)
-    return {study.manifest.images[row].id.encode() for row in rows}
-
-
-def _problems(target: Target, trained: dict[str, set[bytes]]) -> Iterator[str]:
-    """Yield what is wrong with a cache, its parts first."""
-    paths = [part_file(target.folder, number) for number in range(len(target.pieces))]
+    """Examine every cache that a run should have, and name folders that are none of them."""
     found = []
-    for path, piece in zip(paths, target.pieces, strict=True):
-        found += _said(lambda: _examine_part(path, piece.rows, target.provenance))  # noqa: B023
-    if not found:
-        found = _said(lambda: _examine_index(target.folder / INDEX, paths))
-    yield from found
-    for stray in sorted(set(target.folder.glob("part-*.h5")) - set(paths)):
-        yield f"{stray} is none of its parts; {AGAIN}"
-    seen = trained.get(target.fold, set()) if target.fold != FROZEN else set()
-    leaked = [i for piece in target.pieces for i in piece.rows.image_id if i in seen]
-    if leaked:
-        yield f"{target.name}: {len(leaked)} images trained their own model, e.g. {leaked[0].decode()}"
+    expected = set()
+    for backbone, fold in planned(study):
+        name = f"{backbone}/{FROZEN if fold is None else fold.name}"
+        expected.add(name)
+        try:
+            target = make_target(study, backbone, fold)
+        except (RunError, BackboneError) as error:
+            found.append(Verdict(name, 0, 0, 0, (str(error),)))
+            continue
+        missing = target.missing()
+        problems = (*_bad_parts(target, missing), *_bad_index(study, target, fold, missing))
+        whole = len(target.pieces) - len(missing)
+        found.append(Verdict(name, whole, len(target.pieces), target.images, problems))
+    there = {f"{each.parent.name}/{each.name}" for each in study.run.path.glob("cache/*/*/")}
+    stranger = "is none of this run's caches; remove the folder"
+    return [*found, *(Verdict(name, 0, 0, 0, (stranger,)) for name in sorted(there - expected))]
 
 
-def _said(examine: Callable[[], None]) -> list[str]:
+def _bad_parts(target: Target, missing: Mapping[int, str]) -> Iterator[str]:
+    """Yield what is wrong with the parts of a cache; those that are not there in one line."""
+    absent = [number for number in missing if not part_file(target.folder, number).exists()]
+    if absent:
+        first = part_file(target.folder, absent[0])
+        yield f"{first} is missing" + (f", and {len(absent) - 1} more are" if len(absent) > 1 else "")
+    yield from (why for number, why in missing.items() if number not in absent)
+    for number in range(len(target.pieces)):
+        if number not in missing:
+            yield from _said(_examine_sums, part_file(target.folder, number))
+    yield from (f"{stray} is none of its parts" for stray in target.strays())
+
+
+def _bad_index(
+    study: Study, target: Target, fold: Fold | None, missing: Mapping[int, str]
+) -> Iterator[str]:
+    """Yield what is wrong with the whole of a cache whose parts are right: its index, and leaks."""
+    if missing:
+        return
+    paths = [part_file(target.folder, number) for number in range(len(target.pieces))]
+    yield from _said(_examine_index, target.folder, paths)
+    rows = rows_of_cache(study.manifest, study.folds, fold)
+    yield from _said(refuse_leaks, rows, target.provenance, target.name)
+    if fold is not None:
+        trained = study.manifest.rows_of(study.folds.group, (*fold.fit, *fold.validation))
+        ids = {study.manifest.images[row].id.encode() for row in trained}
+        leaked = [image for image in rows.image_id if image in ids]
+        if leaked:
+            yield f"{len(leaked)} images trained their own model, e.g. {leaked[0].decode()}"
+
+
+def _said(examine: Callable[..., None], *arguments: Any) -> list[str]:
     """Return what an examination complains about."""
     try:
-        examine()
+        examine(*arguments)
     except CacheError as error:
-        return [str(error)]
+        return [str(error).removesuffix(f"; {AGAIN}")]
     return []
 
 
-def _examine_part(path: Path, rows: Rows, expected: Provenance) -> None:
-    """Raise CacheError for whatever is wrong with a part."""
-    with opened(path) as file:
-        read_digest(file)
-        found = read_provenance(file)
-        wanted = asdict(expected)
-        for name, value in asdict(found).items():
-            if name not in ("versions", "lower_layers", "classifier_bias") and value != wanted[name]:
-                raise CacheError(
-                    f"{path} was made with another {name} ({_short(value)}, this run: "
-                    f"{_short(wanted[name])}); {AGAIN}"
-                )
-        if not read_rows(file).equals(rows):
-            raise CacheError(f"{path} holds other images than it should; {AGAIN}")
-        refuse_leaks(rows, found, f"{expected.backbone}/{expected.model_fold}")
-        for name in file.keys() - set(ROWS):
-            read_dataset(file, name)
-        _examine_sums(file, found)
-
-
-def _examine_sums(file: h5py.File, origin: Provenance) -> None:
+def _examine_sums(path: Path) -> None:
     """Raise CacheError when maps do not add up to their logits, as far as float16 can tell."""
-    if not (origin.classifier_bias and origin.methods and origin.methods[0] in SUMMING):
-        return
-    maps_NKhw = file["maps"][:].astype(np.float64)
-    logits_NK = file["logits"][:]
-    sums_NK = maps_NKhw.sum(axis=(2, 3))
+    with opened(path) as file:
+        origin = read_provenance(file)
+        if not (origin.classifier_bias and origin.methods and origin.methods[0] in SUMMING):
+            return
+        maps_NKhw = read_dataset(file, "maps").astype(np.float64)
+        logits_NK, ids = read_dataset(file, "logits"), read_dataset(file, "image_id")
+        flagged_N = read_dataset(file, "flags")[:, 0] > 0  # clipped, or no numbers: they cannot sum
     rounding_NK = np.abs(maps_NKhw).sum(axis=(2, 3)) * 2.0**-11 + maps_NKhw[0, 0].size * 2.0**-24
-    gap_NK = np.abs(sums_NK - (logits_NK - np.array(origin.classifier_bias)))
-    wrong = np.flatnonzero((gap_NK > 2 * rounding_NK + 1e-4 * np.abs(logits_NK) + 1e-4).any(axis=1))
+    gap_NK = np.abs(maps_NKhw.sum(axis=(2, 3)) - (logits_NK - np.array(origin.classifier_bias)))
+    wrong_N = (gap_NK > 2 * rounding_NK + 1e-4 * np.abs(logits_NK) + 1e-4).any(axis=1)
+    wrong = np.flatnonzero(wrong_N & ~flagged_N)
     if len(wrong):
-        image = file["image_id"][wrong[0]].decode()
         raise CacheError(
-            f"{file.filename}: maps of {len(wrong)} images do not sum to logit - bias, first {image}; "
-            "delete the file and run 'stacker cache CONFIG' again"
+            f"{path}: maps of {len(wrong)} images do not sum to logit - bias, first "
+            f"{ids[wrong[0]].decode()}: delete the file"
         )
 
 
-def _examine_index(path: Path, parts: Sequence[Path]) -> None:
-    """Raise CacheError when the index does not show what the parts hold."""
-    with opened(path) as index:
+def _examine_index(folder: Path, parts: Sequence[Path]) -> None:
+    """Raise CacheError when the index is not as it was written, or does not show what the parts hold."""
+    open_cache(folder)
+    with opened(folder / INDEX) as index:
         if [str(name) for name in index.attrs["parts"]] != [part.name for part in parts]:
-            raise CacheError(f"{path} lists other parts; {AGAIN}")
+            raise CacheError(f"{folder / INDEX} lists other parts")
         start = 0
-        for part, digest in zip(parts, index.attrs["part_digests"], strict=True):
+        for part in parts:
             with opened(part) as file:
                 end = start + len(file["label"])
-                if file.attrs["digest"] != digest or index.keys() != file.keys():
-                    raise CacheError(f"{path} was made of another {part.name}; {AGAIN}")
                 for name in file:
                     if index[name][start:end].tobytes() != file[name][:].tobytes():
-                        raise CacheError(f"{path} shows other {name} than {part.name} has; {AGAIN}")
+                        raise CacheError(f"{folder / INDEX} shows other {name} than {part.name} has")
                 start = end
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -74,20 +74,28 @@ def require_files(backbones: Mapping[str, WeightsConfig]) -> None:
 def require_unseen(backbones: Mapping[str, WeightsConfig], cases: Collection[str]) -> None:
     """Raise LeakError for weights of a base model, of any run, that some of these cases trained."""
     for name, settings in backbones.items():
-        path = weights_file(name, settings)
-        if path is None or path.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {}).get("stacker", "{}"))
-        except (SafetensorError, OSError):
-            continue  # whoever loads it will say so
-        seen = sorted(set(facts.get("training_cases", ())) & set(cases))
+        seen = sorted(set(trained_on(name, settings)) & set(cases))
         if seen:
             raise LeakError(
-                f"backbones.{name}.weights: {path} was trained on {len(seen)} cases of this run, e.g. "
-                f"{seen[0]}: no score of a model that starts from it could be trusted; take others"
+                f"backbones.{name}.weights: {settings.weights} was trained on {len(seen)} cases of this "
+                f"run, e.g. {seen[0]}: no score of a model that starts from it could be trusted"
             )
+
+
+def trained_on(name: str, settings: WeightsConfig) -> list[str]:
+    """Return the cases that trained the base model whose file a backbone starts from, if it is one.
+
+    Files of other programs, and base models that were exported, do not say.
+    """
+    path = weights_file(name, settings)
+    if path is None or path.suffix != ".safetensors":
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("stacker", "{}"))
+    except (SafetensorError, OSError):
+        return []  # whoever loads it will say so
+    return list(facts.get("training_cases", []))
 
 
 def model_settings(name: str, size: tuple[int, int]) -> Settings:

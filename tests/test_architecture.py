@@ -15,7 +15,7 @@ ORDER = (  # every module imports only from modules above it
     *("findings", "census", "fingerprints", "copies", "shortcuts", "audit"),
     *("devices", "alexnet", "weights", "cut", "backbone", "checkpoint", "layers", "optimize", "losses"),
     *("studies", "augment", "batches", "validation", "snapshot", "finetune"),
-    *("formulas", "perturb", "cam", "cache", "cache_writer", "extract"),
+    *("formulas", "perturb", "cam", "cache", "cache_writer", "unseen", "extract"),
     *("heatmaps", "figures", "data_figures", "curves", "watch", "jobs", "targets", "caching"),
     *("export", "tune_space", "tune_score", "tune_figures", "tune"),
     *("features", "mlp", "meta", "stack"),

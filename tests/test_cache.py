@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from stacker.cache import Provenance, Rows, fixed_text, open_cache, part_file
-from stacker.cache_writer import part_is_done, write_index, write_part
+from stacker.cache import Provenance, Rows, fixed_text, index_sha256, open_cache, part_file
+from stacker.cache_writer import examine_part, write_index, write_part
 from stacker.errors import CacheError
 
 ORIGIN = Provenance(
@@ -31,6 +31,20 @@ ORIGIN = Provenance(
     precision="float32",
     versions="{}",
 )
+
+
+def part_is_done(path: Path, rows: Rows, origin: Provenance) -> bool:
+    """Say whether a part stands up to its examination."""
+    try:
+        examine_part(path, rows, origin)
+    except CacheError:
+        return False
+    return True
+
+
+def sign(folder: Path) -> None:
+    """Write the SHA-256 of an index that was edited, as who edits it on purpose would."""
+    (folder / "index.sha256").write_text(f"{index_sha256(folder)}  index.h5\n")
 
 
 def some_rows(count: int, start: int = 0) -> Rows:
@@ -210,6 +224,55 @@ def test_parts_in_each_others_place_are_noticed(folder: Path) -> None:
         open_cache(folder)
 
 
+@pytest.mark.parametrize("name", ["training_cases", "classifier_bias", "versions", "classes"])
+def test_an_edited_index_is_noticed(folder: Path, name: str) -> None:
+    """What strangers read is as trustworthy as the parts; HDF5 is not asked to read a damaged file."""
+    with h5py.File(folder / "index.h5", "a") as file:
+        file.attrs[name] = "x"
+    with pytest.raises(CacheError, match=r"index\.h5 is damaged"):
+        open_cache(folder)
+    sign(folder)
+    if name in ("training_cases", "classes"):
+        with pytest.raises(CacheError, match=r"is not the part|damaged"):
+            open_cache(folder)
+
+
+def test_an_edited_description_is_noticed(folder: Path) -> None:
+    """The classes of the maps are part of what is written."""
+    with h5py.File(part_file(folder, 0), "a") as file:
+        file["maps"].attrs["classes"] = ["malignant", "benign"]
+    with pytest.raises(CacheError, match="its attributes are not what was written"):
+        open_cache(folder)
+
+
+def replace_by_group(file: h5py.File) -> None:
+    """Put a group in place of a dataset."""
+    del file["logits"]
+    file.create_group("logits")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        replace_by_group,
+        lambda file: file.attrs.__setitem__("classes", 5),
+        lambda file: file.attrs.__setitem__("lower", [1, 2]),
+        lambda file: file.attrs.__setitem__("checkpoint_sha256", h5py.Empty("f8")),
+        lambda file: file.attrs.__delitem__("digest"),
+        lambda file: file["maps"].attrs.__delitem__("sha256"),
+        lambda file: file.__delitem__("image_id"),
+    ],
+    ids=["group", "classes", "lower", "empty", "digest", "sha256", "dataset"],
+)
+def test_parts_of_another_build_are_damaged_not_a_traceback(folder: Path, damage: Any) -> None:
+    """Whatever stands where something else belongs, the file is named and can be made anew."""
+    with h5py.File(part_file(folder, 0), "a") as file:
+        damage(file)
+    assert not part_is_done(part_file(folder, 0), some_rows(7), ORIGIN)
+    with pytest.raises(CacheError, match=r"part-00000\.h5"):
+        open_cache(folder).read("logits")
+
+
 def test_files_describe_themselves(folder: Path) -> None:
     """Every dataset, of parts and of the index, says what it is."""
     for path in (part_file(folder, 0), folder / "index.h5"):
@@ -232,6 +295,7 @@ def test_another_schema_is_refused_with_words(folder: Path) -> None:
     """A file of a later schema is not read as if it were of this one."""
     with h5py.File(folder / "index.h5", "a") as file:
         file.attrs["schema_version"] = 99
+    sign(folder)
     with pytest.raises(CacheError, match="schema 99, this program reads 2"):
         open_cache(folder)
 

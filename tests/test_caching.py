@@ -17,10 +17,14 @@ from stacker.cache import open_cache, part_file
 from stacker.checkpoint import load_checkpoint
 from stacker.config import Config
 from stacker.errors import BackboneError, CacheError, LeakError, RunError
+from stacker.extract import extract
 from stacker.features import load_tables
+from stacker.predict import _frozen, predict
 from stacker.run import file_sha256
+from stacker.stack import stack_facts
 from stacker.targets import list_targets
 from tests.conftest import MakeConfig
+from tests.test_cache import sign
 
 
 def test_caching_twice_gives_the_same_bytes(finished: Config) -> None:
@@ -142,7 +146,7 @@ def test_perturbing_methods_say_what_they_cost_first(
     with caplog.at_level("WARNING", "stacker"):
         pipeline.cache(study)
     assert "cache test_resnet/holdout: scorecam takes" in caplog.text
-    assert "hours for the" in caplog.text
+    assert "seconds for the" in caplog.text
 
 
 def test_too_many_lower_layers_are_refused(finished: Config) -> None:
@@ -195,13 +199,16 @@ def test_what_is_computed_together_equals_what_is_computed_alone(finished: Confi
     assert {path: file_sha256(path) for path in files} == before
 
 
+def row_of(study: studies.Study, image: Path) -> int:
+    """Return an image's place in the manifest."""
+    return [each.id for each in study.manifest.images].index(image.stem)
+
+
 FROZEN = {"frozen": {"test_vit": {"weights": "random"}, "test_resnet": {"weights": "random"}}}
 
 
 def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig, data: Path) -> None:
     """Under crossfit their embeddings stand in one basis; new images get them too."""
-    from stacker.predict import predict
-
     config = make_config(
         folds={"protocol": "crossfit", "k": 2},
         backbones={"test_resnet": {"weights": "random"}},
@@ -228,10 +235,13 @@ def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig, data: Pa
     image = next((data / "histology_slides").rglob("*.png"))
     (said,), failures = predict(study.run, [image], None, study.run.path / "said")
     assert not failures
-    name = image.name.removesuffix(".png")
-    row = next((r for r, i in enumerate(cache.rows.image_id) if i.decode() == name), None)
     assert said.probabilities
-    assert row is not None
+    row = place[image.name.removesuffix(".png").encode()]
+    pixels = study.pixels()[np.array([row_of(study, image)])]
+    found = _frozen(study.run, stack_facts(study.run, "logistic"), list(pixels))
+    np.testing.assert_allclose(
+        found["test_vit"]["frozen"][0], cache.read("features")[row], rtol=0.05, atol=0.02
+    )
 
 
 def test_weights_that_have_seen_a_case_are_refused(finished: Config, make_config: MakeConfig) -> None:
@@ -267,7 +277,44 @@ def test_a_cache_of_an_older_schema_is_made_again(finished: Config) -> None:
     for path in folder.glob("*.h5"):
         with h5py.File(path, "a") as file:
             file.attrs["schema_version"] = 1
+    sign(folder)
     with pytest.raises(CacheError, match="schema 1, this program reads 2"):
         pipeline.stack(study, ["logistic"])
     pipeline.cache(study)
     assert file_sha256(part_file(folder, 0)) == before
+
+
+def test_one_diverged_base_model_does_not_stop_the_others(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caches are named at the end; those of the others are there."""
+    for path in finished.run_path.glob("cache/*/*/*.h5"):
+        path.unlink()
+    original = extract
+
+    def diverged(*arguments: Any) -> Any:
+        found = original(*arguments)
+        found.get("test_resnet/holdout", {"logits": np.zeros(1)})["logits"][:] = np.nan
+        return found
+
+    monkeypatch.setattr("stacker.caching.extract", diverged)
+    with pytest.raises(CacheError, match=r"1 of 2 caches cannot be filled:\n.*has diverged"):
+        pipeline.cache(studies.reopen(finished))
+    assert open_cache(finished.run_path / "cache" / "test_efficientnet" / "holdout").rows
+    assert not (finished.run_path / "cache" / "test_resnet" / "holdout" / "index.h5").exists()
+
+
+def test_what_is_made_anew_is_said(finished: Config, caplog: pytest.LogCaptureFixture) -> None:
+    """Another method replaces a cache, and the log says why."""
+    with caplog.at_level("WARNING", "stacker"):
+        pipeline.cache(with_cam(finished, methods=["layercam"]))
+    assert "4 of 4 parts are made anew" in caplog.text
+    assert "was made with methods gradcam, this run has layercam" in caplog.text
+
+
+def test_runs_of_the_older_config_open(finished: Config) -> None:
+    """`cam.method` of a stored config is the one method of the list."""
+    path = finished.run_path / "config.yaml"
+    path.write_text(path.read_text().replace("methods:\n  - gradcam", "method: gradcam"))
+    assert "method: gradcam" in path.read_text()
+    assert studies.open_study(finished.run_path).run.config.cam.methods == ["gradcam"]

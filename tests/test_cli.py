@@ -161,7 +161,7 @@ def test_inspect_shows_and_draws(finished: Config, tmp_path: Path) -> None:
     shown = call("inspect", finished.run_path)
     assert shown.exit_code == 0
     assert "test_resnet" in shown.stdout
-    assert "maps 2x1x1" in shown.stdout
+    assert "gradcam on 1x1" in shown.stdout
     listed = json.loads(call("inspect", finished.run_path, "--json").stdout)
     assert {entry["backbone"] for entry in listed} == {"test_resnet", "test_efficientnet"}
     assert listed[0]["maps"] == {"maps": [2, 1, 1]}

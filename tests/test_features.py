@@ -238,13 +238,30 @@ def test_caches_of_different_images_are_not_joined(finished: Config) -> None:
     rows = open_cache(folder).rows
     order = np.arange(len(rows))[::-1]
     rewrite(folder, rows.take(order))
-    with pytest.raises(CacheError, match="hold different images"):
+    with pytest.raises(CacheError, match="holds other images than the split"):
         load_tables(study.run, study.manifest, study.folds, ["logits"])
 
 
-def test_index_is_the_only_link(finished: Config) -> None:
-    """What stage three reads is the virtual dataset over the parts."""
-    folder = finished.run_path / "cache" / "test_resnet" / "holdout"
-    with h5py.File(folder / "index.h5") as file:
-        assert file["maps"].is_virtual
-        assert list(file.attrs["parts"]) == [path.name for path in sorted(folder.glob("part-*.h5"))]
+def promote(rows: Rows) -> Rows:
+    """Call the last test row a row to stack on."""
+    parts = rows.fold.copy()
+    parts[-1] = b"stack"
+    return replace(rows, fold=parts)
+
+
+def relabel(rows: Rows) -> Rows:
+    """Swap the classes."""
+    return replace(rows, label=1 - rows.label)
+
+
+@pytest.mark.parametrize(
+    "change", [promote, relabel, lambda rows: rows.take(np.arange(len(rows))[::-1])]
+)
+def test_rows_must_be_those_of_the_split(finished: Config, change: Any) -> None:
+    """Test rows among those to stack on, other labels, another order: in all caches alike."""
+    study = studies.reopen(finished)
+    for name in finished.backbones:
+        folder = study.run.cache_folder(name, "holdout")
+        rewrite(folder, change(open_cache(folder).rows))
+    with pytest.raises(CacheError, match="holds other images than the split of this run says"):
+        load_tables(study.run, study.manifest, study.folds, ["logits"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stacker import studies
+from stacker import inspection, pipeline, studies
 from stacker.config import Config
 from stacker.errors import ConfigError, DataError
 from stacker.figures import Picture, heatmap_sheet
@@ -74,6 +75,33 @@ def test_sample_takes_the_classes_in_turn(finished: Config) -> None:
     images = sample(caches, 4, 0)
     assert [image.split("_")[1] for image in images] == ["B", "B", "M", "M"]
     assert images == sample(caches, 4, 0) != sample(caches, 4, 1)
+
+
+def test_the_class_that_is_named_is_the_class_that_is_drawn(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last class by default, any other by its name; maps that know no class are of all."""
+    cam = finished.cam.model_copy(update={"methods": ["gradcam", "eigencam"], "lower": 1})
+    study = studies.reopen(finished.model_copy(update={"cam": cam}))
+    pipeline.cache(study)
+    caches = find_caches(study.run)
+    (image,) = sample(caches, 1, 0)
+    cache = caches["test_resnet", "holdout"]
+    chosen = cache.rows.image_id == image.encode()
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(inspection, "heatmap_sheet", lambda _, panels, __: drawn.update(panels))
+    draw(study.run, caches, [image], ["test_resnet"], maps="maps_lower1")
+    draw(study.run, caches, [image], ["test_resnet"], ["benign"], maps="maps_lower1")
+    draw(study.run, caches, [image], ["test_resnet"], ["benign"], maps="maps_eigencam_lower1")
+    expected = cache.read("maps_lower1", chosen)[0]
+    lower = "test_resnet, maps_lower1"
+    np.testing.assert_array_equal(drawn[f"{lower}\nmalignant"][0], expected[1])
+    np.testing.assert_array_equal(drawn[f"{lower}\nbenign"][0], expected[0])
+    assert set(drawn) == {
+        f"{lower}\nmalignant",
+        f"{lower}\nbenign",
+        "test_resnet, maps_eigencam_lower1\nall",
+    }
 
 
 def test_drawing_refuses_what_is_not_there(finished: Config) -> None:

@@ -98,7 +98,7 @@ def test_an_index_of_other_parts_is_found(finished: Config) -> None:
     with h5py.File(index, "a") as file:
         file.attrs["part_digests"] = list(file.attrs["part_digests"])[::-1]
     (problem,) = verify(study)[0].problems
-    assert "index.h5 was made of another part-00000.h5" in problem
+    assert "index.h5 is damaged" in problem
 
 
 def test_stray_parts_are_found(finished: Config) -> None:
