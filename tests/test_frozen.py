@@ -1,0 +1,88 @@
+"""Backbones that nobody trains: a feature source of their own, and no way around the split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stacker import pipeline, studies
+from stacker.cache import open_cache
+from stacker.config import Config
+from stacker.errors import LeakError
+from stacker.features import load_tables
+from stacker.predict import _frozen, predict
+from stacker.run import file_sha256
+from stacker.stack import stack_facts
+from tests.conftest import MakeConfig
+
+
+def row_of(study: studies.Study, image: Path) -> int:
+    """Return an image's place in the manifest."""
+    return [each.id for each in study.manifest.images].index(image.stem)
+
+
+FROZEN = {"frozen": {"test_vit": {"weights": "random"}, "test_resnet": {"weights": "random"}}}
+
+
+def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig, data: Path) -> None:
+    """Under crossfit their embeddings stand in one basis; new images get them too."""
+    config = make_config(
+        folds={"protocol": "crossfit", "k": 2},
+        backbones={"test_resnet": {"weights": "random"}},
+        train={"epochs": 1},
+        stack={"features": ["logits", "frozen"], "meta": ["logistic"]},
+        **FROZEN,
+    )
+    metrics = pipeline.run_all(config)
+    assert "logistic" in metrics["test"]
+    study = studies.reopen(config)
+    cache = open_cache(study.run.cache_folder("test_vit", "frozen"))
+    assert set(cache.shapes) == {"features"}
+    assert cache.provenance.training_cases == ()
+    assert len(cache.rows) == len(study.manifest.images)
+    tables = load_tables(study.run, study.manifest, study.folds, ["logits", "frozen"])
+    columns = list(tables.development.columns)
+    first = columns.index("test_vit/frozen/0000")
+    place = {image: row for row, image in enumerate(cache.rows.image_id)}
+    expected = cache.read("features")[[place[image] for image in tables.development.rows.image_id]]
+    width = expected.shape[1]
+    np.testing.assert_array_equal(tables.development.values[:, first : first + width], expected)
+    assert "test_resnet/frozen/0000" in columns
+    assert "test_resnet/frozen" in tables.checkpoints
+    image = next((data / "histology_slides").rglob("*.png"))
+    (said,), failures = predict(study.run, [image], None, study.run.path / "said")
+    assert not failures
+    assert said.probabilities
+    row = place[image.name.removesuffix(".png").encode()]
+    pixels = study.pixels()[np.array([row_of(study, image)])]
+    found = _frozen(study.run, stack_facts(study.run, "logistic"), list(pixels))
+    np.testing.assert_allclose(
+        found["test_vit"]["frozen"][0], cache.read("features")[row], rtol=0.05, atol=0.02
+    )
+
+
+def test_weights_that_have_seen_a_case_are_refused(finished: Config, make_config: MakeConfig) -> None:
+    """A base model is no frozen backbone, and nothing to start from, where its cases are."""
+    path = finished.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
+    seen = {"test_resnet": {"weights": str(path)}}
+    config = Config.model_validate({**finished.model_dump(), "frozen": seen})
+    with pytest.raises(LeakError, match=r"was trained on \d+ cases of this run, e\.g\. "):
+        pipeline.cache(studies.reopen(config))
+    with pytest.raises(LeakError, match="no score of a model that starts from it could be trusted"):
+        studies.begin(make_config(run="another", backbones=seen))
+
+
+def test_frozen_weights_may_change(make_config: MakeConfig) -> None:
+    """Other weights are another copy and another cache; the base models stay."""
+    config = make_config(backbones={"test_resnet": {"weights": "random"}}, train={"epochs": 1}, **FROZEN)
+    pipeline.train(studies.begin(config))
+    pipeline.cache(studies.reopen(config))
+    path = config.run_path / "models" / "test_vit" / "frozen" / "model.safetensors"
+    cache = config.run_path / "cache" / "test_vit" / "frozen" / "part-00000.h5"
+    before = file_sha256(path), file_sha256(cache)
+    frozen = {"test_vit": config.frozen["test_vit"].model_copy(update={"std": (0.2, 0.2, 0.2)})}
+    pipeline.cache(studies.reopen(config.model_copy(update={"frozen": frozen})))
+    assert file_sha256(path) != before[0]
+    assert file_sha256(cache) != before[1]
