@@ -88,6 +88,12 @@ class Rows:
         """Return some of the rows, by slice, mask or index."""
         return Rows(*(getattr(self, name)[rows] for name in ROWS))
 
+    @classmethod
+    def join(cls, pieces: Iterable[Rows]) -> Rows:
+        """Return the rows of several pieces, one after the other."""
+        pieces = list(pieces)
+        return cls(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ROWS))
+
     def equals(self, other: Rows) -> bool:
         """Say whether these are the same rows in the same order."""
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ROWS)
@@ -263,8 +269,7 @@ def open_cache(folder: Path) -> Cache:
             if read_digest(part) != expected or read_provenance(part) != provenance:
                 raise CacheError(f"{path} is not the part that {INDEX} lists; {AGAIN}")
             found.append(read_rows(part))
-    rows = Rows(*(np.concatenate([getattr(piece, name) for piece in found]) for name in ROWS))
-    return Cache(folder, provenance, rows, tuple(paths), shapes)
+    return Cache(folder, provenance, Rows.join(found), tuple(paths), shapes)
 
 
 def index_sha256(folder: Path) -> str:

@@ -118,9 +118,8 @@ def _fill_round(
             for target in targets
             if stack.enter_context(held(target.folder.with_name(f".{target.fold}.lock"), wait))
         ]
-        missing = {
-            target.name: list(target.missing()) for target in mine
-        }  # the other may have just ended
+        # Asked again with the locks in hand: the other may have just ended.
+        missing = {target.name: list(target.missing()) for target in mine}
         advance(sum(t.images - t.count(missing[t.name]) for t in mine))
         busy = [target for target in mine if missing[target.name]]
         if busy:

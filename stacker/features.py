@@ -112,7 +112,7 @@ def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str
     for fold in folds.folds:
         caches = {name: _open(run, name, fold, manifest, folds) for name in backbones}
         opened |= {f"{name}/{fold.name}": cache for name, cache in caches.items()}
-        rows = rows_of_cache(manifest, folds, fold)
+        rows = next(iter(caches.values())).rows  # those of all: each was compared with the split
         arrays = {name: _read(cache, blocks) for name, cache in caches.items()}
         for name, cache in frozen.items():
             arrays.setdefault(name, {})["frozen"] = _rows_of(cache, rows)
@@ -193,13 +193,10 @@ def _table(
 
 
 def _join(tables: Sequence[Table]) -> Table:
-    rows = [
-        np.concatenate(parts) for parts in zip(*(vars(t.rows).values() for t in tables), strict=True)
-    ]
     return replace(
         tables[0],
         values=np.concatenate([t.values for t in tables]),
-        rows=Rows(*rows),
+        rows=Rows.join(t.rows for t in tables),
         made_by=np.concatenate([t.made_by for t in tables]),
     )
 

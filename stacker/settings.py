@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from stacker.recipe import Section
 
+T = TypeVar("T")
 MetaName = Literal["logistic", "mlp", "xgboost"]
 MethodName = Literal[
     "gradcam",
@@ -27,6 +28,12 @@ MethodName = Literal[
     "ablationcam",
 ]
 PERTURBING = ("scorecam", "ablationcam")  # a pass per channel: they cost what they cost
+
+
+def _each_once(what: str, names: list[T]) -> list[T]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what} {names} names one twice")
+    return names
 
 
 class CamConfig(Section):
@@ -54,9 +61,7 @@ class CamConfig(Section):
     @field_validator("methods")
     @classmethod
     def _each_method_once(cls, methods: list[MethodName]) -> list[MethodName]:
-        if len(set(methods)) < len(methods):
-            raise ValueError(f"methods {methods} names one twice")
-        return methods
+        return _each_once("methods", methods)
 
     @property
     def maps(self) -> dict[str, tuple[str, int]]:
@@ -115,6 +120,4 @@ class StackConfig(Section):
     @field_validator("features")
     @classmethod
     def _each_block_once(cls, features: list[str]) -> list[str]:
-        if len(set(features)) < len(features):
-            raise ValueError(f"features {features} names one twice")
-        return features
+        return _each_once("features", features)

@@ -26,7 +26,4 @@ def unseen(manifest: Manifest, folds: Folds, fold: Fold | None) -> tuple[np.ndar
 def rows_of_cache(manifest: Manifest, folds: Folds, fold: Fold | None) -> Rows:
     """Return all rows of the cache of a fold's base model, or for None of a frozen backbone."""
     parts = [fold] if fold is not None else list(folds.folds)
-    found = [unseen(manifest, folds, part)[1] for part in (*parts, None)]
-    return Rows(
-        *(np.concatenate(columns) for columns in zip(*(vars(r).values() for r in found), strict=True))
-    )
+    return Rows.join(unseen(manifest, folds, part)[1] for part in (*parts, None))
