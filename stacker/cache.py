@@ -103,13 +103,14 @@ class Rows:
 class Cache:
     """An opened cache folder: provenance and rows in memory, the arrays read on demand.
 
-    `shapes` has the shape of one row of every array.
+    `sizes` are the numbers of rows of its parts, `shapes` the shape of one row of every array.
     """
 
     folder: Path
     provenance: Provenance
     rows: Rows
     parts: tuple[Path, ...]
+    sizes: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]]
 
     @property
@@ -117,21 +118,42 @@ class Cache:
         """The names of the datasets of maps, in the order of the columns of `flags`."""
         return list(name_maps(self.provenance.methods, self.provenance.lower))
 
-    def read(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return an array, of all rows or of a boolean mask of them."""
+    def read(self, name: str, places: np.ndarray | None = None) -> np.ndarray:
+        """Return an array, of all rows or of some, by mask or by rising place."""
         if name not in self.shapes:
             raise CacheError(
                 f"{self.folder}: has no {name}; it has {', '.join(self.shapes)} (cam.methods, cam.lower)"
             )
+        if places is None:
+            places = np.arange(len(self.rows))
+        elif places.dtype == bool:
+            places = np.flatnonzero(places)
         pieces = []
-        start = 0
-        for path in self.parts:
-            with opened(path) as file:
-                values = read_dataset(file, name)
-            chosen = slice(None) if rows is None else rows[start : start + len(values)]
-            pieces.append(values[chosen])
-            start += len(values)
+        ends = np.cumsum(self.sizes)
+        for number, mine in enumerate(np.split(places, np.searchsorted(places, ends[:-1]))):
+            if len(mine) or not len(places):
+                path, start = self.parts[number], ends[number] - self.sizes[number]
+                pieces.append(_read_some(path, name, mine - start))
         return np.concatenate(pieces)
+
+
+_looked_at: set[tuple[Path, str, int]] = set()  # what this process has compared with its SHA-256
+
+
+def _read_some(path: Path, name: str, places: np.ndarray) -> np.ndarray:
+    """Return some rows of a part; the first time, the whole of it is compared with its SHA-256."""
+    key = (path, name, path.stat().st_mtime_ns if path.exists() else 0)
+    with opened(path) as file:
+        if key not in _looked_at:
+            values = read_dataset(file, name)
+            _looked_at.add(key)
+            some: np.ndarray = values[places]
+            return some
+        if not len(places):
+            return np.empty((0, *file[name].shape[1:]), file[name].dtype)
+        first = int(places[0])
+        found: np.ndarray = file[name][first : int(places[-1]) + 1][places - first]
+        return found
 
 
 def part_file(folder: Path, number: int) -> Path:
@@ -269,7 +291,8 @@ def open_cache(folder: Path) -> Cache:
             if read_digest(part) != expected or read_provenance(part) != provenance:
                 raise CacheError(f"{path} is not the part that {INDEX} lists; {AGAIN}")
             found.append(read_rows(part))
-    return Cache(folder, provenance, Rows.join(found), tuple(paths), shapes)
+    sizes = tuple(len(rows) for rows in found)
+    return Cache(folder, provenance, Rows.join(found), tuple(paths), sizes, shapes)
 
 
 def index_sha256(folder: Path) -> str:

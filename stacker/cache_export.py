@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from stacker.blocks import column_names
 from stacker.cache import ROWS, Cache, opened
 from stacker.errors import ConfigError
-from stacker.features import column_names
 from stacker.run import publish
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stacker import __version__
 from stacker.cli_bench import bench
 from stacker.cli_cache import cache
+from stacker.cli_compare import compare
 from stacker.cli_data import check, data
 from stacker.cli_models import export
 from stacker.cli_train import probe, train, tune
@@ -51,7 +52,7 @@ def main(quiet: bool) -> None:
     warnings.filterwarnings("ignore", module="torch|timm|xgboost")
 
 
-for command in (check, data, probe, tune, train, cache, export, bench):
+for command in (check, data, probe, tune, train, cache, compare, export, bench):
     main.add_command(command)
 
 
@@ -79,15 +80,12 @@ def demo(overrides: tuple[str, ...]) -> None:
     "metas",
     multiple=True,
     metavar="NAME",
-    help="Meta-learner: logistic, mlp or xgboost. May be repeated; default: stack.meta.",
+    help="Meta-learner, one of ours or a class as module.Class. May be repeated; default: stack.meta.",
 )
 def stack(config_file: Path, overrides: tuple[str, ...], metas: tuple[str, ...]) -> None:
     """Stage three: train meta-learners on the cached maps and score them on the test cases."""
     from stacker import pipeline, studies
-    from stacker.errors import require_one_of
-    from stacker.settings import MetaName
 
-    require_one_of("meta-learner", metas, get_args(MetaName))
     study = studies.reopen(load(config_file, overrides))
     metrics = pipeline.stack(study, metas or study.run.config.stack.meta)
     _print_scores(metrics)
@@ -236,7 +234,8 @@ def inspect(
 def _print_scores(metrics: dict[str, Any]) -> None:
     from stacker.terminal import differences_table, localisation_table, scores_table
 
-    tables: list[RenderableType] = [scores_table(metrics)]
+    parts = [part for part in ("held_out", "test") if metrics[part]]
+    tables: list[RenderableType] = [scores_table(metrics, part) for part in parts]
     if metrics["differences"]:
         tables.append(differences_table(metrics))
     if "localisation" in metrics:

@@ -159,25 +159,23 @@ class Config(Section):
         return raw
 
     @model_validator(mode="after")
-    def _embeddings_are_not_mixed(self) -> Config:
-        if self.folds.protocol == "crossfit" and "embeddings" in self.stack.features:
-            raise ValueError(
-                "stack.features: embeddings of different fold models live in different bases and "
-                "cannot share a table; use folds.protocol=holdout, or take 'frozen' (embeddings of "
-                "backbones that are not trained) in place of 'embeddings'"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _features_are_cached(self) -> Config:
-        known = [*self.cam.maps, "logits", "embeddings", *(["frozen"] if self.frozen else [])]
-        for name in self.stack.features:
-            if name not in known:
-                hint = (
-                    "name a backbone under frozen" if name == "frozen" else "see cam.methods, cam.lower"
-                )
+        cached = [*self.cam.maps, "embeddings", *(["frozen"] if self.frozen else [])]
+        usual = [*cached, "map_stats", "logits", "probabilities"]
+        hint = "see cam.methods, cam.lower; 'frozen' needs a backbone under frozen"
+        for name, block in self.stack.blocks.items():
+            if block.of not in cached:
                 raise ValueError(
-                    f"stack.features: {name!r} is not cached; {', '.join(known)} are ({hint})"
+                    f"stack.blocks.{name}.of: {block.of!r} is not cached; {', '.join(cached)} "
+                    f"are ({hint})"
+                )
+        wanted = [self.stack.features, *(self.stack.compare.features or [])]
+        for name in (name for names in wanted for name in names):
+            if name not in usual and name not in self.stack.blocks:
+                known = ", ".join([*usual, *self.stack.blocks])
+                raise ValueError(
+                    f"stack.features: {name!r} is neither cached nor one of stack.blocks; known are "
+                    f"{known} ({hint})"
                 )
         return self
 

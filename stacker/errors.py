@@ -6,6 +6,7 @@
     │   └── UnreadableImages    pictures that cannot be decoded, with their rows
     ├── BackboneError       a model, its weights or a checkpoint
     ├── RunError            a run directory that does not fit the config
+    ├── StackError          a meta-learner that cannot be built, fitted or loaded
     └── CacheError          a cache file that is missing, broken or of another origin
         └── LeakError       a row whose case trained the model that produced it
 
@@ -51,6 +52,10 @@ class BackboneError(StackerError):
 
 class RunError(StackerError):
     """A run directory does not fit what is asked of it."""
+
+
+class StackError(StackerError):
+    """A meta-learner cannot be built, fitted or loaded."""
 
 
 class CacheError(StackerError):

@@ -1,275 +1,240 @@
-"""From caches to tables: named columns, and who made each row.
+"""From caches to tables: which rows there are, who made them, and what a meta-learner reads of them.
 
-A table has a row per image and the columns of all backbones side by side, in blocks: maps by the names
-of their datasets (`maps`, `maps_layercam`, ...), `logits`, `embeddings`, and `frozen`, the embeddings of
-backbones that nobody trained, which lie in one basis whatever the fold. Rows of the development cases
-come from the fold whose model never saw them; rows of the test cases come from every fold, one table
-each. A row whose case trained the model that produced it is refused here when the split is by case,
-whatever the file names say.
+A table has a row per image and the columns of all backbones side by side (`blocks`). Rows of the
+development cases come from the fold whose model never saw them; rows of the test cases come from every
+fold, one table each. A table lies in the caches and is read piece by piece, or held in memory where it
+is small. Whether the caches may be stacked at all is `admission`'s question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
-from stacker.cache import AGAIN, FLAGS, Cache, Provenance, Rows, halve, map_classes, open_cache
-from stacker.errors import CacheError, LeakError
-from stacker.folds import Fold, Folds
-from stacker.manifest import Manifest
-from stacker.run import FROZEN, Run, digest, file_sha256
-from stacker.unseen import rows_of_cache
+from stacker.blocks import Arrays, Blocks, array_of, assemble, probabilities, resolve
+from stacker.cache import FLAGS, Cache, Rows
+from stacker.errors import CacheError
+from stacker.matrix import size_gb, whole
+from stacker.settings import StackConfig
 
-Arrays = Mapping[str, np.ndarray]
-ARRAY_OF_BLOCK = {"embeddings": "features"}  # the other blocks are called what their arrays are called
+
+@dataclass(frozen=True)
+class Source:
+    """The caches of one fold's base models, and the frozen ones with the place of each of its rows."""
+
+    fold: str
+    caches: dict[str, Cache]
+    frozen: dict[str, tuple[Cache, np.ndarray]]
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The rows of all these caches, which were compared with the split."""
+        return next(iter(self.caches.values())).rows
+
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Return the shape of a row of every array, by backbone."""
+        found = {name: dict(cache.shapes) for name, cache in self.caches.items()}
+        for name, (cache, _) in self.frozen.items():
+            found.setdefault(name, {})["frozen"] = cache.shapes["features"]
+        return found
+
+    def read(self, wanted: set[str], places: np.ndarray) -> dict[str, Arrays]:
+        """Return the wanted arrays of some rows, by backbone."""
+        found: dict[str, dict[str, np.ndarray]] = {
+            name: {array: cache.read(array, places) for array in sorted(wanted - {"frozen"})}
+            for name, cache in self.caches.items()
+        }
+        if "frozen" in wanted:
+            for name, (cache, places_there) in self.frozen.items():
+                mine = places_there[places]
+                found.setdefault(name, {})["frozen"] = cache.read("features", mine)
+        return dict(found)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Features (N, F) float32 with their column names, the rows' identities and who made them.
+    """Features (N, F) with their column names, the rows' identities and who made them.
 
-    `made_by` is the fold whose base models made a row: with a backbone's name, a key of `checkpoints`.
+    `source` and `place` say where each row lies, `made_by` is the fold whose base models made it. A
+    table is a `matrix.Matrix`: `read` gives float32, from memory where `values` are held.
     """
 
-    values: np.ndarray
-    columns: tuple[str, ...]
+    sources: tuple[Source, ...]
+    source: np.ndarray
+    place: np.ndarray
     rows: Rows
-    made_by: np.ndarray
+    blocks: Blocks
+    classes: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: np.ndarray | None = field(default=None, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.rows), len(self.columns)
+
+    @property
+    def made_by(self) -> np.ndarray:
+        """The fold whose base models made each row."""
+        found: np.ndarray = np.array([source.fold for source in self.sources])[self.source]
+        return found
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return some rows, (n, F) float32."""
+        if self.values is not None:
+            return self.values[start:stop]
+        source, place = self.source[start:stop], self.place[start:stop]
+        wanted = {array_of(name, block) for name, block in self.blocks.items()}
+        found = np.empty((len(source), len(self.columns)), dtype=np.float32)
+        for number in np.unique(source):
+            mine = source == number
+            arrays = self.sources[number].read(wanted, place[mine])
+            found[mine], _ = assemble(arrays, self.classes, self.blocks)
+        return found
+
+    def take(self, rows: np.ndarray) -> Table:
+        """Return some of the rows, by mask or by rising index."""
+        return replace(
+            self,
+            source=self.source[rows],
+            place=self.place[rows],
+            rows=self.rows.take(rows),
+            values=None if self.values is None else self.values[rows],
+        )
+
+    def hold(self, limit_gb: float) -> Table:
+        """Return the table with its values in memory, where they need no more than so much."""
+        if self.values is not None or size_gb(self) > limit_gb:
+            return self
+        return replace(self, values=whole(self, limit_gb, "a table"))
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What stage three works on: development rows, test rows per fold, and each base model's say.
+    """What a meta-learner works on: the development rows, and the test rows as each fold has them.
 
-    `base_test` and `base_development` hold probabilities (N, K) per backbone; on test cases they are
-    averaged over the folds. `checkpoints` and `origins` hold the SHA-256 and the digest of the whole
-    provenance behind each cache, by "backbone/fold".
+    `groups` is the unit of the split that each development row belongs to. Where columns lie in `mixed`
+    bases, those of several folds mean different things, and each fold's rows need a fit of their own.
     """
 
     development: Table
     tests: dict[str, Table]
-    base_development: dict[str, np.ndarray]
-    base_test: dict[str, np.ndarray]
+    groups: np.ndarray
+    mixed: bool
+
+
+@dataclass(frozen=True)
+class Caches:
+    """The opened caches of a run, compared with its split: tables are made from them.
+
+    `checkpoints` and `origins` hold the SHA-256 and the digest of the whole provenance behind each
+    cache, by "backbone/fold".
+    """
+
+    sources: tuple[Source, ...]
+    classes: tuple[str, ...]
+    groups: Mapping[bytes, str]
     checkpoints: dict[str, str]
     origins: dict[str, str]
     precision: str
 
+    @property
+    def backbones(self) -> list[str]:
+        """The backbones that were fine-tuned."""
+        return list(self.sources[0].caches)
 
-def assemble(
-    arrays: Mapping[str, Arrays], classes: Sequence[str], blocks: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Put the blocks of all backbones side by side: (N, F) float32 and the names of the columns.
+    @property
+    def folds(self) -> list[str]:
+        """The folds that have base models of their own."""
+        return [source.fold for source in self.sources]
 
-    A backbone has the blocks of one that is fine-tuned, or the block of one that is frozen, or both.
-    """
-    pieces, columns = [], []
-    for backbone, found in arrays.items():
-        for block in blocks:
-            name = ARRAY_OF_BLOCK.get(block, block)
-            if name not in found:
+    def tables(self, features: Sequence[str], config: StackConfig) -> Tables:
+        """Return the tables of some feature blocks; raise CacheError where a block is not cached."""
+        blocks = resolve(features, config)
+        self._require(blocks)
+        empty = {
+            backbone: {name: np.empty((0, *shape), np.float32) for name, shape in shapes.items()}
+            for backbone, shapes in self.sources[0].shapes().items()
+        }
+        _, columns = assemble(empty, self.classes, blocks)
+        tests = [_is_test(source.rows) for source in self.sources]
+        development = self._table([(i, ~test) for i, test in enumerate(tests)], blocks, columns)
+        return Tables(
+            development=development,
+            tests={
+                source.fold: self._table([(i, tests[i])], blocks, columns)
+                for i, source in enumerate(self.sources)
+            },
+            groups=np.array([self.groups[image] for image in development.rows.image_id]),
+            mixed=len(self.sources) > 1
+            and any(array_of(name, block) == "features" for name, block in blocks.items()),
+        )
+
+    def _table(
+        self, parts: Sequence[tuple[int, np.ndarray]], blocks: Blocks, columns: tuple[str, ...]
+    ) -> Table:
+        return Table(
+            sources=self.sources,
+            source=np.concatenate([np.full(int(mask.sum()), i) for i, mask in parts]),
+            place=np.concatenate([np.flatnonzero(mask) for _, mask in parts]),
+            rows=Rows.join(self.sources[i].rows.take(mask) for i, mask in parts),
+            blocks=blocks,
+            classes=self.classes,
+            columns=columns,
+        )
+
+    def _require(self, blocks: Blocks) -> None:
+        """Raise CacheError for a block that is not cached, or whose maps are not numbers."""
+        for name, block in blocks.items():
+            array = array_of(name, block)
+            if array == "frozen":
+                if not self.sources[0].frozen:
+                    raise CacheError(f"{name}: no backbone is named under 'frozen' in the config")
                 continue
-            # Maps that never went through the cache must be rounded as it rounds them.
-            values = halve(found[name]) if block.startswith("maps") else found[name]
-            values = values.astype(np.float32)
-            pieces.append(values.reshape(len(values), -1))
-            names = column_names(block, values.shape[1:], classes)
-            columns += [f"{backbone}/{name}" for name in names]
-    return np.concatenate(pieces, axis=1), tuple(columns)
+            for source in self.sources:
+                for cache in source.caches.values():
+                    if array not in cache.shapes:
+                        raise CacheError(
+                            f"{cache.folder}: has no {array}, which {name} is made of; it has "
+                            f"{', '.join(cache.shapes)} (cam.methods, cam.lower)"
+                        )
+                    if array.startswith("maps"):
+                        _require_numbers(cache, array)
+
+    def base(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Return each base model's probabilities: (N, K) on development, (folds, N, K) on test rows."""
+        shares = {
+            name: [probabilities(source.caches[name].read("logits")) for source in self.sources]
+            for name in self.backbones
+        }
+        tests = [_is_test(source.rows) for source in self.sources]
+        return (
+            {
+                name: np.concatenate([each[~test] for each, test in zip(found, tests, strict=True)])
+                for name, found in shares.items()
+            },
+            {
+                name: np.stack([each[test] for each, test in zip(found, tests, strict=True)])
+                for name, found in shares.items()
+            },
+        )
 
 
-def column_names(block: str, shape: tuple[int, ...], classes: Sequence[str]) -> list[str]:
-    """Return the names of the columns of a block whose rows have this shape, as in maps/benign/r3c7."""
-    if block.startswith("maps"):
-        number, height, width = shape
-        names = map_classes(classes, number)
-        return [f"{block}/{c}/r{r}c{k}" for c in names for r in range(height) for k in range(width)]
-    names = tuple(classes) if block == "logits" else tuple(f"{i:04d}" for i in range(shape[0]))
-    return [f"{block}/{name}" for name in names]
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax of logits (N, K)."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-    return shares
-
-
-def load_tables(run: Run, manifest: Manifest, folds: Folds, blocks: Sequence[str]) -> Tables:
-    """Read the caches of a run; raise CacheError or LeakError when one is not what it should be."""
-    backbones = list(run.config.backbones)
-    development, tests = [], {}
-    base_development: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
-    base_test: dict[str, list[np.ndarray]] = {name: [] for name in backbones}
-    opened: dict[str, Cache] = {}
-    frozen: dict[str, Cache] = {}
-    if "frozen" in blocks:
-        frozen = {name: _open(run, name, None, manifest, folds) for name in run.config.frozen}
-        opened |= {f"{name}/{FROZEN}": cache for name, cache in frozen.items()}
-    for fold in folds.folds:
-        caches = {name: _open(run, name, fold, manifest, folds) for name in backbones}
-        opened |= {f"{name}/{fold.name}": cache for name, cache in caches.items()}
-        rows = next(iter(caches.values())).rows  # those of all: each was compared with the split
-        arrays = {name: _read(cache, blocks) for name, cache in caches.items()}
-        for name, cache in frozen.items():
-            arrays.setdefault(name, {})["frozen"] = _rows_of(cache, rows)
-        is_test = rows.fold == b"test"
-        development.append(_table(arrays, ~is_test, rows, manifest.classes, blocks, fold.name))
-        tests[fold.name] = _table(arrays, is_test, rows, manifest.classes, blocks, fold.name)
-        for name in backbones:
-            shares = probabilities(arrays[name]["logits"])
-            base_development[name].append(shares[~is_test])
-            base_test[name].append(shares[is_test])
-    origins = {key: cache.provenance for key, cache in opened.items()}
-    _require_one_precision(origins)
-    return Tables(
-        development=_join(development),
-        tests=tests,
-        base_development={name: np.concatenate(p) for name, p in base_development.items()},
-        base_test={name: np.mean(p, axis=0) for name, p in base_test.items()},
-        checkpoints={key: origin.checkpoint_sha256 for key, origin in origins.items()},
-        precision=next(iter(origins.values())).precision,
-        origins={key: digest({**asdict(o), "versions": None}) for key, o in origins.items()},
-    )
-
-
-def _open(run: Run, backbone: str, fold: Fold | None, manifest: Manifest, folds: Folds) -> Cache:
-    """Open the cache of a base model, or of a frozen backbone, and look whether it may be stacked."""
-    name = FROZEN if fold is None else fold.name
-    cache = open_cache(run.cache_folder(backbone, name))
-    _check_origin(cache, backbone, name, run, manifest, folds)
-    refuse_leaks(cache.rows, cache.provenance, f"{backbone}/{name}")
-    if fold is not None:
-        _refuse_trained_images(cache, f"{backbone}/{name}", fold, manifest, folds)
-    if not cache.rows.equals(rows_of_cache(manifest, folds, fold)):
-        raise CacheError(f"{cache.folder} holds other images than the split of this run says; {AGAIN}")
-    _check_model(cache, run.model_file(backbone, name))
-    return cache
-
-
-def _read(cache: Cache, blocks: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of a base model that the blocks need, and its logits.
-
-    Raise CacheError for maps that are not numbers.
-    """
-    wanted = {"logits", *(ARRAY_OF_BLOCK.get(block, block) for block in blocks if block != "frozen")}
-    found = {name: cache.read(name) for name in sorted(wanted)}
-    not_a_number = next(bit for bit, meaning in FLAGS.items() if meaning == "not a number")
-    flags = cache.read("flags")
-    for column, name in enumerate(cache.maps):
-        bad = np.flatnonzero(flags[:, column] & not_a_number)
-        if name in wanted and len(bad):
-            image = cache.rows.image_id[bad[0]].decode()
-            raise CacheError(
-                f"{cache.folder}: {name} of {len(bad)} images are not numbers, first {image}; take "
-                "another method (cam.methods), or leave these maps out of stack.features"
-            )
+def _is_test(rows: Rows) -> np.ndarray:
+    found: np.ndarray = rows.fold == b"test"
     return found
 
 
-def _rows_of(cache: Cache, rows: Rows) -> np.ndarray:
-    """Return a frozen backbone's embeddings of some images."""
-    place = {image: row for row, image in enumerate(cache.rows.image_id)}
-    missing = [image for image in rows.image_id if image not in place]
-    if missing:
-        raise CacheError(f"{cache.folder}: {missing[0].decode()} is not among its images; {AGAIN}")
-    return cache.read("features")[[place[image] for image in rows.image_id]]
-
-
-def _table(
-    arrays: Mapping[str, Arrays],
-    mask: np.ndarray,
-    rows: Rows,
-    classes: Sequence[str],
-    blocks: Sequence[str],
-    fold: str,
-) -> Table:
-    chosen = {name: {a: v[mask] for a, v in found.items()} for name, found in arrays.items()}
-    values, columns = assemble(chosen, classes, blocks)
-    return Table(values, columns, rows.take(mask), np.full(int(mask.sum()), fold))
-
-
-def _join(tables: Sequence[Table]) -> Table:
-    return replace(
-        tables[0],
-        values=np.concatenate([t.values for t in tables]),
-        rows=Rows.join(t.rows for t in tables),
-        made_by=np.concatenate([t.made_by for t in tables]),
-    )
-
-
-def _check_origin(
-    cache: Cache, backbone: str, fold: str, run: Run, manifest: Manifest, folds: Folds
-) -> None:
-    """Raise CacheError unless the cache is of this run's images, split and settings."""
-    found, cam = cache.provenance, run.config.cam
-    expected: dict[str, Any] = {
-        "backbone": backbone,
-        "model_fold": fold,
-        "manifest_digest": manifest.digest,
-        "folds_digest": folds.digest,
-        "classes": manifest.classes,
-        "group": folds.group,
-    }
-    if fold != FROZEN:
-        expected |= {"methods": tuple(cam.methods), "lower": cam.lower}
-    for name, value in expected.items():
-        if getattr(found, name) != value:
-            raise CacheError(
-                f"cache {backbone}/{fold} was made with {name} {_plain(getattr(found, name))}, this run "
-                f"uses {_plain(value)}; run 'stacker cache CONFIG' again"
-            )
-
-
-def _require_one_precision(origins: Mapping[str, Provenance]) -> None:
-    """Raise CacheError for a table of columns in different precision."""
-    found = {origin.precision: key for key, origin in origins.items()}
-    if len(found) > 1:
-        named = ", ".join(f"{key} in {precision}" for precision, key in found.items())
-        raise CacheError(f"caches differ in precision: {named}; run 'stacker cache CONFIG' again")
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _refuse_trained_images(
-    cache: Cache, where: str, fold: Fold, manifest: Manifest, folds: Folds
-) -> None:
-    """Raise LeakError when a row is an image that trained its model, by whatever unit the split goes."""
-    trained = manifest.rows_of(folds.group, (*fold.fit, *fold.validation))
-    ids = {manifest.images[row].id for row in trained}
-    leaked = sorted(ids & {image.decode() for image in cache.rows.image_id})
-    if leaked:
-        raise LeakError(
-            f"cache {where}: {len(leaked)} images trained the model that produced their rows, e.g. "
-            f"{leaked[0]}; these rows cannot be stacked: run 'stacker cache CONFIG' again"
-        )
-
-
-def _check_model(cache: Cache, model: Path) -> None:
-    """Raise CacheError when the base model was trained again after it was cached."""
-    if model.exists() and file_sha256(model) != cache.provenance.checkpoint_sha256:
+def _require_numbers(cache: Cache, name: str) -> None:
+    """Raise CacheError for maps that are not numbers."""
+    not_a_number = next(bit for bit, meaning in FLAGS.items() if meaning == "not a number")
+    bad = np.flatnonzero(cache.read("flags")[:, cache.maps.index(name)] & not_a_number)
+    if len(bad):
+        image = cache.rows.image_id[bad[0]].decode()
         raise CacheError(
-            f"{cache.folder} was made by another model than {model}; run 'stacker cache CONFIG' again"
-        )
-
-
-def refuse_leaks(rows: Rows, provenance: Provenance, where: str) -> None:
-    """Raise LeakError when a case of the rows trained the model that produced them.
-
-    A split by slide or by image leaks across cases by its nature: it was asked for, and its
-    label says so, hence it passes.
-    """
-    if provenance.group != "case":
-        return
-    trained = set(provenance.training_cases)
-    leaked = sorted({case.decode() for case in rows.case_id} & trained)
-    if leaked:
-        raise LeakError(
-            f"cache {where}: {len(leaked)} cases trained the model that produced their rows, e.g. case "
-            f"{leaked[0]}; these rows cannot be stacked: run 'stacker cache CONFIG' again"
+            f"{cache.folder}: {name} of {len(bad)} images are not numbers, first {image}; take "
+            "another method (cam.methods), or leave these maps out of stack.features"
         )

@@ -17,11 +17,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from stacker.calibration import reliability
 from stacker.heatmaps import upsample
 from stacker.metrics import Predictions, area_under_curve
 from stacker.run import publish
 
 STRONG_ALPHA = 0.75
+LEAK_COLOUR = "#c00000"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ def save_figure(figure: Figure, path: Path) -> None:
         )
 
 
+def split_colour(split: str) -> str:
+    """Return the colour of a figure's title: red where cases straddle the split."""
+    return LEAK_COLOUR if "leaks" in split else "black"
+
+
 def confusion_figure(models: Mapping[str, Predictions], classes: Sequence[str], split: str) -> Figure:
     """Return the confusion matrices of all models but the constant, in counts of test images."""
     shown = {name: found for name, found in models.items() if name != "constant"}
@@ -57,7 +64,7 @@ def confusion_figure(models: Mapping[str, Predictions], classes: Sequence[str], 
     axes = np.atleast_1d(figure.subplots(lines, columns, squeeze=False)).ravel()
     for axis, (name, found) in zip(axes, shown.items(), strict=False):
         counts = np.zeros((len(classes), len(classes)), dtype=int)
-        np.add.at(counts, (found.labels, found.probabilities.argmax(axis=1)), 1)
+        np.add.at(counts, (found.labels, found.predicted), 1)
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for true, guess in np.ndindex(counts.shape):
@@ -68,7 +75,8 @@ def confusion_figure(models: Mapping[str, Predictions], classes: Sequence[str], 
         axis.set_yticks(range(len(classes)), classes, fontsize=8)
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
-    figure.suptitle(f"Test images: predicted (across) against true (down); {split}", fontsize=10)
+    title = f"Test images: predicted (across) against true (down); {split}"
+    figure.suptitle(title, fontsize=10, color=split_colour(split))
     return figure
 
 
@@ -83,12 +91,36 @@ def roc_figure(models: Mapping[str, Predictions], classes: Sequence[str], split:
         for name, found in models.items():
             if name == "constant":
                 continue
-            positive, score = found.labels == k, found.probabilities[:, k]
+            positive, score = found.labels == k, found.ranks[:, k]
             area = area_under_curve(positive.astype(int), np.stack([1 - score, score], axis=1))
             axis.plot(*_roc_points(positive, score), label=f"{name} ({area:.3f})", linewidth=1.4)
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-        axis.set_title(f"{classes[k]} against the rest; {split}", fontsize=10)
+        axis.set_title(f"{classes[k]} against the rest; {split}", fontsize=10, color=split_colour(split))
         axis.legend(title="AUC by image", fontsize=8, title_fontsize=8, loc="lower right")
+    return figure
+
+
+def reliability_figure(models: Mapping[str, Predictions], classes: Sequence[str], split: str) -> Figure:
+    """Return how often each model is right where it is so sure, with how often it is so sure."""
+    shown = {name: found for name, found in models.items() if name != "constant"}
+    columns = min(4, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(2.8 * columns, 2.9 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis, (name, found) in zip(axes, shown.items(), strict=False):
+        confidence, frequency, count = reliability(found)
+        some = count > 0
+        axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+        axis.bar(np.linspace(0.05, 0.95, len(count)), count / count.sum(), 0.1, color="0.9")
+        axis.plot(confidence[some], frequency[some], marker="o", markersize=3, linewidth=1.2)
+        axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axis.set_title(name, fontsize=9)
+    for axis in axes[len(shown) :]:
+        axis.set_visible(False)
+    what = f"probability of {classes[1]}" if len(classes) == 2 else "largest probability"
+    figure.supxlabel(f"{what} (bars: share of images)", fontsize=9)
+    figure.supylabel(f"share that is {classes[1]}" if len(classes) == 2 else "share right", fontsize=9)
+    figure.suptitle(f"Test images; {split}", fontsize=10, color=split_colour(split))
     return figure
 
 

@@ -1,156 +1,231 @@
-"""The meta-learners: scikit-learn's fit and predict_proba, stored without pickle.
+"""The meta-learners by name: how each is built, what decides its result, how it is stored.
 
-Each entry of META builds an estimator from its section of the config. All of them standardise what
-needs it inside the fit, weigh the classes equally, and write themselves in a format that cannot run
-code when it is read: skops for scikit-learn, UBJSON for XGBoost, safetensors for the network.
+All have scikit-learn's fit and predict_proba, take an array or a `Matrix`, let the classes weigh the
+same where the config wants it, and are written in a format that cannot run code when it is read: skops
+for scikit-learn and its like, UBJSON for XGBoost, safetensors for the networks, JSON for the rules. What
+a meta-learner is made of is imported when it is asked for: only the networks load torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
-from stacker.errors import RunError
+from stacker.errors import StackError
+from stacker.matrix import Rows2D
 from stacker.run import publish
-from stacker.settings import StackConfig
+from stacker.settings import RULES, CustomConfig, StackConfig
 
 
 class MetaLearner(Protocol):
     """What stage three needs of an estimator."""
 
-    def fit(self, X: np.ndarray, y: np.ndarray) -> Any:
-        """Learn from features (N, F) and class indices (N,)."""
+    suffix: str
 
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
+        """Learn from rows (N, F), class indices (N,) and the case of each row (N,)."""
+
+    def predict_proba(self, X: Rows2D) -> np.ndarray:
         """Return class probabilities (N, K)."""
+
+    def save(self, path: Path) -> None:
+        """Write what was learnt."""
+
+    def restore(self, path: Path, trusted: Sequence[str] = ()) -> Self:
+        """Take what was learnt from a file; raise StackError when it does not fit."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a meta-learner is built from."""
+
+    name: str
+    config: StackConfig
+    seed: int
+    columns: tuple[str, ...]
+    device: str
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a meta-learner is built, and how it is written to and read from a file."""
+    """How a meta-learner is built, whether the seed changes it, whether it wants scaled columns."""
 
-    build: Callable[[StackConfig, int], MetaLearner]
-    save: Callable[[Any, Path], None]
-    load: Callable[[Path], MetaLearner]
-    suffix: str
+    build: Callable[[Order], Any]
+    seeded: bool
+    scaled: bool
 
 
-def _build_logistic(config: StackConfig, seed: int) -> MetaLearner:
+def _logistic(order: Order) -> Any:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    model: MetaLearner = make_pipeline(
-        StandardScaler(),
-        LogisticRegression(
-            C=config.logistic.C, class_weight="balanced", max_iter=2000, random_state=seed
-        ),
+    from stacker.estimators import WholeTable
+
+    config = order.config
+    model = LogisticRegression(C=config.logistic.C, class_weight=_weight(config), max_iter=2000)
+    return WholeTable(model, order.name, config.memory_gb)
+
+
+def _svm(order: Order) -> Any:
+    from stacker.estimators import SupportVectors
+
+    config = order.config
+    return SupportVectors(config.svm, config.balance, config.memory_gb)
+
+
+def _random_forest(order: Order) -> Any:
+    from sklearn.ensemble import RandomForestClassifier
+
+    from stacker.estimators import WholeTable
+
+    config = order.config
+    model = RandomForestClassifier(
+        **config.random_forest.model_dump(), class_weight=_weight(config), random_state=order.seed
     )
-    return model
+    return WholeTable(model, order.name, config.memory_gb, parallel=True)
 
 
-def _save_skops(model: Any, path: Path) -> None:
-    import skops.io
-
-    skops.io.dump(model, path)
+def _weight(config: StackConfig) -> str | None:
+    return "balanced" if config.balance else None
 
 
-def _load_skops(path: Path) -> MetaLearner:
-    import skops.io
+def _xgboost(order: Order) -> Any:
+    from stacker.boosting import BoostedTrees
 
-    strange = skops.io.get_untrusted_types(file=path)
-    if strange:
-        raise RunError(f"{path} holds types that are not scikit-learn's: {', '.join(strange)}")
-    model: MetaLearner = skops.io.load(path)
-    return model
-
-
-class BoostedTrees:
-    """XGBoost's histogram trees with equal class weights; `booster_` is the fitted model."""
-
-    def __init__(self, seed: int = 0, **parameters: Any) -> None:
-        self.seed = seed
-        self.parameters = parameters
-
-    def fit(self, X: np.ndarray, y: np.ndarray) -> BoostedTrees:
-        """Learn from features (N, F) and class indices (N,)."""
-        import xgboost
-
-        classes = int(y.max()) + 1
-        weights = len(y) / (classes * np.bincount(y, minlength=classes))
-        parameters = dict(self.parameters)
-        rounds = parameters.pop("n_estimators")
-        goal = {"objective": "multi:softprob", "num_class": classes, "tree_method": "hist"}
-        data = xgboost.DMatrix(X, y, weight=weights[y])
-        self.booster_ = xgboost.train({**parameters, **goal, "seed": self.seed}, data, rounds)
-        return self
-
-    def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """Return class probabilities (N, K)."""
-        import xgboost
-
-        found: np.ndarray = self.booster_.predict(xgboost.DMatrix(X))
-        return found
+    config = order.config
+    return BoostedTrees(
+        config.xgboost, order.columns, config.balance, config.memory_gb, order.seed, order.device
+    )
 
 
-def _build_xgboost(config: StackConfig, seed: int) -> MetaLearner:
-    return BoostedTrees(seed, **config.xgboost.model_dump())
-
-
-def _save_xgboost(model: BoostedTrees, path: Path) -> None:
-    path.write_bytes(model.booster_.save_raw("ubj"))
-
-
-def _load_xgboost(path: Path) -> MetaLearner:
-    import xgboost
-
-    model = BoostedTrees()
-    model.booster_ = xgboost.Booster()
-    model.booster_.load_model(bytearray(path.read_bytes()))
-    return model
-
-
-def _build_mlp(config: StackConfig, seed: int) -> MetaLearner:
+def _mlp(order: Order) -> Any:
     from stacker.mlp import MlpClassifier
 
-    return MlpClassifier(seed=seed, **config.mlp.model_dump())
+    config = order.config
+    return MlpClassifier(
+        config.mlp, order.columns, config.balance, config.memory_gb, order.seed, order.device
+    )
 
 
-def _save_mlp(model: Any, path: Path) -> None:
-    model.save(path)
+def _convnet(order: Order) -> Any:
+    from stacker.convnet import ConvnetClassifier
+
+    config = order.config
+    return ConvnetClassifier(
+        config.convnet, order.columns, config.balance, config.memory_gb, order.seed, order.device
+    )
 
 
-def _load_mlp(path: Path) -> MetaLearner:
-    from stacker.mlp import MlpClassifier
+def _rule(order: Order) -> Any:
+    from stacker.rules import Rule
 
-    return MlpClassifier.load(path)
+    return Rule(order.name, order.columns)
 
 
 META: dict[str, Kind] = {
-    "logistic": Kind(_build_logistic, _save_skops, _load_skops, ".skops"),
-    "mlp": Kind(_build_mlp, _save_mlp, _load_mlp, ".safetensors"),
-    "xgboost": Kind(_build_xgboost, _save_xgboost, _load_xgboost, ".ubj"),
+    "logistic": Kind(_logistic, seeded=False, scaled=True),
+    "mlp": Kind(_mlp, seeded=True, scaled=True),
+    "xgboost": Kind(_xgboost, seeded=True, scaled=False),
+    "svm": Kind(_svm, seeded=False, scaled=True),
+    "random_forest": Kind(_random_forest, seeded=True, scaled=False),
+    "convnet": Kind(
+        _convnet, seeded=True, scaled=False
+    ),  # by whole maps, not by cells: it does so itself
+    **dict.fromkeys(RULES, Kind(_rule, seeded=False, scaled=False)),
 }
 
 
-def model_file(name: str, folder: Path) -> Path:
-    """Return the path of a stored meta-learner."""
-    return folder / f"model{META[name].suffix}"
+def build(
+    name: str, config: StackConfig, seed: int, columns: Sequence[str], device: str = "auto"
+) -> MetaLearner:
+    """Return a meta-learner that has learnt nothing yet; raise StackError when it cannot be built."""
+    custom = _custom(name, config)
+    if custom is None:
+        ours: MetaLearner = META[name].build(Order(name, config, seed, tuple(columns), device))
+        return ours
+    from stacker.custom import build_estimator
+    from stacker.estimators import WholeTable
+
+    estimator, weigh = build_estimator(name, custom, seed, config.balance)
+    found: MetaLearner = WholeTable(estimator, name, config.memory_gb, weigh=weigh)
+    return found
 
 
-def save_meta(name: str, model: MetaLearner, folder: Path) -> None:
-    """Publish a fitted meta-learner."""
-    with publish(model_file(name, folder)) as temporary:
-        META[name].save(model, temporary)
+def _custom(name: str, config: StackConfig) -> CustomConfig | None:
+    """Return how one that is not ours is built; raise StackError for a name that nobody knows."""
+    try:
+        return config.custom_of(name)
+    except ValueError as error:
+        raise StackError(str(error)) from error
 
 
-def load_meta(name: str, folder: Path) -> MetaLearner:
-    """Read a fitted meta-learner; raise RunError when there is none."""
-    path = model_file(name, folder)
+def is_seeded(name: str, config: StackConfig) -> bool:
+    """Say whether the seed changes what a meta-learner learns."""
+    custom = _custom(name, config)
+    if custom is None:
+        return META[name].seeded
+    from stacker.custom import draws_lots
+
+    return draws_lots(custom)
+
+
+def is_scaled(name: str, config: StackConfig) -> bool:
+    """Say whether the columns should be standardised before a meta-learner sees them."""
+    custom = _custom(name, config)
+    return META[name].scaled if custom is None else custom.scale
+
+
+def features_of(name: str, features: Sequence[str]) -> tuple[str, ...]:
+    """Return which feature blocks a meta-learner looks at, of those that were asked for."""
+    return ("probabilities",) if name in RULES else tuple(features)
+
+
+def parameters(name: str, config: StackConfig) -> dict[str, Any]:
+    """Return the plain data that decides what a meta-learner learns from a table, beside the seed."""
+    if name in RULES:
+        return {}
+    custom = _custom(name, config)
+    section = getattr(config, name) if custom is None else custom
+    return {**section.model_dump(mode="json"), "balance": config.balance}
+
+
+def save_meta(model: MetaLearner, stem: Path) -> Path:
+    """Publish a fitted meta-learner under a stem and the suffix of its format; return the path."""
+    path = _file(model, stem)
+    with publish(path) as temporary:
+        model.save(temporary)
+    return path
+
+
+def load_meta(
+    name: str, config: StackConfig, stem: Path, columns: Sequence[str], trusted: Sequence[str] = ()
+) -> MetaLearner:
+    """Read a fitted meta-learner; raise StackError when it is missing, strange or of untrusted types.
+
+    A class that is not ours is not imported before the types in the file were compared with `trusted`.
+    """
+    model: Any
+    custom = _custom(name, config)
+    if custom is None:
+        model = build(name, config, 0, columns)
+    else:
+        from stacker.estimators import WholeTable
+
+        model = WholeTable(None, name, config.memory_gb)
+    path = _file(model, stem)
     if not path.exists():
-        raise RunError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
-    return META[name].load(path)
+        raise StackError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
+    found: MetaLearner = model.restore(path, trusted)
+    if custom is not None and custom.estimator.rpartition(".")[2] != type(model.estimator_).__name__:
+        raise StackError(
+            f"{path} holds an {type(model.estimator_).__name__}, expected {custom.estimator}; run "
+            f"'stacker stack CONFIG --meta {name}' again"
+        )
+    return found
+
+
+def _file(model: MetaLearner, stem: Path) -> Path:
+    return stem.with_name(stem.name + model.suffix)

@@ -4,113 +4,195 @@ Every score takes weights (R, N): one row of ones gives the score itself, and R 
 R bootstrap replicates in the same pass. Whole cases are drawn, never single images, because images of
 one case resemble each other and an interval that ignores it is too narrow. The same draws serve every
 model, which is what makes the interval of a difference a paired one.
+
+Most scores are functions of sums over images, so that a replicate is a row of case counts times a small
+table of sums per case; the two areas need the order of the images too (see `ranking`). The calibration
+error is the one score that grows by being resampled: its interval tends to lie above it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from stacker.ranking import Ranking
+
 Scores = dict[str, np.ndarray]
-CHUNK = 8_000_000  # weights held at once: replicates x images
+Threshold = float | np.ndarray | None
+Wanted = Collection[str] | None
+CHUNK = 1_000_000  # weights held at once, replicates x images: few enough to stay near the processor
+BINS = 10  # of the calibration error
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Class probabilities (N, K) of some images, with their labels and cases."""
+    """Class probabilities (N, K) of some images, with their labels and cases.
+
+    Of two classes, class 1 is predicted from the threshold on; it is one for all, or one for each image.
+    `order` (N, K) is what images are ranked by where that is not the probabilities: those that were
+    calibrated in parts, each with a temperature of its own, do not rank the images of two parts.
+    """
 
     labels: np.ndarray
     cases: np.ndarray
     probabilities: np.ndarray
+    threshold: Threshold = None
+    order: np.ndarray | None = None
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """What the areas under curves rank the images by, (N, K)."""
+        return self.probabilities if self.order is None else self.order
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The decisions (N,): the likeliest class, or class 1 where it reaches the threshold."""
+        if self.threshold is None or self.probabilities.shape[1] != 2:
+            likeliest: np.ndarray = self.probabilities.argmax(axis=1)
+            return likeliest
+        return (self.probabilities[:, 1] >= self.threshold).astype(np.int64)
+
+    def at(self, rows: np.ndarray) -> Predictions:
+        """Return the predictions of some images, given by mask or by number."""
+        threshold = self.threshold[rows] if isinstance(self.threshold, np.ndarray) else self.threshold
+        order = None if self.order is None else self.order[rows]
+        own = (self.labels[rows], self.cases[rows], self.probabilities[rows])
+        return Predictions(*own, threshold, order)
 
 
-def scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> Scores:
+def scores(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, threshold: Threshold = None
+) -> Scores:
     """Return every score for each row of weights; a score that is undefined is NaN."""
-    classes = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    confusion = np.empty((len(weights), classes, classes))
-    for true in range(classes):
-        for guess in range(classes):
-            confusion[:, true, guess] = weights[:, (labels == true) & (predicted == guess)].sum(axis=1)
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    truly, guessed = confusion.sum(axis=2), confusion.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = hits / truly
-        precision = hits / guessed
-        f1 = np.where(truly > 0, 2 * hits / (truly + guessed), np.nan)
-        squares = ((probabilities - np.eye(classes)[labels]) ** 2).sum(axis=1) / 2
-        found = {
-            "accuracy": hits.sum(axis=1) / truly.sum(axis=1),
-            "balanced_accuracy": _mean_of_defined(recall),
-            "auc": _auc(labels, probabilities, weights),
-            "precision": precision[:, 1] if classes == 2 else _mean_of_defined(precision),
-            "f1": f1[:, 1] if classes == 2 else _mean_of_defined(f1),
-            "brier": weights @ squares / weights.sum(axis=1),
-        }
-        if classes == 2:
-            found |= {"sensitivity": recall[:, 1], "specificity": recall[:, 0]}
-    return found
+    rows = np.arange(len(labels))
+    return _scores(Predictions(labels, rows, probabilities, threshold), rows, weights)
 
 
 def area_under_curve(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the area under the ROC curve (mean of one against the rest beyond two classes)."""
-    return float(_auc(labels, probabilities, np.ones((1, len(labels))))[0])
+    rows = np.arange(len(labels))
+    found = _scores(Predictions(labels, rows, probabilities), rows, np.ones((1, len(rows))), {"auc"})
+    return float(found["auc"][0])
 
 
-def _auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    classes = probabilities.shape[1]
-    targets = [1] if classes == 2 else range(classes)
-    curves = [_weighted_auc(labels == k, probabilities[:, k], weights) for k in targets]
-    return _mean_of_defined(np.stack(curves, axis=1))
+def _scores(
+    predictions: Predictions, unit: np.ndarray, weights: np.ndarray, wanted: Wanted = None
+) -> Scores:
+    """Return the scores for each row of weights (R, U), where image i has the weight of its unit[i]."""
+    classes, units = predictions.probabilities.shape[1], weights.shape[1]
+    sums = _sums(predictions, unit, units)
+    rankings = []
+    if wanted is None or {"auc", "average_precision"} & set(wanted):
+        exact = np.float32 if weights.dtype.kind in "ui" else np.float64  # counts are, in either
+        rankings = [
+            Ranking(predictions.labels == k, predictions.ranks[:, k], unit, units, exact)
+            for k in ([1] if classes == 2 else range(classes))
+        ]
+    pieces = []
+    step = max(1, CHUNK // max(len(unit), units))
+    for start in range(0, len(weights), step):
+        some = weights[start : start + step].astype(np.float64)
+        found = _from_sums(some @ sums, classes)
+        if rankings:
+            areas = np.array([ranking.areas(some) for ranking in rankings])
+            found["auc"], found["average_precision"] = _mean_of_defined(areas.transpose(1, 2, 0))
+        pieces.append({s: v for s, v in found.items() if wanted is None or s in wanted})
+    return {score: np.concatenate([piece[score] for piece in pieces]) for score in pieces[0]}
 
 
-def _weighted_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the chance that a positive outscores a negative, ties counting half, (R,)."""
-    order = np.argsort(score, kind="stable")
-    ordered = score[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    sides = [np.where(mask, weights, 0)[:, order] for mask in (positive, ~positive)]
-    positives, negatives = (np.add.reduceat(side, starts, axis=1) for side in sides)
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    with np.errstate(invalid="ignore"):
-        area: np.ndarray = (positives * below).sum(axis=1) / (positives.sum(1) * negatives.sum(1))
-    return area
+def _sums(predictions: Predictions, unit: np.ndarray, units: int) -> np.ndarray:
+    """Return what most scores are made of, added up by unit: confusion, squares, gaps by bin."""
+    classes = predictions.probabilities.shape[1]
+    cell = (unit * classes + predictions.labels) * classes + predictions.predicted
+    confusion = np.bincount(cell, minlength=units * classes**2).reshape(units, -1)
+    errors = predictions.probabilities - np.eye(classes)[predictions.labels]
+    squares = np.bincount(unit, (errors**2).sum(axis=1) / 2, units)
+    confidence, came_true = stated(predictions)
+    cell = unit * BINS + bin_of(confidence, BINS)
+    gaps = np.bincount(cell, came_true - confidence, units * BINS).reshape(units, -1)
+    return np.column_stack([confusion, squares, gaps])
+
+
+def _from_sums(sums: np.ndarray, classes: int) -> Scores:
+    confusion = sums[:, : classes**2].reshape(-1, classes, classes)
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    truly, guessed, total = confusion.sum(axis=2), confusion.sum(axis=1), confusion.sum(axis=(1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = hits / truly
+        others = total[:, None] - truly
+        by_class = {
+            "sensitivity": recall,
+            "specificity": (others - guessed + hits) / others,
+            "precision": hits / guessed,
+            "f1": np.where(truly > 0, 2 * hits / (truly + guessed), np.nan),
+        }
+        return {
+            "accuracy": hits.sum(axis=1) / total,
+            "balanced_accuracy": _mean_of_defined(recall),
+            **{s: v[:, 1] if classes == 2 else _mean_of_defined(v) for s, v in by_class.items()},
+            "auc": np.full(len(sums), np.nan),
+            "average_precision": np.full(len(sums), np.nan),
+            "brier": sums[:, -BINS - 1] / total,
+            "ece": np.abs(sums[:, -BINS:]).sum(axis=1) / total,
+        }
 
 
 def _mean_of_defined(values: np.ndarray) -> np.ndarray:
     """Return the mean over the last axis, leaving NaN out; NaN where nothing is defined."""
     defined = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        mean: np.ndarray = np.where(defined, values, 0).sum(axis=1) / defined.sum(axis=1)
+        mean: np.ndarray = np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1)
     return mean
+
+
+def stated(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Return stated probabilities, and whether they came true: of class 1, or of the likeliest class."""
+    shares, labels = predictions.probabilities, predictions.labels
+    if shares.shape[1] == 2:
+        return shares[:, 1], (labels == 1).astype(np.float64)
+    return shares.max(axis=1), (shares.argmax(axis=1) == labels).astype(np.float64)
+
+
+def bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return in which of the bins of equal width each probability lies; one is in the last."""
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
 
 
 def vote(predictions: Predictions) -> Predictions | None:
     """Return one row per case, its mean probability; None when some case carries two labels."""
     cases, position = np.unique(predictions.cases, return_inverse=True)
-    total = np.zeros((len(cases), predictions.probabilities.shape[1]))
-    np.add.at(total, position, predictions.probabilities)
-    lowest = np.full(len(cases), np.iinfo(np.int64).max)
-    highest = np.full(len(cases), -1)
-    np.minimum.at(lowest, position, predictions.labels)
-    np.maximum.at(highest, position, predictions.labels)
-    if (lowest != highest).any():
+    labels = np.empty(len(cases), dtype=np.int64)
+    labels[position] = predictions.labels
+    if (labels[position] != predictions.labels).any():
         return None
-    # Equal probabilities stay ties whatever the number of images: their sums differ in the last bit.
-    mean = np.round(total / np.bincount(position)[:, None], 12)
-    return Predictions(lowest, cases, mean)
+    count = np.bincount(position)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        # Equal probabilities stay ties whatever the number of images: their sums differ in the last bit.
+        return np.round(np.bincount(position, values) / count, 12)
+
+    def means(values: np.ndarray) -> np.ndarray:
+        return np.stack([mean(column) for column in values.T], axis=1)
+
+    threshold = predictions.threshold
+    if isinstance(threshold, np.ndarray):
+        threshold = mean(threshold)
+    elif threshold is not None:
+        threshold = round(threshold, 12)
+    order = None if predictions.order is None else means(predictions.order)
+    return Predictions(labels, cases, means(predictions.probabilities), threshold, order)
 
 
 def recognition_rate(predictions: Predictions, case_weights: np.ndarray) -> np.ndarray:
     """Return the mean over cases of each case's image accuracy (Spanhol et al. 2016, eq. 1 and 2)."""
     _, position = np.unique(predictions.cases, return_inverse=True)
-    right = predictions.probabilities.argmax(axis=1) == predictions.labels
+    right = predictions.predicted == predictions.labels
     rate = np.bincount(position, weights=right) / np.bincount(position)
-    share: np.ndarray = case_weights @ rate / case_weights.sum(axis=1)
-    return share
+    some = np.array_split(case_weights, -(-case_weights.size // CHUNK))
+    return np.concatenate([weights @ rate / weights.sum(axis=1) for weights in some])
 
 
 def draw_cases(cases: np.ndarray, replicates: int, seed: int) -> np.ndarray:
@@ -125,24 +207,34 @@ def draw_cases(cases: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     return drawn
 
 
-def replicate(predictions: Predictions, case_weights: np.ndarray) -> dict[str, Scores]:
-    """Return the scores by image and by case for each row of case weights."""
-    _, position = np.unique(predictions.cases, return_inverse=True)
-    per_case = vote(predictions)
-    pieces: dict[str, list[Scores]] = {"image": [], "case": []}
-    step = max(1, CHUNK // len(position))
-    for start in range(0, len(case_weights), step):
-        weights = case_weights[start : start + step].astype(np.float64)
-        by_image = scores(predictions.labels, predictions.probabilities, weights[:, position])
-        by_case = {"recognition_rate": recognition_rate(predictions, weights)}
-        if per_case is not None:
-            by_case = scores(per_case.labels, per_case.probabilities, weights) | by_case
-        pieces["image"].append(by_image)
-        pieces["case"].append(by_case)
-    return {
-        unit: {name: np.concatenate([piece[name] for piece in found]) for name in found[0]}
-        for unit, found in pieces.items()
-    }
+class _Draws:
+    """The draws for all models, made once as long as their cases are the same; the first row is ones."""
+
+    def __init__(self, replicates: int, seed: int) -> None:
+        self.replicates, self.seed = replicates, seed
+        self.cases: np.ndarray | None = None
+
+    def replicate(self, predictions: Predictions, wanted: Wanted = None) -> dict[str, Scores]:
+        """Return the scores by unit: first themselves, then their replicates."""
+        if self.cases is None or not np.array_equal(self.cases, predictions.cases):
+            self.cases = predictions.cases
+            _, self.numbers = np.unique(self.cases, return_inverse=True)
+            drawn = draw_cases(self.numbers, self.replicates, self.seed)
+            self.weights = np.concatenate([np.ones_like(drawn[:1]), drawn])
+        # Numbers sort as their names do, and faster.
+        return replicate(replace(predictions, cases=self.numbers), self.weights, wanted)
+
+
+def replicate(
+    predictions: Predictions, case_weights: np.ndarray, wanted: Wanted = None
+) -> dict[str, Scores]:
+    """Return the scores, or those that are wanted, by image and by case for each row of case weights."""
+    names, position = np.unique(predictions.cases, return_inverse=True)
+    by_case = {}
+    if (voted := vote(predictions)) is not None:
+        by_case = _scores(voted, np.arange(len(names)), case_weights, wanted)
+    by_case["recognition_rate"] = recognition_rate(predictions, case_weights)
+    return {"image": _scores(predictions, position, case_weights, wanted), "case": by_case}
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> list[float] | None:
@@ -155,51 +247,67 @@ def interval(values: np.ndarray, level: float = 0.95) -> list[float] | None:
 
 
 def evaluate(models: Mapping[str, Predictions], replicates: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Return {model: {unit: {score: value, ..., "n": N, "interval": {score: [low, high]}}}}."""
+    """Return {model: {unit: {score: value, ..., "n": N, "interval": {score: [low, high]}}}}.
+
+    One case alone has no interval: nothing says how much another would differ.
+    """
+    draws = _Draws(replicates, seed)
     result: dict[str, dict[str, Any]] = {}
     for name, predictions in models.items():
-        drawn = draw_cases(predictions.cases, replicates, seed)
-        point = replicate(predictions, np.ones((1, drawn.shape[1])))
-        spread = replicate(predictions, drawn)
-        sizes = {"image": len(predictions.labels), "case": drawn.shape[1]}
+        found = draws.replicate(predictions)
+        sizes = {"image": len(predictions.labels), "case": draws.weights.shape[1]}
         result[name] = {
             unit: {
-                **{score: _number(value[0]) for score, value in found.items()},
+                **{score: _number(values[0]) for score, values in by_unit.items()},
                 "n": sizes[unit],
-                "interval": {score: interval(spread[unit][score]) for score in found},
+                "interval": {score: _spread(v, sizes["case"]) for score, v in by_unit.items()},
             }
-            for unit, found in point.items()
+            for unit, by_unit in found.items()
         }
-        result[name]["constant_prediction"] = bool(
-            len(np.unique(predictions.probabilities.argmax(axis=1))) == 1
-        )
+        result[name]["constant_prediction"] = len(np.unique(predictions.predicted)) == 1
     return result
 
 
+def evaluate_subsets(
+    models: Mapping[str, Predictions], subsets: Mapping[str, np.ndarray], replicates: int, seed: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return {subset: what `evaluate` says of its images}; a subset (N,) of no image is left out."""
+    return {
+        subset: evaluate({n: p.at(mask) for n, p in models.items()}, replicates, seed)
+        for subset, mask in subsets.items()
+        if mask.any()
+    }
+
+
 def differences(
-    models: Mapping[str, Predictions], pairs: list[tuple[str, str]], replicates: int, seed: int
+    models: Mapping[str, Predictions],
+    pairs: Sequence[tuple[str, str]],
+    replicates: int,
+    seed: int,
+    scores: Sequence[str] = ("accuracy", "auc"),
+    unit: str = "image",
 ) -> list[dict[str, Any]]:
-    """Return the paired differences first - second of image-level scores, with intervals."""
-    found = []
+    """Return the paired differences first - second of some scores by image or case, with intervals."""
+    draws, found = _Draws(replicates, seed), {}
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        found[name] = draws.replicate(models[name], scores)[unit]
+    rows = []
     for first, second in pairs:
-        drawn = draw_cases(models[first].cases, replicates, seed)
-        ones = np.ones((1, drawn.shape[1]))
-        for score in ("accuracy", "auc"):
-            point, spread = (
-                replicate(models[first], w)["image"][score]
-                - replicate(models[second], w)["image"][score]
-                for w in (ones, drawn)
-            )
-            found.append(
-                {
-                    "first": first,
-                    "second": second,
-                    "score": score,
-                    "difference": _number(point[0]),
-                    "interval": interval(spread),
-                }
-            )
-    return found
+        one, other = models[first], models[second]
+        if not (np.array_equal(one.cases, other.cases) and np.array_equal(one.labels, other.labels)):
+            raise ValueError(f"{first} and {second} are not predictions for the same images")
+        for score in scores:
+            undefined = np.full(replicates + 1, np.nan)  # such as a vote of cases with two labels
+            gain = found[first].get(score, undefined) - found[second].get(score, undefined)
+            row = {"first": first, "second": second, "score": score, "unit": unit}
+            spread = _spread(gain, len(np.unique(one.cases)))
+            rows.append(row | {"difference": _number(gain[0]), "interval": spread})
+    return rows
+
+
+def _spread(values: np.ndarray, cases: int) -> list[float] | None:
+    """Return the interval of a score's replicates, which follow the score itself."""
+    return interval(values[1:]) if cases > 1 else None
 
 
 def _number(value: float) -> float | None:

@@ -1,13 +1,18 @@
 """Classify new images with the whole stack: base models, their maps, the meta-learner.
 
-The one place where the torch half and the scikit-learn half meet in a process: the features of new
-images go straight from the base models to the meta-learner, by the same functions that fill and read
-the cache. Maps drawn over the image are those of the predicted class, averaged over the folds.
+The one place where the torch half and the scikit-learn half meet in a process: what the base models say
+of new images goes straight to the meta-learner, through the functions that fill and read the cache. The
+base models are held while the images stream past in batches; threads decode the next batches meanwhile,
+and a row is there as soon as its batch is done, so that memory does not grow with the number of images.
+
+Confidence is the calibrated probability of the predicted class. Of two classes the threshold decides,
+which may be anywhere: a class that is predicted with a probability of 0.3 has a confidence of 0.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,116 +20,236 @@ from typing import Any
 import numpy as np
 import torch
 
-from stacker.checkpoint import load_checkpoint
-from stacker.errors import BackboneError, DataError, require_one_of
-from stacker.extract import Arrays, extract
-from stacker.features import assemble, probabilities
-from stacker.figures import Picture, heatmap_sheet, save_figure
+from stacker.blocks import array_of, probabilities
+from stacker.cam import Wanted
+from stacker.checkpoint import read_facts
+from stacker.ensemble import Ensemble
+from stacker.errors import BackboneError, ConfigError, require_one_of
+from stacker.extract import Arrays
 from stacker.finetune import How
-from stacker.images import decode
-from stacker.meta import META, load_meta
-from stacker.progress import track
-from stacker.run import FROZEN, Run, file_sha256
+from stacker.inputs import Input, Reading, read_ahead
+from stacker.novelty import UNLIKE, Novelty, load_novelty
+from stacker.outputs import CasePrediction, Cases, Prediction, Row, Skipped, Vote, named
+from stacker.overlays import Overlays
+from stacker.run import FROZEN, Run, file_sha256, read_json
 from stacker.settings import name_maps
-from stacker.stack import default_meta, stack_facts
+from stacker.stored import Stack, default_meta, load_stack, stack_facts
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the stack says of one image; `base` is each base model's own say."""
+@dataclass
+class Predictor:
+    """A run's stack with its base models, ready to be asked."""
 
-    path: str
-    predicted: str
-    probabilities: dict[str, float]
-    base: dict[str, dict[str, float]]
-    heatmaps: str
+    run: Run
+    stack: Stack
+    novelty: Novelty | None
+    seen: frozenset[str] | None
+    abstain: float
+    overlays: Overlays | None
+    ensemble: Ensemble
 
+    @property
+    def bases(self) -> list[str]:
+        """The fine-tuned base models, fold by fold, as "backbone/fold"."""
+        return [f"{name}/{fold}" for fold in self.stack.folds for name in self.stack.backbones]
 
-def predict(
-    run: Run, paths: Sequence[Path], meta: str | None, out: Path
-) -> tuple[list[Prediction], list[str]]:
-    """Return one prediction per readable image and the reasons for the others; write the overlays."""
-    meta = meta or default_meta(run)
-    require_one_of("meta-learner", [meta], META)
-    facts = stack_facts(run, meta)
-    classes, settings = facts["classes"], run.config.images
-    _require_checkpoints(run, facts["checkpoints"])
-    readable, pixels, failures = [], [], []
-    for path in paths:
-        try:
-            pixels.append(decode(path, settings))
-            readable.append(path)
-        except DataError as error:
-            failures.append(str(error))
-    if not readable:
-        return [], failures
-    model = load_meta(meta, run.stack_folder(meta))
-    shares, by_fold = [], []
-    frozen = _frozen(run, facts, pixels)
-    for fold in track(facts["folds"], "predict", total=len(facts["folds"])):
-        arrays = _extract(run, dict.fromkeys(facts["backbones"], fold), pixels, facts)
-        by_fold.append(arrays)
-        beside = {name: arrays.get(name, {}) | found for name, found in frozen.items()}
-        values, _ = assemble({**arrays, **beside}, classes, facts["features"])
-        shares.append(model.predict_proba(values))
-    stacked = np.mean(shares, axis=0)
-    names = _overlay_names(readable)
-    predictions = []
-    for i, path in enumerate(readable):
-        k = int(stacked[i].argmax())
-        base = {n: np.mean([probabilities(f[n]["logits"])[i] for f in by_fold], 0) for n in by_fold[0]}
-        file = out / names[i]
-        title = f"{path.name}\n{meta}: {classes[k]} {stacked[i, k]:.2f}"
-        panels = {
-            f"{name}\n{classes[k]} {base[name][k]:.2f}": [
-                np.mean([f[name]["maps"][i, min(k, len(f[name]["maps"][i]) - 1)] for f in by_fold], 0)
-            ]
-            for name in base
-        }
-        save_figure(heatmap_sheet([Picture(title, pixels[i])], panels, signed=False), file)
-        predictions.append(
-            Prediction(
-                path=str(path),
-                predicted=classes[k],
-                probabilities=_named(classes, stacked[i]),
-                base={name: _named(classes, share) for name, share in base.items()},
-                heatmaps=str(file),
+    def stream(self, images: Iterable[Input]) -> Iterator[Row]:
+        """Yield a row for each image, in their order, and at the end one for each case that is known."""
+        cases = Cases()
+        config = self.run.config.images
+        for readings in read_ahead(images, config, self.ensemble.portion(config.shape)):
+            yield from self._answer(readings, cases)
+        for case, shares, votes in cases.means():
+            (k,) = self.stack.decide(shares[None])
+            yield CasePrediction(
+                case=case,
+                images=int(votes.sum()),
+                predicted=self.stack.classes[k],
+                confidence=round(float(shares[k]), 6),
+                abstained=self._doubt(shares[k]),
+                probabilities=named(self.stack.classes, shares),
+                shares=named(self.stack.classes, votes / votes.sum()),
             )
-        )
-    return predictions, failures
+
+    def _answer(self, readings: Sequence[Reading], cases: Cases) -> list[Row]:
+        """Return the rows of some images, and count them into their cases."""
+        pixels = {n: each.pixels for n, each in enumerate(readings) if each.pixels is not None}
+        places, found = np.array(list(pixels), dtype=np.int64), {}
+        reasons = {n: each.reason for n, each in enumerate(readings) if each.pixels is None}
+        rows: dict[int, Row] = {}
+        if pixels:
+            found = self.ensemble.ask(list(pixels.values()))
+            strange = _not_numbers(found, len(places))
+            reasons |= {int(places[n]): reason for n, reason in strange.items()}
+            kept = np.array([n for n in range(len(places)) if n not in strange], dtype=np.int64)
+            found = {b: {a: values[kept] for a, values in said.items()} for b, said in found.items()}
+            places = places[kept]
+        if len(places):
+            for n, row, shares in self._of_images([readings[n] for n in places], found):
+                rows[int(places[n])] = row
+                if isinstance(row, Prediction) and row.case is not None:
+                    cases.add(row.case, shares, self.stack.classes.index(row.predicted))
+        paths = [str(each.image.path) for each in readings]
+        return [rows.get(n) or Skipped(path, reasons[n]) for n, path in enumerate(paths)]
+
+    def _of_images(
+        self, readings: Sequence[Reading], found: Mapping[str, Arrays]
+    ) -> Iterator[tuple[int, Row, np.ndarray]]:
+        """Yield number, row and probabilities (K,) of each image."""
+        classes = self.stack.classes
+        stacked = self.stack.predict_proba(_by_fold(self.stack, found))
+        decided = self.stack.decide(stacked)
+        base = {name: probabilities(found[name]["logits"]) for name in self.bases}
+        novelty = self._novelty(found)
+        for n, (reading, shares, k) in enumerate(zip(readings, stacked, decided, strict=True)):
+            image = reading.image
+            if not np.isfinite(shares).all():
+                reason = f"{self.stack.name} gives it a probability that is no number"
+                yield n, Skipped(str(image.path), reason), shares
+                continue
+            votes = {
+                name: Vote(classes[said[n].argmax()], named(classes, said[n]))
+                for name, said in base.items()
+            }
+            against = sum(vote.vote != classes[k] for vote in votes.values())
+            row = Prediction(
+                path=str(image.path),
+                case=image.case or None,
+                label=image.label or None,
+                predicted=classes[k],
+                confidence=round(float(shares[k]), 6),
+                abstained=self._doubt(shares[k]),
+                probabilities=named(classes, shares),
+                disagreement=round(against / len(votes), 6),
+                novelty=None if novelty is None else round(float(novelty[n]), 6),
+                unlike_training=None if novelty is None else bool(novelty[n] > UNLIKE),
+                seen=None if self.seen is None or not image.case else image.case in self.seen,
+                base=votes,
+                overlay=self._draw(reading, int(k), shares, n, found, base),
+            )
+            yield n, row, shares
+
+    def _doubt(self, confidence: float) -> str | None:
+        """Return why nothing is decided, if nothing is."""
+        if confidence >= self.abstain:
+            return None
+        return f"confidence {confidence:.3f} is below {self.abstain:g}"
+
+    def _novelty(self, found: Mapping[str, Arrays]) -> np.ndarray | None:
+        if self.novelty is None:
+            return None
+        embeddings = {key: found["/".join(key)]["features"] for key in self.novelty.bases}
+        return self.novelty.percentile(embeddings)
+
+    def _draw(
+        self,
+        reading: Reading,
+        k: int,
+        shares: np.ndarray,
+        n: int,
+        found: Mapping[str, Arrays],
+        base: Mapping[str, np.ndarray],
+    ) -> str | None:
+        """Draw the maps of the predicted class, averaged over the folds; return the file's path."""
+        if self.overlays is None or reading.pixels is None:
+            return None
+        panels, name, folds = {}, self.stack.classes[k], self.stack.folds
+        for backbone in self.stack.backbones:
+            maps = np.mean([found[f"{backbone}/{fold}"]["maps"][n] for fold in folds], axis=0)
+            share = np.mean([base[f"{backbone}/{fold}"][n, k] for fold in folds])
+            panels[f"{backbone}\n{name} {share:.2f}"] = maps[min(k, len(maps) - 1)]
+        title = f"{reading.image.path.name}\n{self.stack.name}: {name} {shares[k]:.2f}"
+        return str(self.overlays.draw(reading.image.path.stem, title, reading.pixels, panels))
 
 
-def _extract(
-    run: Run, folds: Mapping[str, str], pixels: list[np.ndarray], facts: dict[str, Any]
-) -> dict[str, Arrays]:
-    """Return what base models, named with their folds, say of the images, read once for all of them."""
-    how = How.of(run.config)
-    backbones = {}
-    for name, fold in folds.items():
-        backbones[name] = load_checkpoint(run.model_file(name, fold))[0].freeze()
-        backbones[name].model.to(how.device)
-    size = run.config.cam.batch_size
-    batches = (
-        torch.from_numpy(np.stack(pixels[i : i + size])).to(how.device)
-        for i in range(0, len(pixels), size)
+def open_predictor(
+    run: Run,
+    meta: str | None = None,
+    abstain: float | None = None,
+    overlays: Path | None = None,
+    trusted: Sequence[str] = (),
+) -> Predictor:
+    """Return a run's stack, ready to be asked; raise StackerError when some part of it is not as it was.
+
+    `abstain` takes the place of `stack.abstain`; `trusted` are the packages whose classes a custom
+    meta-learner may be made of.
+    """
+    name = meta or default_meta(run)
+    if not run.config.stack.knows(name):
+        require_one_of("meta-learner", [name], run.config.stack.names)
+    facts = stack_facts(run, name)
+    stack = load_stack(run, name, trusted)
+    require_checkpoints(run, {base: facts["checkpoints"][base] for base in needed(stack)})
+    limit = run.config.stack.abstain if abstain is None else abstain
+    if not 0 <= limit < 1:
+        raise ConfigError(f"--abstain {limit}: expected a probability from 0 to below 1, e.g. 0.8")
+    ensemble = Ensemble(
+        files={base: base_file(run, base) for base in needed(stack)},
+        wanted=_wanted(stack, drawn=overlays is not None),
+        how=How.of(run.config),
+        precision=getattr(torch, facts["precision"]),
+        batch_size=run.config.cam.batch_size,
+        memory_gb=run.config.cam.memory_gb,
     )
-    maps = name_maps(facts["methods"], facts["lower"])
-    wanted = {name: {} if fold == FROZEN else maps for name, fold in folds.items()}
-    return extract(backbones, batches, wanted, getattr(torch, facts["precision"]))
+    usual, seen = _usual(run, stack), _seen_cases(run, stack)
+    drawn = None if overlays is None else Overlays(overlays)
+    return Predictor(run, stack, usual, seen, limit, drawn, ensemble)
 
 
-def _frozen(run: Run, facts: dict[str, Any], pixels: list[np.ndarray]) -> dict[str, Arrays]:
-    """Return the block `frozen` of the images, of every frozen backbone that the meta-learner knows."""
-    keys = [key.split("/") for key in facts["checkpoints"]]
-    names = {name: fold for name, fold in keys if fold == FROZEN}
-    found = _extract(run, names, pixels, facts) if names else {}
-    return {name: {"frozen": arrays["features"]} for name, arrays in found.items()}
+def needed(stack: Stack) -> list[str]:
+    """Return the base models and frozen backbones that a stack looks at, as "backbone/fold"."""
+    fine_tuned = [f"{name}/{fold}" for fold in stack.folds for name in stack.backbones]
+    if "frozen" not in {array_of(name, block) for name, block in stack.blocks.items()}:
+        return fine_tuned
+    return fine_tuned + [name for name in stack.facts["checkpoints"] if name.endswith(f"/{FROZEN}")]
 
 
-def _require_checkpoints(run: Run, expected: dict[str, str]) -> None:
+def _wanted(stack: Stack, drawn: bool) -> dict[str, Wanted]:
+    """Return the maps that the stack looks at, and those that are drawn, by base model."""
+    facts = stack.facts
+    arrays = {array_of(name, block) for name, block in stack.blocks.items()}
+    arrays |= {"maps"} if drawn else set()
+    every = name_maps(facts["methods"], facts["lower"])
+    maps = {name: made for name, made in every.items() if name in arrays}
+    return {base: {} if base.endswith(f"/{FROZEN}") else maps for base in needed(stack)}
+
+
+def base_file(run: Run, base: str) -> Path:
+    return run.model_file(*base.rsplit("/", 1))
+
+
+def _by_fold(stack: Stack, found: Mapping[str, Arrays]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the arrays of every fold's backbones, with those of frozen ones beside them."""
+    frozen = {
+        name.rsplit("/", 1)[0]: {"frozen": arrays["features"]}
+        for name, arrays in found.items()
+        if name.endswith(f"/{FROZEN}")
+    }
+    by_fold = {}
+    for fold in stack.folds:
+        own = {name: dict(found[f"{name}/{fold}"]) for name in stack.backbones}
+        beside = {name: own.get(name, {}) | arrays for name, arrays in frozen.items()}
+        by_fold[fold] = {**own, **beside}
+    return by_fold
+
+
+def _not_numbers(found: Mapping[str, Arrays], rows: int) -> dict[int, str]:
+    """Return the images of which some base model says what is no number, with the reason."""
+    reasons: dict[int, str] = {}
+    for name, arrays in found.items():
+        for array, values in arrays.items():
+            for row in np.flatnonzero(~np.isfinite(values.reshape(rows, -1)).all(axis=1)):
+                reason = f"{array} of {name} are not numbers: this base model fails on it"
+                reasons.setdefault(int(row), reason)
+    return reasons
+
+
+def require_checkpoints(run: Run, expected: Mapping[str, str]) -> None:
     """Raise BackboneError when a base model is not the one that the meta-learner was fitted on."""
-    for key, sha256 in expected.items():
-        path = run.model_file(*key.split("/"))
+    for base, sha256 in expected.items():
+        path = base_file(run, base)
         if not path.exists():
             raise BackboneError(f"{path}: this base model is missing; run 'stacker run CONFIG' again")
         found = file_sha256(path)
@@ -135,17 +260,42 @@ def _require_checkpoints(run: Run, expected: dict[str, str]) -> None:
             )
 
 
-def _named(classes: Sequence[str], shares: np.ndarray) -> dict[str, float]:
-    return {name: round(float(share), 6) for name, share in zip(classes, shares, strict=True)}
+def noveltybase_file(run: Run) -> Path:
+    """Return where it is kept what is usual of the images that the run's stacks were fitted on."""
+    return run.path / "stack" / "novelty.npz"
 
 
-def _overlay_names(paths: Sequence[Path]) -> list[str]:
-    """Return a file name per image; images of one name in several folders are numbered."""
-    names: list[str] = []
-    for path in paths:
-        name, number = f"{path.stem}.png", 1
-        while name in names:
-            number += 1
-            name = f"{path.stem}-{number}.png"
-        names.append(name)
-    return names
+def _usual(run: Run, stack: Stack) -> Novelty | None:
+    """Return what is usual of development images; None where it is not known of these base models."""
+    path = noveltybase_file(run)
+    if not path.exists():
+        return None
+    found = load_novelty(path)
+    if found.origins != {name: stack.facts["origins"].get(name) for name in found.origins} or {
+        "/".join(key) for key in found.bases
+    } != {f"{name}/{fold}" for fold in stack.folds for name in stack.backbones}:
+        log.warning("%s is of other caches than the stack: novelty is not known", path)
+        return None
+    return found
+
+
+def _seen_cases(run: Run, stack: Stack) -> frozenset[str] | None:
+    """Return the cases that base models or stack were fitted on; None where the files do not tell."""
+    found: set[str] = set()
+    for base in needed(stack):
+        found |= set(read_facts(base_file(run, base)).get("training_cases", []))
+    if run.folds_file.exists():
+        folds = read_json(run.folds_file)
+        if folds["group"] == "case":
+            parts = ("fit", "validation", "held_out")
+            found |= {case for fold in folds["folds"] for part in parts for case in fold[part]}
+    return frozenset(found) if found else None
+
+
+def predict(
+    run: Run, paths: Sequence[Path], meta: str | None = None, overlays: Path | None = None
+) -> tuple[list[Prediction], list[str]]:
+    """Return a prediction for each image that can be read, and the reasons for the others."""
+    rows = list(open_predictor(run, meta, overlays=overlays).stream(map(Input, paths)))
+    reasons = [f"{row.path}: {row.reason}" for row in rows if isinstance(row, Skipped)]
+    return [row for row in rows if isinstance(row, Prediction)], reasons

@@ -17,16 +17,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from stacker.admission import open_caches
 from stacker.backbone import create
 from stacker.devices import autocast
 from stacker.errors import CacheError, RunError
-from stacker.features import load_tables
 from stacker.finetune import How
 from stacker.metrics import Predictions, differences, evaluate
 from stacker.pixels import Pixels
 from stacker.progress import bar
 from stacker.run import write_json
-from stacker.stack import by_unit, mean_of
+from stacker.stack import by_unit
 from stacker.studies import Study
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def probe(study: Study, strength: float) -> dict[str, Any]:
             features = _embed(study, name, pixels, advance)
             held_out[f"{name}, frozen"], test[f"{name}, frozen"] = _fit(study, features, strength)
     if len(held_out) > 1:
-        held_out["mean, frozen"], test["mean, frozen"] = mean_of(held_out), mean_of(test)
+        held_out["mean, frozen"], test["mean, frozen"] = _mean_of(held_out), _mean_of(test)
     tuned_held_out, tuned_test = _tuned(study)
     pairs = [(name, f"{name}, frozen") for name in tuned_held_out]
     draws, seed = config.stack.bootstrap, config.seed
@@ -110,15 +110,24 @@ def _predictions(study: Study, rows: np.ndarray, shares: np.ndarray) -> Predicti
     return Predictions(study.manifest.labels[rows], cases, shares)
 
 
+def _mean_of(found: Mapping[str, Predictions]) -> Predictions:
+    """Return the mean of several models' probabilities on the same rows."""
+    first = next(iter(found.values()))
+    shares = np.mean([each.probabilities for each in found.values()], axis=0)
+    return Predictions(first.labels, first.cases, shares)
+
+
 def _tuned(study: Study) -> tuple[Mapping[str, Predictions], Mapping[str, Predictions]]:
     """Return what the run's base models say of the same images in the same order, if cached."""
     try:
-        tables = load_tables(study.run, study.manifest, study.folds, ["logits"])
+        caches = open_caches(study.run, study.manifest, study.folds, frozen=False)
     except (CacheError, RunError) as error:
         log.info("no base models beside the probes: %s", error)
         return {}, {}
+    tables = caches.tables(["logits"], study.run.config.stack)
     rows, tests = tables.development.rows, next(iter(tables.tests.values())).rows
+    development, test = caches.base()
     return (
-        {n: Predictions(rows.label, rows.case_id, p) for n, p in tables.base_development.items()},
-        {n: Predictions(tests.label, tests.case_id, p) for n, p in tables.base_test.items()},
+        {n: Predictions(rows.label, rows.case_id, p) for n, p in development.items()},
+        {n: Predictions(tests.label, tests.case_id, p.mean(axis=0)) for n, p in test.items()},
     )

@@ -18,7 +18,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,10 +29,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stacker import __version__
 from stacker.config import Config
 from stacker.configfile import load_config
-from stacker.errors import RunError
+from stacker.errors import RunError, StackError
 
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
 PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "xgboost", "numpy", "h5py")
@@ -105,12 +109,12 @@ def _strangers(path: Path) -> bool:
     )
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     """Open an existing run; raise RunError when there is none."""
     if not (path / "manifest.csv").exists():
         hint = "give the folder of a run, e.g. artifacts/demo"
         raise RunError(f"{path} is not a run directory; {hint}")
-    return Run(path, load_config(path / "config.yaml"))
+    return Run(path, load_config(path / "config.yaml", overrides))
 
 
 def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
@@ -188,6 +192,24 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Publish arrays as .npz."""
+    with publish(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **dict[str, Any](arrays))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays that were written so; raise StackError when they are missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StackError(
+            f"{path} is missing or damaged ({error}); delete {path.parent} and run 'stacker stack "
+            "CONFIG' again"
+        ) from None
 
 
 def digest(content: Any) -> str:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stacker.recipe import Section
 
 T = TypeVar("T")
-MetaName = Literal["logistic", "mlp", "xgboost"]
+MetaName = Literal[
+    "logistic",
+    "mlp",
+    "xgboost",
+    "svm",
+    "random_forest",
+    "convnet",
+    "mean",
+    "vote",
+    "best_base",
+]
+RULES = ("mean", "vote", "best_base")  # they look at the base models' probabilities alone
+BLOCKS = ("map_stats", "logits", "probabilities", "embeddings", "frozen")  # beside the datasets of maps
 MethodName = Literal[
     "gradcam",
     "gradcam++",
@@ -78,28 +91,91 @@ def name_maps(methods: Sequence[str], lower: int) -> dict[str, tuple[str, int]]:
     }
 
 
+class BlockConfig(Section):
+    """A feature block of one's own: a view of something that is cached.
+
+    `of` is a dataset of maps, `embeddings` or `frozen`. Maps are taken signed, cut off below zero
+    (relu), scaled to reach from 0 to 1 each (normalised), or summed up (stats); at their own grid or
+    brought to a common one of `grid` x `grid` cells; of all classes, of some, or as the difference that
+    speaks for a class (`difference`: against the others). `pca` puts so many principal components in the
+    place of the columns, for each backbone by itself, fitted on the rows that the meta-learner learns
+    from.
+    """
+
+    of: str
+    view: Literal["signed", "relu", "normalised", "stats"] = "signed"
+    grid: int | None = Field(None, ge=1, le=64)
+    classes: list[str] | Literal["difference"] | None = None
+    pca: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _settings_fit_what_it_is_of(self) -> BlockConfig:
+        if not self.of.startswith("maps"):
+            if self.of not in ("embeddings", "frozen"):
+                raise ValueError(f"of: {self.of!r} has no views; take maps, embeddings or frozen")
+            changed = {"view", "grid", "classes"} & self.model_fields_set
+            if changed:
+                raise ValueError(f"{', '.join(sorted(changed))}: for maps alone, {self.of} are none")
+        if self.view == "stats" and self.grid is not None:
+            raise ValueError("grid: statistics are taken on the grid that the maps have")
+        return self
+
+
 class LogisticConfig(Section):
     """L2-regularised logistic regression on standardised features."""
 
     C: float = Field(0.01, gt=0)
 
 
-class MlpConfig(Section):
-    """A BatchNorm/Dropout multi-layer perceptron on standardised features."""
+class SvmConfig(Section):
+    """A support vector machine on standardised features; its distances become probabilities inside."""
 
-    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[64])
+    C: float = Field(1.0, gt=0)
+    kernel: Literal["linear", "rbf"] = "rbf"
+
+
+class RandomForestConfig(Section):
+    """A forest of randomised trees."""
+
+    n_estimators: int = Field(500, ge=1)
+    max_depth: int | None = Field(None, ge=1)
+    min_samples_leaf: int = Field(3, ge=1)
+    max_features: float | Literal["sqrt", "log2"] = "sqrt"
+
+
+class NetworkConfig(Section):
+    """How the networks learn: at most so many epochs, chosen on an inner split by case."""
+
     dropout: float = Field(0.5, ge=0, lt=1)
     epochs: int = Field(100, ge=1)
+    patience: int = Field(15, ge=1)
+    validation: float = Field(0.2, gt=0, lt=1)
     batch_size: int = Field(64, ge=2)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
 
 
-class XgboostConfig(Section):
-    """Gradient-boosted trees."""
+class MlpConfig(NetworkConfig):
+    """A BatchNorm/Dropout multi-layer perceptron on standardised features."""
 
-    n_estimators: int = Field(200, ge=1)
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default=[64])
+
+
+class ConvnetConfig(NetworkConfig):
+    """A small convolutional network over the maps of all backbones, stacked as channels on one grid."""
+
+    channels: list[Annotated[int, Field(ge=1)]] = Field(default=[16, 32], min_length=1)
+    grid: int = Field(7, ge=2, le=64)
+
+
+class XgboostConfig(Section):
+    """Gradient-boosted trees; how many is chosen on an inner split by case, `n_estimators` at most."""
+
+    n_estimators: int = Field(500, ge=1)
+    patience: int = Field(30, ge=1)
+    validation: float = Field(0.2, gt=0, lt=1)
     max_depth: int = Field(3, ge=1)
+    max_bin: int = Field(256, ge=2)
     learning_rate: float = Field(0.05, gt=0)
     subsample: float = Field(0.8, gt=0, le=1)
     colsample_bytree: float = Field(0.3, gt=0, le=1)
@@ -107,17 +183,93 @@ class XgboostConfig(Section):
     reg_lambda: float = Field(5.0, ge=0)
 
 
+class CustomConfig(Section):
+    """Any classifier with fit and predict_proba, by the dotted path of its class."""
+
+    estimator: str = Field(pattern=r"^[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)+$")
+    parameters: dict[str, Any] = Field(default={})
+    scale: bool = True
+
+
+class CompareConfig(Section):
+    """What `stacker compare` puts side by side; without lists, all that can be had from the caches."""
+
+    meta: list[str] | None = Field(None, min_length=1)
+    features: list[Annotated[list[str], Field(min_length=1)]] | None = Field(None, min_length=1)
+    permutations: int = Field(20, ge=1)
+
+
 class StackConfig(Section):
-    """Which features stage three sees, which meta-learners it trains, and how it scores them."""
+    """Which features stage three sees, which meta-learners it trains, and how it scores them.
+
+    A meta-learner is one of ours, a name under `custom`, or the dotted path of a class. Those that draw
+    lots are fitted `seeds` times and averaged. `parts` is into how many pieces by case the development
+    rows are cut for the out-of-fold estimate, which calibration and threshold come from: `none` is the
+    more probable class, `youden` the best sum of sensitivity and specificity, `sensitivity` the wanted
+    one. `balance` lets the classes weigh the same. `abstain`: below this confidence `predict` does not
+    decide. `memory_gb` bounds what of a table is held at once.
+    """
 
     features: list[str] = Field(["maps", "logits"], min_length=1)
-    meta: list[MetaName] = Field(["logistic"], min_length=1)
+    blocks: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], BlockConfig] = Field(default={})
+    meta: list[str] = Field(["logistic"], min_length=1)
+    custom: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], CustomConfig] = Field(default={})
     logistic: LogisticConfig = LogisticConfig()
+    svm: SvmConfig = SvmConfig()
+    random_forest: RandomForestConfig = RandomForestConfig()
     mlp: MlpConfig = MlpConfig()
+    convnet: ConvnetConfig = ConvnetConfig()
     xgboost: XgboostConfig = XgboostConfig()
+    balance: bool = True
+    seeds: int = Field(3, ge=1)
+    parts: int = Field(5, ge=2)
+    calibration: Literal["none", "temperature", "platt"] = "temperature"
+    threshold: Literal["none", "youden", "sensitivity"] = "youden"
+    sensitivity: float = Field(0.95, gt=0, le=1)
+    abstain: float = Field(0.0, ge=0, lt=1)
+    memory_gb: float = Field(2.0, gt=0)
     bootstrap: int = Field(2000, ge=100)
+    compare: CompareConfig = CompareConfig()
 
-    @field_validator("features")
+    @field_validator("features", "meta")
     @classmethod
-    def _each_block_once(cls, features: list[str]) -> list[str]:
-        return _each_once("features", features)
+    def _each_once(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        return _each_once(str(info.field_name), names)
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> StackConfig:
+        """A name of one's own may not be one that has a meaning already."""
+        for name in self.blocks:
+            if name.startswith("maps") or name in BLOCKS:
+                raise ValueError(f"blocks: {name!r} is the name of what is cached; take another one")
+        for name in self.custom:
+            if name in get_args(MetaName):
+                raise ValueError(f"custom: {name!r} is the name of a meta-learner of ours; take another")
+        return self
+
+    @model_validator(mode="after")
+    def _meta_learners_are_known(self) -> StackConfig:
+        for name in [*self.meta, *(self.compare.meta or [])]:
+            self.custom_of(name)
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all meta-learners, those of the config's own among them."""
+        return [*get_args(MetaName), *self.custom]
+
+    def knows(self, meta: str) -> bool:
+        """Say whether a name is that of a meta-learner, or might be the path of a class."""
+        return meta in self.names or "." in meta
+
+    def custom_of(self, meta: str) -> CustomConfig | None:
+        """Return how a meta-learner is built that is not one of ours; raise ValueError for neither."""
+        if meta in get_args(MetaName):
+            return None
+        if meta in self.custom:
+            return self.custom[meta]
+        if "." in meta:
+            return CustomConfig(estimator=meta)
+        near = get_close_matches(meta, self.names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(self.names)}"
+        raise ValueError(f"no meta-learner '{meta}', nor is it the dotted path of a class; {hint}")

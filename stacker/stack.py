@@ -2,165 +2,199 @@
 
 The meta-learner is fitted on the development rows, each made by a model that never saw the row's case.
 On a test case every fold's model yields its features, and the meta-learner's probabilities are averaged
-over the folds: averaged features would be smoother than those it was trained on. The constant, each base
-model and the mean of their probabilities are always scored beside it, on the same images.
+over the folds. The constant, each base model and the mean of their probabilities are always scored
+beside it, on the same images, calibrated and cut in the same way.
 """
 
 from __future__ import annotations
 
 import csv
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stacker.errors import RunError
-from stacker.features import Tables, load_tables
-from stacker.figures import confusion_figure, roc_figure, save_figure
+from stacker.admission import open_caches
+from stacker.blocks import array_of, resolve
+from stacker.cache import Rows
+from stacker.errors import require_one_of
+from stacker.features import Caches, Tables
+from stacker.figures import confusion_figure, reliability_figure, roc_figure, save_figure
+from stacker.fitting import Design, Says, conclude, fit
 from stacker.folds import Folds
+from stacker.grouping import cut
 from stacker.heatmaps import localise
 from stacker.manifest import Manifest
-from stacker.meta import META, MetaLearner, load_meta, model_file, save_meta
 from stacker.metrics import Predictions, differences, evaluate
 from stacker.progress import track
-from stacker.run import Run, digest, publish, read_json, versions, write_json
+from stacker.run import Run, digest, publish, versions, write_json
+from stacker.stored import fitted_names, is_current, load_says, save_stack, stack_facts
 
 log = logging.getLogger(__name__)
 
 
 def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) -> dict[str, Any]:
     """Fit the named meta-learners that are not fitted yet; return the run's metrics."""
-    tables = load_tables(run, manifest, folds, run.config.stack.features)
+    for name in names:
+        require_known(name, run)
+    caches = open_caches(run, manifest, folds, needs_frozen(run, run.config.stack.features))
     for name in track(names, "fit meta-learners", total=len(names)):
-        if _is_fitted(run, name, tables):
+        design = design_of(run, name)
+        tables = caches.tables(design.features, run.config.stack)
+        identity = identity_of(design, caches, tables)
+        if is_current(run.stack_folder(name), identity):
             log.info("stack %s: done already", name)
         else:
-            _fit_one(run, name, tables, manifest.classes, folds.label)
-    return _summarise(run, manifest, folds, tables)
+            _fit_one(run, design, caches, tables, identity, folds.label)
+    return _summarise(run, manifest, folds, caches)
 
 
-def _fit_one(run: Run, name: str, tables: Tables, classes: Sequence[str], split: str) -> None:
+def require_known(name: str, run: Run) -> None:
+    """Raise ConfigError for a name that no meta-learner has, with the nearest one that one has."""
+    if not run.config.stack.knows(name):
+        require_one_of("meta-learner", [name], run.config.stack.names)
+
+
+def needs_frozen(run: Run, features: Sequence[str]) -> bool:
+    """Say whether some blocks are made of frozen backbones."""
+    blocks = resolve(features, run.config.stack)
+    return any(array_of(name, block) == "frozen" for name, block in blocks.items())
+
+
+def design_of(run: Run, name: str) -> Design:
+    """Return how a meta-learner is fitted in a run."""
     config = run.config
-    table = tables.development
-    started = time.perf_counter()
-    model = META[name].build(config.stack, config.seed)
-    model.fit(table.values, table.rows.label)
-    seconds = time.perf_counter() - started
-    folder = run.stack_folder(name)
-    (folder / "stack.json").unlink(missing_ok=True)  # it must never speak of another model
-    save_meta(name, model, folder)
-    _write_predictions(folder / "predictions.csv", {name: _on_test(model, tables)}, tables, classes)
-    facts = {
-        **_identity(run, name, tables),
-        "classes": classes,
-        "split": split,
-        "methods": config.cam.methods,
-        "lower": config.cam.lower,
-        "precision": tables.precision,
-        "backbones": list(tables.base_test),
-        "folds": list(tables.tests),
-        "rows": len(table.rows),
-        "seconds": round(seconds, 3),
-        "versions": versions(),
-    }
-    write_json(folder / "stack.json", {"digest": digest(_identity(run, name, tables)), **facts})
-    log.info("stack %s: %d rows x %d columns in %.1f s", name, *table.values.shape, seconds)
+    return Design.of(name, config.stack.features, config.stack, config.seed, config.device)
 
 
-def _identity(run: Run, name: str, tables: Tables) -> dict[str, Any]:
+def identity_of(design: Design, caches: Caches, tables: Tables) -> dict[str, Any]:
     """Return all that decides a fitted meta-learner: equal identities mean equal models."""
     return {
-        "meta": name,
-        "features": run.config.stack.features,
-        "parameters": getattr(run.config.stack, name).model_dump(mode="json"),
-        "seed": run.config.seed,
-        "checkpoints": tables.checkpoints,
-        "origins": tables.origins,
+        **design.identity(),
+        "checkpoints": caches.checkpoints,
+        "origins": caches.origins,
         "columns": digest(tables.development.columns),
     }
 
 
-def _is_fitted(run: Run, name: str, tables: Tables) -> bool:
-    facts_file = run.stack_folder(name) / "stack.json"
-    if not facts_file.exists() or not model_file(name, run.stack_folder(name)).exists():
-        return False
-    return bool(read_json(facts_file)["digest"] == digest(_identity(run, name, tables)))
-
-
-def _on_test(model: MetaLearner, tables: Tables) -> Predictions:
-    """Return the mean over folds of the meta-learner's probabilities on the test cases."""
-    tests = list(tables.tests.values())
-    shares = np.mean([model.predict_proba(table.values) for table in tests], axis=0)
-    return Predictions(tests[0].rows.label, tests[0].rows.case_id, shares.astype(np.float64))
-
-
-def stack_facts(run: Run, name: str) -> dict[str, Any]:
-    """Return what a fitted meta-learner says of itself; raise RunError when there is none."""
-    path = run.stack_folder(name) / "stack.json"
-    if not path.exists():
-        raise RunError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
-    facts: dict[str, Any] = read_json(path)
-    if "precision" not in facts:
-        raise RunError(f"{path} was written by an older version; run 'stacker stack CONFIG' again")
-    return facts
-
-
-def default_meta(run: Run) -> str:
-    """Return the first of `stack.meta` that is fitted, or else any other that is."""
-    names = [*run.config.stack.meta, *META]
-    fitted = [name for name in names if (run.stack_folder(name) / "stack.json").exists()]
-    if not fitted:
-        raise RunError(f"{run.path}: no meta-learner is fitted yet; run 'stacker stack CONFIG' first")
-    return fitted[0]
-
-
-def _summarise(run: Run, manifest: Manifest, folds: Folds, tables: Tables) -> dict[str, Any]:
-    """Score everything that is fitted, and write metrics.json, predictions.csv and the figures."""
-    fitted = [name for name in META if _is_fitted(run, name, tables)]
-    for folder in sorted(run.path.glob("stack/*/stack.json")):
-        if folder.parent.name not in fitted:
-            log.warning(
-                "stack %s was fitted with other settings and is left out; refresh it with --meta %s",
-                folder.parent.name,
-                folder.parent.name,
-            )
-    tests = next(iter(tables.tests.values())).rows
-    base = {n: Predictions(tests.label, tests.case_id, p) for n, p in tables.base_test.items()}
-    models = {
-        "constant": _constant(tables, len(manifest.classes)),
-        **base,
-        "mean": mean_of(base),
-        **{name: _on_test(load_meta(name, run.stack_folder(name)), tables) for name in fitted},
+def _fit_one(
+    run: Run, design: Design, caches: Caches, tables: Tables, identity: dict[str, Any], split: str
+) -> None:
+    fitted = fit(design, tables)
+    folder = run.stack_folder(design.meta)
+    rows = next(iter(tables.tests.values())).rows
+    write_predictions(
+        folder / "predictions.csv", {design.meta: fitted.says.test}, rows, caches.classes, split
+    )
+    facts = {
+        "classes": caches.classes,
+        "split": split,
+        "methods": run.config.cam.methods,
+        "lower": run.config.cam.lower,
+        "precision": caches.precision,
+        "backbones": caches.backbones,
+        "folds": caches.folds,
+        "rows": tables.development.shape[0],
+        "versions": versions(),
     }
-    rows = tables.development.rows
-    held_out = {
-        name: Predictions(rows.label, rows.case_id, p) for name, p in tables.base_development.items()
+    save_stack(folder, design, fitted, identity, facts)
+    shape, count = tables.development.shape, sum(len(each) for each in fitted.members.values())
+    log.info(
+        "stack %s: %d rows x %d columns, %d fits in %.1f s",
+        design.meta,
+        *shape,
+        count,
+        fitted.fit_seconds,
+    )
+
+
+def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
+    """Return what is always in the comparison: the constant, each base model, and their mean."""
+    rows, test_rows = tables.development.rows, next(iter(tables.tests.values())).rows
+    config = run.config.stack
+    parts = cut(rows.label, tables.groups, config.parts, run.config.seed)
+    development, tests = caches.base()
+    development["mean"] = np.mean(list(development.values()), axis=0)
+    tests["mean"] = np.mean(list(tests.values()), axis=0)
+    truth, test_truth = (rows.label, rows.case_id), (test_rows.label, test_rows.case_id)
+    frequency = np.bincount(rows.label, minlength=len(caches.classes)) / len(rows)
+    plain = config.model_copy(update={"calibration": "none", "threshold": "none"})
+    constant = np.tile(frequency, (len(rows), 1)), np.tile(frequency, (1, len(test_rows), 1))
+    return {
+        "constant": conclude(plain, constant[0], parts, truth, constant[1], test_truth),
+        **{
+            name: conclude(config, development[name], parts, truth, tests[name], test_truth)
+            for name in tests
+        },
     }
-    held_out["mean"] = mean_of(held_out)
-    draws = run.config.stack.bootstrap
-    development = evaluate(held_out, draws, run.config.seed)
-    best = max(base, key=lambda name: development[name]["image"]["auc"] or 0)
-    pairs = [(name, rival) for name in fitted for rival in (best, "mean")]
+
+
+def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
+    """Return what the stacks say that were fitted with the present settings; mention the others."""
+    found = {}
+    for name in fitted_names(run):
+        folder = run.stack_folder(name)
+        if run.config.stack.knows(name):
+            design = design_of(run, name)
+            identity = identity_of(design, caches, caches.tables(design.features, run.config.stack))
+            if is_current(folder, identity):
+                found[name] = load_says(folder, stack_facts(run, name))
+                continue
+        log.warning(
+            "stack %s was fitted with other settings and is left out; refresh it with --meta %s",
+            name,
+            name,
+        )
+    return found
+
+
+def _summarise(run: Run, manifest: Manifest, folds: Folds, caches: Caches) -> dict[str, Any]:
+    """Score everything that is fitted, and write metrics.json, the predictions and the figures."""
+    plain = caches.tables(["logits"], run.config.stack)
+    before, stacks = baselines(caches, plain, run), _fitted_says(run, caches)
+    says = before | stacks
+    test = {name: found.test for name, found in says.items()}
+    held_out = {name: found.development for name, found in says.items() if found.development}
+    draws, seed = run.config.stack.bootstrap, run.config.seed
+    development = evaluate(held_out, draws, seed)
+    best = best_base(caches.backbones, development)
+    pairs = [(name, rival) for name in stacks for rival in (best, "mean") if name != rival]
+    both = {"held_out": held_out, "test": test}
     metrics: dict[str, Any] = {
         "split": folds.label,
         "classes": manifest.classes,
         "unit": manifest.unit,
         "intervals": f"95%, {draws} bootstrap draws of whole {manifest.unit}s",
-        "test": by_unit(evaluate(models, draws, run.config.seed), manifest.unit),
+        "test": by_unit(evaluate(test, draws, seed), manifest.unit),
         "held_out": by_unit(development, manifest.unit),
         "best_base": best,
-        "differences": differences(models, pairs, draws, run.config.seed),
+        "differences": [
+            {"part": part, **row}
+            for part, models in both.items()
+            for row in differences(models, [p for p in pairs if p[0] in models], draws, seed)
+        ],
+        "thresholds": {name: found.finish.threshold for name, found in says.items()},
+        "calibrators": {name: found.finish.calibrator.as_dict() for name, found in says.items()},
+        "seeds_auc": {name: found.seeds for name, found in stacks.items() if len(found.seeds) > 1},
     }
     if run.config.data.masks is not None:
         metrics["localisation"] = localise(run, manifest, folds)
-    _write_predictions(run.path / "predictions.csv", models, tables, manifest.classes)
-    save_figure(confusion_figure(models, manifest.classes, folds.label), run.figures / "confusion.png")
-    save_figure(roc_figure(models, manifest.classes, folds.label), run.figures / "roc.png")
+    rows, test_rows = plain.development.rows, next(iter(plain.tests.values())).rows
+    write_predictions(run.path / "predictions.csv", test, test_rows, manifest.classes, folds.label)
+    write_predictions(run.path / "out_of_fold.csv", held_out, rows, manifest.classes, folds.label)
+    draw = {"confusion": confusion_figure, "roc": roc_figure, "reliability": reliability_figure}
+    for name, figure in draw.items():
+        save_figure(figure(test, manifest.classes, folds.label), run.figures / f"{name}.png")
     write_json(run.path / "metrics.json", metrics)
     return metrics
+
+
+def best_base(backbones: Sequence[str], development: Mapping[str, Any]) -> str:
+    """Return the backbone with the best AUC on development cases that its models never saw."""
+    found = {name: development.get(name, {}).get("image", {}).get("auc") for name in backbones}
+    return max(found, key=lambda name: found[name] or 0)
 
 
 def by_unit(found: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, Any]]:
@@ -176,33 +210,17 @@ def by_unit(found: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, 
     }
 
 
-def _constant(tables: Tables, classes: int) -> Predictions:
-    """Return the predictor that knows only how frequent the classes are among the development rows."""
-    tests = next(iter(tables.tests.values())).rows
-    frequency = np.bincount(tables.development.rows.label, minlength=classes)
-    shares = np.tile(frequency / frequency.sum(), (len(tests), 1))
-    return Predictions(tests.label, tests.case_id, shares)
-
-
-def mean_of(base: Mapping[str, Predictions]) -> Predictions:
-    """Return the mean of several models' probabilities on the same rows."""
-    first = next(iter(base.values()))
-    shares = np.mean([p.probabilities for p in base.values()], axis=0)
-    return Predictions(first.labels, first.cases, shares)
-
-
-def _write_predictions(
-    path: Path, models: Mapping[str, Predictions], tables: Tables, classes: Sequence[str]
+def write_predictions(
+    path: Path, models: Mapping[str, Predictions], rows: Rows, classes: Sequence[str], split: str
 ) -> None:
-    """Publish one line per test image and model."""
-    rows = next(iter(tables.tests.values())).rows
-    header = ["image_id", "case_id", "label", "model", "predicted", *(f"p_{c}" for c in classes)]
+    """Publish one line per image and model."""
+    shares = [f"p_{name}" for name in classes]
+    header = ["image_id", "case_id", "label", "model", "predicted", *shares, "split"]
     with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         for name, found in models.items():
-            guesses = found.probabilities.argmax(axis=1)
-            for i, shares in enumerate(found.probabilities):
+            for i, (guess, p) in enumerate(zip(found.predicted, found.probabilities, strict=True)):
                 image, case = rows.image_id[i].decode(), rows.case_id[i].decode()
-                label, guess = classes[rows.label[i]], classes[guesses[i]]
-                writer.writerow([image, case, label, name, guess, *(f"{p:.6f}" for p in shares)])
+                label, said = classes[rows.label[i]], classes[guess]
+                writer.writerow([image, case, label, name, said, *(f"{each:.6f}" for each in p), split])

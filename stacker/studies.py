@@ -101,9 +101,9 @@ def reopen(config: Config) -> Study:
     return _study(create_run(config))
 
 
-def open_study(path: Path) -> Study:
-    """Open a run directory as it is, for looking and predicting."""
-    return _study(open_run(path))
+def open_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
+    """Open a run directory as it is, for looking and predicting; `overrides` change nothing on disk."""
+    return _study(open_run(path, overrides))
 
 
 def _study(run: Run) -> Study:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
     from stacker.bench import Timing
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
 NAMES = {"accuracy": "accuracy", "auc": "AUC"}
 
 
+LEAK_STYLE = "bold red"
 PARTS = {"test": "Test set", "held_out": "Out of fold, development cases"}
 
 
@@ -31,7 +33,8 @@ def scores_table(metrics: dict[str, Any], part: str = "test") -> Table:
     first, unit = next(iter(metrics[part].values())), metrics["unit"]
     groups = "cases not known" if unit == "image" else f"{first[unit]['n']} {unit}s"
     sizes = f"{first['image']['n']} images, {groups}"
-    table = Table(title=f"{PARTS[part]}: {sizes}; {metrics['split']}", title_justify="left")
+    title = title_of(f"{PARTS[part]}: {sizes}; ", metrics["split"])
+    table = Table(title=title, title_justify="left")
     table.add_column("model")
     columns = [("image", "accuracy"), ("image", "auc")]
     columns += [(unit, "accuracy"), (unit, "auc")] if unit != "image" else []
@@ -49,6 +52,11 @@ def scores_table(metrics: dict[str, Any], part: str = "test") -> Table:
     return table
 
 
+def title_of(start: str, split: str) -> Text:
+    """Return a title with the label of the split, red where cases straddle it."""
+    return Text(start, style="italic").append(split, LEAK_STYLE if "leaks" in split else "italic")
+
+
 def _with_interval(scores: dict[str, Any], score: str) -> str:
     value = scores.get(score)
     return "-" if value is None else f"{value:.3f} {_interval(scores['interval'][score])}"
@@ -61,12 +69,14 @@ def _interval(bounds: Sequence[float] | None) -> str:
 def differences_table(metrics: dict[str, Any]) -> Table:
     """Return what each first model gains over the second, on the same images."""
     table = Table(title="Gain on the same images, paired by case", title_justify="left")
-    for heading in ("model", "against", "score", "difference"):
+    parts = any("part" in row for row in metrics["differences"])
+    for heading in (*(("on",) if parts else ()), "model", "against", "score", "difference"):
         table.add_column(heading)
     for row in metrics["differences"]:
         gain = "-" if row["difference"] is None else f"{row['difference']:+.3f}"
         bounds = _interval(row["interval"])
-        table.add_row(row["first"], row["second"], row["score"], f"{gain} {bounds}")
+        part = [PARTS[row["part"]].split(",")[0]] if parts else []
+        table.add_row(*part, row["first"], row["second"], row["score"], f"{gain} {bounds}")
     return table
 
 

@@ -11,8 +11,11 @@ import pytest
 import yaml
 
 from stacker import pipeline
+from stacker.admission import open_caches
 from stacker.config import Config
 from stacker.configfile import load_config
+from stacker.features import Tables
+from stacker.studies import Study
 from stacker.synthetic import write_breakhis
 
 MakeConfig = Callable[..., Config]
@@ -32,7 +35,14 @@ def small_settings(artifacts: Path, data: Path) -> dict[str, Any]:
         },
         "train": {"epochs": 2, "batch_size": 16},
         "cam": {"part_rows": 10},
-        "stack": {"meta": ["logistic", "mlp", "xgboost"], "mlp": {"epochs": 5}, "bootstrap": 100},
+        "stack": {
+            "meta": ["logistic", "mlp", "xgboost"],
+            "mlp": {"epochs": 5},
+            "xgboost": {"n_estimators": 50},
+            "seeds": 2,
+            "parts": 3,
+            "bootstrap": 100,
+        },
     }
 
 
@@ -67,6 +77,12 @@ def write_config(tmp_path: Path, data: Path) -> Callable[..., Path]:
 def make_config(write_config: Callable[..., Path]) -> MakeConfig:
     """Return a function that makes the small config, with some sections changed."""
     return lambda **changes: load_config(write_config(**changes))
+
+
+def tables_of(study: Study, features: list[str]) -> Tables:
+    """Return the tables of a run as stage three reads them."""
+    caches = open_caches(study.run, study.manifest, study.folds, bool(study.run.config.frozen))
+    return caches.tables(features, study.run.config.stack)
 
 
 @pytest.fixture(scope="session")

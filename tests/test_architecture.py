@@ -11,19 +11,25 @@ PACKAGE = Path(stacker.__file__).parent
 ORDER = (  # every module imports only from modules above it
     *("__init__", "errors", "recipe", "settings", "config", "configfile", "run", "progress"),
     *("tissue", "lesions", "synthetic", "manifest", "breakhis", "pcam", "tables", "readers"),
-    *("images", "pixels", "store", "assignment", "folds", "metrics"),
+    *("images", "pixels", "store", "assignment", "folds"),
+    *("ranking", "metrics", "significance", "calibration", "grouping", "matrix"),
     *("findings", "census", "fingerprints", "copies", "shortcuts", "audit"),
     *("devices", "alexnet", "weights", "cut", "backbone", "checkpoint", "layers", "optimize", "losses"),
     *("studies", "augment", "batches", "validation", "snapshot", "finetune"),
     *("formulas", "perturb", "cam", "cache", "cache_writer", "unseen", "extract"),
     *("heatmaps", "figures", "data_figures", "curves", "watch", "jobs", "targets", "caching"),
     *("export", "tune_space", "tune_score", "tune_figures", "tune"),
-    *("features", "mlp", "meta", "stack"),
-    *("inspection", "cache_export", "verify", "predict", "probe", "pipeline", "report", "check"),
+    *("blocks", "features", "admission", "preparation"),
+    *("rules", "boosting", "networks", "mlp", "convnet", "meta", "fitting", "stored", "novelty", "stack"),
+    *("controls", "compare", "leaderboard", "compare_figures"),
+    *("inspection", "cache_export", "verify", "inputs", "card", "predict", "pack", "probe", "pipeline"),
+    *("inflation",),
+    *("report", "check"),
     *("bench", "bench_train", "bench_costs", "bench_peers"),
     *("bench_setup", "bench_cache", "bench_maps", "bench_compression"),
-    *("terminal", "demo"),
-    *("command", "cli_data", "cli_cache", "cli_bench", "cli_models", "cli_train", "cli", "__main__"),
+    *("terminal", "boards", "demo"),
+    *("command", "cli_data", "cli_cache", "cli_bench", "cli_models", "cli_train"),
+    *("cli_compare", "cli_predict", "cli", "__main__"),
 )
 TORCH_HALF = {
     *("devices", "alexnet", "weights", "cut", "backbone", "checkpoint", "layers", "optimize", "losses"),
@@ -31,7 +37,11 @@ TORCH_HALF = {
     *("formulas", "perturb", "cam", "extract", "targets", "caching"),
     *("export", "tune_space", "tune_score", "tune"),
 }
-SKLEARN_HALF = {"features", "meta", "stack", "mlp"}
+SKLEARN_HALF = {
+    *("matrix", "grouping", "blocks", "features", "admission", "preparation"),
+    *("rules", "boosting", "networks", "mlp", "convnet", "meta", "fitting", "stored", "novelty", "stack"),
+    *("controls", "compare", "leaderboard"),
+}
 
 
 def imports(module: str, top_level_only: bool = False) -> set[str]:
@@ -77,6 +87,7 @@ def test_the_halves_do_not_import_each_other() -> None:
 def test_commands_import_nothing_at_the_top() -> None:
     """Only each other and the errors: everything else is imported inside a command."""
     commands = {"command", "cli_data", "cli_cache", "cli_bench", "cli_models", "cli_train"}
+    commands |= {"cli_compare", "cli_predict"}
     for module in (*commands, "cli"):
         assert imports(module, top_level_only=True) <= {"errors", *commands}
 

@@ -17,10 +17,9 @@ from stacker.checkpoint import load_checkpoint
 from stacker.config import Config
 from stacker.errors import BackboneError, CacheError, RunError
 from stacker.extract import extract
-from stacker.features import load_tables
 from stacker.run import file_sha256
 from stacker.targets import list_targets
-from tests.conftest import MakeConfig
+from tests.conftest import MakeConfig, tables_of
 from tests.test_cache import sign
 
 
@@ -128,7 +127,7 @@ def test_maps_of_any_method_and_layer_can_be_stacked(finished: Config) -> None:
     study = with_cam(finished.model_copy(update={"stack": stack}), **MANY)
     pipeline.cache(study)
     metrics = pipeline.stack(study, ["logistic"])
-    tables = load_tables(study.run, study.manifest, study.folds, study.run.config.stack.features)
+    tables = tables_of(study, study.run.config.stack.features)
     columns = tables.development.columns
     assert "test_resnet/maps_eigencam_lower1/all/r1c0" in columns
     assert "test_efficientnet/maps_lower2/malignant/r3c3" in columns

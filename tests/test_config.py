@@ -151,11 +151,28 @@ def test_missing_config_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.yaml")
 
 
-def test_embeddings_of_fold_models_are_never_concatenated(write_config: Callable[..., Path]) -> None:
-    """Under crossfit, embeddings of different fold models cannot share a table."""
-    path = write_config(folds={"protocol": "crossfit"}, stack={"features": ["embeddings"]})
-    with pytest.raises(ConfigError, match="different bases"):
-        load_config(path)
+def test_a_block_of_what_is_not_cached_is_refused(write_config: Callable[..., Path]) -> None:
+    """Views of one's own need something to look at, in the features as in the comparison."""
+    blocks = {"mine": {"of": "maps_layercam", "grid": 3}}
+    with pytest.raises(ConfigError, match=r"blocks\.mine\.of: 'maps_layercam' is not cached"):
+        load_config(write_config(stack={"features": ["mine"], "blocks": blocks}))
+    with pytest.raises(ConfigError, match="'mine' is neither cached nor one of stack.blocks"):
+        load_config(write_config(stack={"compare": {"features": [["logits"], ["mine"]]}}))
+    found = load_config(write_config(stack={"features": ["mine"], "blocks": {"mine": {"of": "maps"}}}))
+    assert found.stack.blocks["mine"].of == "maps"
+
+
+def test_names_that_have_a_meaning_are_not_given_another(write_config: Callable[..., Path]) -> None:
+    """Blocks and meta-learners of one's own have names of their own; options fit what they are of."""
+    for stack, message in (
+        ({"blocks": {"logits": {"of": "maps"}}}, "is the name of what is cached"),
+        ({"custom": {"mean": {"estimator": "a.B"}}}, "is the name of a meta-learner of ours"),
+        ({"blocks": {"mine": {"of": "logits"}}}, "'logits' has no views"),
+        ({"blocks": {"mine": {"of": "frozen", "grid": 3}}}, r"grid: for maps alone"),
+        ({"blocks": {"mine": {"of": "maps", "view": "stats", "grid": 3}}}, r"on the grid that the maps"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(write_config(stack=stack))
 
 
 def test_holdout_leaves_cases_to_train_on(write_config: Callable[..., Path]) -> None:

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from stacker import pipeline, studies
+from stacker.admission import refuse_leaks
+from stacker.blocks import assemble, probabilities, resolve
 from stacker.cache import Rows, fixed_text, open_cache, part_file
 from stacker.cache_writer import write_index, write_part
 from stacker.config import Config
 from stacker.errors import CacheError, LeakError
-from stacker.features import assemble, load_tables, probabilities, refuse_leaks
+from stacker.settings import BlockConfig, StackConfig
 from stacker.verify import verify
-from tests.conftest import MakeConfig
+from tests.conftest import MakeConfig, tables_of
 from tests.test_cache import ORIGIN, some_rows
 
 CLASSES = ("benign", "malignant")
@@ -55,7 +57,7 @@ def test_columns_say_what_they_are() -> None:
             "features": np.zeros((1, 3)),
         }
     }
-    values, columns = assemble(arrays, CLASSES, ["maps", "logits", "embeddings"])
+    values, columns = assemble(arrays, CLASSES, resolve(["maps", "logits", "embeddings"], StackConfig()))
     assert values.shape == (1, 12 + 2 + 3)
     assert values.dtype == np.float32
     table = dict(zip(columns, values[0], strict=True))
@@ -68,8 +70,10 @@ def test_columns_say_what_they_are() -> None:
 def test_maps_are_rounded_as_the_cache_rounds_them() -> None:
     """A new image's features equal those that went through the cache."""
     values = np.random.default_rng(0).normal(size=(4, 2, 3, 3))
-    direct, _ = assemble({"a": {"maps": values}}, CLASSES, ["maps"])
-    cached, _ = assemble({"a": {"maps": values.astype(np.float16)}}, CLASSES, ["maps"])
+    direct, _ = assemble({"a": {"maps": values}}, CLASSES, {"maps": BlockConfig(of="maps")})
+    cached, _ = assemble(
+        {"a": {"maps": values.astype(np.float16)}}, CLASSES, {"maps": BlockConfig(of="maps")}
+    )
     assert np.array_equal(direct, cached)
 
 
@@ -82,12 +86,12 @@ def test_probabilities_are_the_softmax() -> None:
 def test_holdout_tables(finished: Config) -> None:
     """The meta-learner's rows are the stack cases, the test table holds the test cases."""
     study = studies.reopen(finished)
-    tables = load_tables(study.run, study.manifest, study.folds, ["maps", "embeddings"])
+    tables = tables_of(study, ["maps", "embeddings"])
     (fold,) = study.folds.folds
     assert {case.decode() for case in tables.development.rows.case_id} == set(fold.held_out)
     assert {case.decode() for case in tables.tests["holdout"].rows.case_id} == set(study.folds.test)
     assert set(tables.development.made_by) == {"holdout"}
-    assert tables.development.values.shape == (
+    assert tables.development.shape == (
         len(tables.development.rows),
         len(tables.development.columns),
     )
@@ -103,7 +107,7 @@ def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: Make
     )
     metrics = pipeline.run_all(config)
     study = studies.reopen(config)
-    tables = load_tables(study.run, study.manifest, study.folds, ["maps", "logits"])
+    tables = tables_of(study, ["maps", "logits"])
     rows = tables.development.rows
     made_by = dict(
         zip((case.decode() for case in rows.case_id), tables.development.made_by, strict=True)
@@ -143,7 +147,7 @@ def test_a_row_of_another_fold_is_refused(crossfit: studies.Study) -> None:
         column[0] = getattr(theirs, name)[0]
     rewrite(first, replace(ours, **planted))
     with pytest.raises(LeakError, match="test_resnet/fold0: 1 cases trained the model"):
-        load_tables(crossfit.run, crossfit.manifest, crossfit.folds, ["maps"])
+        tables_of(crossfit, ["maps"])
 
 
 def test_another_folds_cache_is_refused(crossfit: studies.Study) -> None:
@@ -152,7 +156,7 @@ def test_another_folds_cache_is_refused(crossfit: studies.Study) -> None:
     shutil.rmtree(first)
     shutil.copytree(second, first)
     with pytest.raises(CacheError, match="made with model_fold fold1, this run uses fold0"):
-        load_tables(crossfit.run, crossfit.manifest, crossfit.folds, ["maps"])
+        tables_of(crossfit, ["maps"])
 
 
 def test_a_strangers_view_of_crossfit(crossfit: studies.Study) -> None:
@@ -176,8 +180,8 @@ def test_maps_that_are_no_numbers_are_not_stacked(finished: Config) -> None:
     write_part(part_file(folder, 0), arrays, cache.rows, cache.provenance)
     write_index(folder, [part_file(folder, 0)])
     with pytest.raises(CacheError, match="maps of 1 images are not numbers"):
-        load_tables(study.run, study.manifest, study.folds, ["maps"])
-    assert load_tables(study.run, study.manifest, study.folds, ["logits"]).development.columns
+        tables_of(study, ["maps"])
+    assert tables_of(study, ["logits"]).development.columns
 
 
 def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
@@ -195,7 +199,7 @@ def test_planted_leak_in_the_provenance_is_refused(finished: Config) -> None:
     folder = study.run.cache_folder("test_efficientnet", "holdout")
     rewrite(folder, training_cases=(*fold.fit, *fold.validation, study.folds.test[0]))
     with pytest.raises(LeakError, match=study.folds.test[0]):
-        load_tables(study.run, study.manifest, study.folds, ["logits"])
+        tables_of(study, ["logits"])
 
 
 def test_a_training_image_among_the_rows_is_refused_however_the_split_goes(
@@ -228,7 +232,7 @@ def test_a_cache_of_another_run_is_refused(finished: Config, change: dict[str, A
     with pytest.raises(
         CacheError, match=f"was made with {next(iter(change))} {next(iter(change.values()))}"
     ):
-        load_tables(study.run, study.manifest, study.folds, ["logits"])
+        tables_of(study, ["logits"])
 
 
 def test_caches_of_different_images_are_not_joined(finished: Config) -> None:
@@ -239,7 +243,7 @@ def test_caches_of_different_images_are_not_joined(finished: Config) -> None:
     order = np.arange(len(rows))[::-1]
     rewrite(folder, rows.take(order))
     with pytest.raises(CacheError, match="holds other images than the split"):
-        load_tables(study.run, study.manifest, study.folds, ["logits"])
+        tables_of(study, ["logits"])
 
 
 def promote(rows: Rows) -> Rows:
@@ -264,4 +268,4 @@ def test_rows_must_be_those_of_the_split(finished: Config, change: Any) -> None:
         folder = study.run.cache_folder(name, "holdout")
         rewrite(folder, change(open_cache(folder).rows))
     with pytest.raises(CacheError, match="holds other images than the split of this run says"):
-        load_tables(study.run, study.manifest, study.folds, ["logits"])
+        tables_of(study, ["logits"])

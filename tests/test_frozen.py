@@ -11,11 +11,11 @@ from stacker import pipeline, studies
 from stacker.cache import open_cache
 from stacker.config import Config
 from stacker.errors import LeakError
-from stacker.features import load_tables
 from stacker.predict import _frozen, predict
+from stacker.matrix import whole
 from stacker.run import file_sha256
-from stacker.stack import stack_facts
-from tests.conftest import MakeConfig
+from stacker.stored import stack_facts
+from tests.conftest import MakeConfig, tables_of
 
 
 def row_of(study: studies.Study, image: Path) -> int:
@@ -42,15 +42,17 @@ def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig, data: Pa
     assert set(cache.shapes) == {"features"}
     assert cache.provenance.training_cases == ()
     assert len(cache.rows) == len(study.manifest.images)
-    tables = load_tables(study.run, study.manifest, study.folds, ["logits", "frozen"])
+    tables = tables_of(study, ["logits", "frozen"])
     columns = list(tables.development.columns)
     first = columns.index("test_vit/frozen/0000")
     place = {image: row for row, image in enumerate(cache.rows.image_id)}
     expected = cache.read("features")[[place[image] for image in tables.development.rows.image_id]]
     width = expected.shape[1]
-    np.testing.assert_array_equal(tables.development.values[:, first : first + width], expected)
+    np.testing.assert_array_equal(
+        whole(tables.development, 1, "a test")[:, first : first + width], expected
+    )
     assert "test_resnet/frozen/0000" in columns
-    assert "test_resnet/frozen" in tables.checkpoints
+    assert "test_resnet/frozen" in stack_facts(study.run, "logistic")["checkpoints"]
     image = next((data / "histology_slides").rglob("*.png"))
     (said,), failures = predict(study.run, [image], None, study.run.path / "said")
     assert not failures

@@ -13,7 +13,7 @@ from stacker import pipeline, studies
 from stacker.config import Config
 from stacker.errors import CacheError
 from stacker.predict import predict
-from stacker.stack import stack_facts
+from stacker.stored import stack_facts
 from stacker.terminal import scores_table
 from tests.conftest import MakeConfig
 from tests.pictures import write_table

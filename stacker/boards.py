@@ -1,0 +1,162 @@
+"""The tables and sentences of a comparison, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from stacker.terminal import LEAK_STYLE, title_of
+
+PARTS = {"development": "Development cases, out of fold", "test": "Test cases"}
+TOP = 12
+COLUMNS = (
+    ("image_auc", "AUC", True),
+    ("image_accuracy", "accuracy", True),
+    ("image_sensitivity", "sens.", False),
+    ("image_specificity", "spec.", False),
+    ("image_brier", "Brier", False),
+    ("image_ece", "ECE", False),
+    ("case_auc", "case AUC", False),
+    ("case_accuracy", "case accuracy", True),
+    ("case_recognition_rate", "recognition", False),
+)
+
+
+def shown_models(board: Mapping[str, Any], everything: bool) -> list[str]:
+    """Return the models of a table, best first: all, or all but the stacks beyond the best few."""
+    part = "development" if any(r["part"] == "development" for r in board["rows"]) else "test"
+    rows = [row for row in board["rows"] if row["part"] == part and row["subset"] == "all"]
+    rows.sort(key=lambda row: -(row["image_auc"] or 0))
+    found, stacks = [], 0
+    for row in rows:
+        stacks += row["kind"] == "meta"
+        if everything or row["kind"] != "meta" or stacks <= TOP:
+            found.append(row["model"])
+    return found
+
+
+def leaderboard_table(board: Mapping[str, Any], part: str, shown: Sequence[str]) -> Table:
+    """Return the scores of some models on a part of the cases."""
+    rows = {r["model"]: r for r in board["rows"] if r["part"] == part and r["subset"] == "all"}
+    size = board["sizes"][part]
+    title = f"{PARTS[part]}: {size['images']} images, {size['cases']} {board['unit']}s; "
+    table = Table(title=title_of(title, board["split"]), title_justify="left")
+    table.add_column("model", overflow="fold")
+    columns = [c for c in COLUMNS if any(c[0] in row for row in rows.values())]
+    for _, heading, _ in columns:
+        table.add_column(heading)
+    for heading in ("columns", "fit s"):
+        table.add_column(heading, justify="right")
+    for name in shown:
+        if name not in rows:
+            continue
+        row = rows[name]
+        mark = " *" if name == board["best_base"] else ""
+        mark += " (!)" if row.get("one_class_only") else ""
+        cells = [_cell(row, key, bounds) for key, _, bounds in columns]
+        seconds, number = row.get("fit_seconds"), row.get("columns")
+        cells += ["" if number is None else str(number), "" if seconds is None else f"{seconds:.2f}"]
+        style = {"base": "cyan", "control": "dim", "rule": "green"}.get(row["kind"])
+        table.add_row(escape(name + mark), *cells, style=style)
+    left = len({r["model"] for r in board["rows"]} - set(shown))
+    more = f" {left} more in compare/leaderboard.csv (--all)." if left else ""
+    table.caption = f"Intervals: {board['intervals']}; of controls, 95% of their draws. {MARKS}{more}"
+    table.caption_justify = "left"
+    return table
+
+
+MARKS = "* best base model; (!) predicts one class; dim: controls, to be at chance."
+
+
+def _cell(row: Mapping[str, Any], key: str, bounds: bool) -> str:
+    value = row.get(key)
+    if value is None:
+        return "-"
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return f"{value:.3f}" + (f" [{low:.2f}, {high:.2f}]" if bounds and low is not None else "")
+
+
+def answers_table(board: Mapping[str, Any]) -> Table:
+    """Return what each block adds to others, meta-learner by meta-learner."""
+    table = Table(title="What a block adds: AUC by image, paired by case", title_justify="left")
+    parts = [part for part in PARTS if any(row["part"] == part for row in board["answers"])]
+    for heading in ("added", "to", "meta-learner", *(PARTS[part] for part in parts)):
+        table.add_column(heading)
+    keys = dict.fromkeys((r["added"], r["to"], r["meta"]) for r in board["answers"])
+    rows = {(r["part"], r["added"], r["to"], r["meta"]): r for r in board["answers"]}
+    for key in keys:
+        table.add_row(*key, *(_gain(rows.get((part, *key))) for part in parts))
+    return table
+
+
+def _gain(row: Mapping[str, Any] | None) -> str:
+    if row is None or row["auc_difference"] is None:
+        return "-"
+    bounds = "" if row["auc_low"] is None else f" [{row['auc_low']:+.3f}, {row['auc_high']:+.3f}]"
+    return f"{row['auc_difference']:+.3f}{bounds}"
+
+
+def verdicts(board: Mapping[str, Any]) -> list[str]:
+    """Return the outcome in sentences: against the mean, against the best base model, the controls."""
+    lines = []
+    for part, named in PARTS.items():
+        for rival in ("mean", board["best_base"]):
+            rows = [r for r in board["differences"] if r["part"] == part and r["rival"] == rival]
+            if not rows:
+                continue
+            known = [r for r in rows if r["auc_difference"] is not None]
+            if not known:
+                continue
+            best = max(known, key=lambda r: r["auc_difference"])
+            sure = [r for r in known if r["auc_low"] is not None and r["auc_low"] > 0]
+            tested = [
+                r for r in known if (r["clustered_delong_holm"] or 1) < 0.05 and r["auc_difference"] > 0
+            ]
+            what = (
+                "the mean of the probabilities" if rival == "mean" else f"the best base model, {rival}"
+            )
+            lines.append(
+                f"{named}: of {len(known)} stacks, {len(sure)} have an AUC above that of {what} by an "
+                f"interval that leaves out 0, {len(tested)} after Holm's adjustment (p < 0.05, variance "
+                f"by case). The largest gain is {_gain(best)} ({best['model']})."
+            )
+    lines += [
+        f"A control is not at chance: {name}. Something tells the classes that should not."
+        for name, good in board["controls_at_chance"].items()
+        if not good
+    ]
+    lines.append(board["caveat"])
+    return lines
+
+
+def inflation_table(found: Mapping[str, Any]) -> Table:
+    """Return the scores under each split side by side, those of leaking splits in red."""
+    table = Table(title="The same run, split by other units: AUC by image", title_justify="left")
+    table.add_column("part")
+    table.add_column("model")
+    for unit in found["units"]:
+        leaks = "leaks" in found["labels"][unit]
+        table.add_column(
+            Text(found["labels"][unit], LEAK_STYLE if leaks else ""), style="red" if leaks else ""
+        )
+    for unit in found["units"]:
+        if unit != "case" and "case" in found["units"]:
+            table.add_column(f"inflation by {unit}", justify="right")
+    rows = {(r["part"], r["model"], r["split_by"]): r for r in found["rows"]}
+    for part, model in dict.fromkeys((r["part"], r["model"]) for r in found["rows"]):
+        mine = [rows.get((part, model, unit)) for unit in found["units"]]
+        cells = ["-" if row is None else _cell(row, "auc", True) for row in mine]
+        gains = [
+            "-" if row is None or row["auc_inflation"] is None else f"{row['auc_inflation']:+.3f}"
+            for row, unit in zip(mine, found["units"], strict=True)
+            if unit != "case" and "case" in found["units"]
+        ]
+        table.add_row("test" if part == "test" else "out of fold", model, *cells, *gains)
+    table.caption = "Red: cases straddle the split. These scores are not results."
+    table.caption_style = LEAK_STYLE
+    table.caption_justify = "left"
+    return table

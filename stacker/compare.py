@@ -1,0 +1,224 @@
+"""Every meta-learner on every choice of features, beside what needs no meta-learner, and the controls.
+
+An entry is fitted in a process of its own and writes what it says of the development and the test cases
+into `compare/<entry>/`. One that is there already, by the digest of its settings and of the caches, is
+kept: a comparison that was stopped goes on where it stood. `leaderboard` makes scores of the answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stacker.admission import open_caches
+from stacker.blocks import resolve
+from stacker.cache import Rows
+from stacker.controls import Control, list_controls, run_control
+from stacker.errors import StackerError
+from stacker.features import Caches
+from stacker.fitting import Design, Says, fit
+from stacker.progress import bar
+from stacker.run import Run, digest, read_json, write_json
+from stacker.settings import RULES, StackConfig
+from stacker.stack import baselines, design_of, identity_of, require_known
+from stacker.stored import is_current, load_says, save_says
+from stacker.studies import Study
+
+log = logging.getLogger(__name__)
+
+METAS = ("logistic", "svm", "random_forest", "xgboost", "mlp", "convnet")
+Grid = list[tuple[str, list[str]]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the comparison: its name, what kind it is, what it says and what it took.
+
+    `kind` is base (a base model, the constant, the mean), meta, or rule.
+    """
+
+    name: str
+    kind: str
+    says: Says
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared: entries, the draws of each control, and why some entries are missing.
+
+    `rows` are those that the entries speak of, of the development and of the test cases.
+    """
+
+    rows: dict[str, Rows]
+    entries: list[Entry]
+    controls: dict[str, list[dict[str, Any]]]
+    failures: dict[str, str]
+
+
+def compare(study: Study, jobs: int = 0) -> Comparison:
+    """Fit what is not fitted yet, in so many processes (0: one per core), and return what all say."""
+    run, config = study.run, study.run.config
+    for name in config.stack.compare.meta or ():
+        require_known(name, run)
+    caches = open_caches(run, study.manifest, study.folds, frozen=bool(config.frozen))
+    designs = [
+        Design.of(name, features, config.stack, config.seed, config.device)
+        for name, features in grid(config.stack, frozen=bool(config.frozen))
+    ]
+    controls = list_controls(_design_of_controls(run))
+    folder, draws = run.path / "compare", config.stack.compare.permutations
+    tasks: dict[str, Callable[[], None]] = {}
+    for design in designs:
+        tasks[entry_name(design)] = _Fit(design, caches, folder / slug(entry_name(design)))
+    for control in controls:
+        tasks[control.name] = _Draw(control, caches, draws, folder / slug(control.name))
+    failures = _work(tasks, jobs)
+    plain = caches.tables(["logits"], config.stack)
+    entries = [
+        Entry(name, "base", says, {"meta": "", "features": []})
+        for name, says in baselines(caches, plain, run).items()
+    ]
+    entries += [_entry(design, folder) for design in designs if entry_name(design) not in failures]
+    done = {
+        control.name: read_json(folder / slug(control.name) / "draws.json")["draws"]
+        for control in controls
+        if control.name not in failures
+    }
+    tests = next(iter(plain.tests.values()))
+    rows = {"development": plain.development.rows, "test": tests.rows}
+    return Comparison(rows, entries, done, failures)
+
+
+def grid(config: StackConfig, frozen: bool) -> list[tuple[str, list[str]]]:
+    """Return meta-learners and feature blocks that go together, the rules last."""
+    metas = config.compare.meta or [*METAS, *config.custom]
+    choices = config.compare.features or _choices(config, frozen)
+    found = [
+        (name, features)
+        for features in choices
+        for name in metas
+        if name not in RULES and (name != "convnet" or _has_cells(features, config))
+    ]
+    return [*found, *((name, ["probabilities"]) for name in ("vote", "best_base"))]
+
+
+def _choices(config: StackConfig, frozen: bool) -> list[list[str]]:
+    """Return the blocks that are compared where the config does not say."""
+    choices = [["probabilities"], ["logits"], ["maps"], ["map_stats"], ["embeddings"]]
+    choices += [["maps", "logits"], ["map_stats", "logits"], ["embeddings", "logits"]]
+    if frozen:
+        choices += [["frozen"], ["frozen", "logits"]]
+    choices += [[name] for name in config.blocks]
+    return choices if config.features in choices else [config.features, *choices]
+
+
+def _has_cells(features: Sequence[str], config: StackConfig) -> bool:
+    """Say whether some columns are cells of maps, without which the convolutional net has no input."""
+    blocks = resolve(features, config).values()
+    return any(
+        b is not None and b.of.startswith("maps") and b.view != "stats" and not b.pca for b in blocks
+    )
+
+
+def entry_name(design: Design) -> str:
+    """Return what an entry is called; the rules look at nothing but probabilities."""
+    return design.meta if design.meta in RULES else f"{design.meta}: {' + '.join(design.features)}"
+
+
+def slug(name: str) -> str:
+    """Return the name of an entry's folder."""
+    return name.replace(": ", "-").replace(" + ", "+").replace(" ", "_")
+
+
+def _design_of_controls(run: Run) -> Design:
+    """Return what the controls are controls of: the run's own stack."""
+    learners = [name for name in run.config.stack.meta if name not in RULES]
+    return design_of(run, learners[0] if learners else "logistic")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The task of fitting one entry."""
+
+    design: Design
+    caches: Caches
+    folder: Path
+
+    def __call__(self) -> None:
+        tables = self.caches.tables(self.design.features, self.design.config)
+        identity = identity_of(self.design, self.caches, tables)
+        if is_current(self.folder, identity):
+            return
+        (self.folder / "stack.json").unlink(missing_ok=True)
+        fitted = fit(self.design, tables)
+        save_says(self.folder, fitted.says)
+        facts = {
+            "digest": digest(identity),
+            **identity,
+            "calibrator": fitted.says.finish.calibrator.as_dict(),
+            "threshold": fitted.says.finish.threshold,
+            "seeds_auc": list(fitted.says.seeds),
+            "columns": fitted.columns,
+            "fit_seconds": fitted.fit_seconds,
+            "predict_seconds": fitted.predict_seconds,
+        }
+        write_json(self.folder / "stack.json", facts)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The task of drawing one control."""
+
+    control: Control
+    caches: Caches
+    draws: int
+    folder: Path
+
+    def __call__(self) -> None:
+        tables = self.caches.tables(self.control.design.features, self.control.design.config)
+        identity = identity_of(self.control.design, self.caches, tables)
+        identity |= {"draws": self.draws, "shuffled": self.control.shuffled}
+        path = self.folder / "draws.json"
+        if path.exists() and read_json(path)["digest"] == digest(identity):
+            return
+        found = run_control(self.control, self.caches, self.draws)
+        write_json(path, {"digest": digest(identity), "draws": found})
+
+
+def _work(tasks: dict[str, Callable[[], None]], jobs: int) -> dict[str, str]:
+    """Do the tasks side by side, each process with one thread; return why some could not be done."""
+    from joblib import Parallel, delayed, parallel_config
+
+    number = jobs or len(os.sched_getaffinity(0))
+    failures = {}
+    with parallel_config(backend="loky", inner_max_num_threads=1), bar("compare", len(tasks)) as advance:
+        work = Parallel(n_jobs=number, return_as="generator_unordered")(
+            delayed(_attempt)(name, task) for name, task in tasks.items()
+        )
+        for name, problem in work:
+            advance(1)
+            if problem is not None:
+                failures[name] = problem
+                log.warning("%s: %s", name, problem)
+    return failures
+
+
+def _attempt(name: str, task: Callable[[], None]) -> tuple[str, str | None]:
+    """Do a task; return its name, and what a user can mend where it could not be done."""
+    try:
+        task()
+    except StackerError as error:
+        return name, str(error)
+    return name, None
+
+
+def _entry(design: Design, folder: Path) -> Entry:
+    name = entry_name(design)
+    facts = read_json(folder / slug(name) / "stack.json")
+    kind = "rule" if design.meta in RULES else "meta"
+    return Entry(name, kind, load_says(folder / slug(name), facts), facts)

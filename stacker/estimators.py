@@ -1,0 +1,216 @@
+"""scikit-learn's estimators as meta-learners, and whatever keeps to the same contract.
+
+They need their whole table at once, so the memory is asked for first. They are stored with skops, which
+builds the objects of known types from a description of their parts: unlike a pickle it runs nothing of
+the file's choosing. Types that skops does not know are loaded only where their package is trusted. It is
+imported when something is stored, for it imports all of scikit-learn, and torch with it where that is.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
+from sklearn.utils._param_validation import InvalidParameterError
+
+from stacker.errors import StackError
+from stacker.grouping import cut
+from stacker.matrix import Rows2D, predict_in_pieces, whole
+from stacker.settings import SvmConfig
+from stacker.weighing import class_weights, count_classes
+
+log = logging.getLogger(__name__)
+
+PLAIN = {"collections.OrderedDict", "collections.defaultdict"}  # containers that packages keep things in
+TREE = "sklearn.tree._tree.Tree"  # skops does not know it: what its numbers point at is never checked
+PARTS = 5  # of the rows, for a support vector machine's probabilities
+
+
+class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator that gets its table as one array; `estimator_` is the fitted copy.
+
+    `weigh` asks for sample weights by which all classes weigh the same, where the estimator's `fit`
+    takes them. `parallel` lets a fit take all cores; never a prediction, whose sums would come out in
+    another order each time.
+    """
+
+    suffix: ClassVar[str] = ".skops"
+
+    def __init__(
+        self,
+        estimator: Any,
+        name: str,
+        memory_gb: float = 2.0,
+        weigh: bool = False,
+        parallel: bool = False,
+    ) -> None:
+        self.estimator = estimator
+        self.name = name
+        self.memory_gb = memory_gb
+        self.weigh = weigh
+        self.parallel = parallel
+
+    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
+        """Learn from rows (N, F) and class indices (N,); `groups` go to an estimator that takes them."""
+        labels = np.asarray(y).astype(np.int64)
+        classes = count_classes(labels)
+        values = whole(X, self.memory_gb, self.name)
+        model = clone(self.estimator, safe=False)
+        extra, taken = {}, inspect.signature(model.fit).parameters
+        if groups is not None and "groups" in taken:
+            extra["groups"] = groups
+        if self.weigh and "sample_weight" in taken:
+            extra["sample_weight"] = class_weights(labels, balance=True)[labels]
+        elif self.weigh:
+            log.warning("%s takes no weights: a rare class may be drowned", self.name)
+        try:
+            if self.parallel:
+                model.set_params(n_jobs=-1)
+            model.fit(values, labels, **extra)
+        except InvalidParameterError as error:
+            raise StackError(f"{self.name}: {error}; mend its parameters in the config") from error
+        found = np.asarray(getattr(model, "classes_", np.arange(classes)))
+        if not np.array_equal(found, np.arange(classes)):
+            raise StackError(
+                f"{self.name} has the classes {found.tolist()}, expected 0 to {classes - 1}"
+            )
+        if self.parallel:
+            model.set_params(n_jobs=None)
+        self.estimator_, self.classes_ = model, np.arange(classes)
+        return self
+
+    def predict_proba(self, X: Rows2D) -> np.ndarray:
+        """Return class probabilities (N, K)."""
+        return predict_in_pieces(self.estimator_.predict_proba, X)
+
+    def predict(self, X: Rows2D) -> np.ndarray:
+        """Return class indices (N,)."""
+        likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
+        return likeliest
+
+    def save(self, path: Path) -> None:
+        """Write the fitted estimator with skops."""
+        import skops.io
+
+        skops.io.dump({"estimator": self.estimator_, "classes": len(self.classes_)}, path)
+
+    def restore(self, path: Path, trusted: Sequence[str] = ()) -> Self:
+        """Take the estimator that `save` wrote; raise StackError for types that are not trusted."""
+        own = (TREE,) if self.name == "random_forest" else ()
+        found = load_skops(path, self.name, trusted, own)
+        self.estimator_, self.classes_ = found["estimator"], np.arange(found["classes"])
+        for tree in getattr(self.estimator_, "estimators_", []) if own else []:
+            _check_tree(tree.tree_, path)
+        return self
+
+
+class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A support vector machine whose distances become probabilities by a logistic regression.
+
+    The regression learns from the distances of rows that the machine has not seen: the rows are cut by
+    whole cases, a machine is fitted without each part. `machine_` learns from all, `scale_` comes after.
+    """
+
+    suffix: ClassVar[str] = ".skops"
+
+    def __init__(self, settings: SvmConfig, balance: bool = True, memory_gb: float = 2.0) -> None:
+        self.settings = settings
+        self.balance = balance
+        self.memory_gb = memory_gb
+
+    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
+        """Learn from rows (N, F) and class indices (N,), cut by the cases in `groups` (N,)."""
+        labels = np.asarray(y).astype(np.int64)
+        classes = count_classes(labels)
+        values = whole(X, self.memory_gb, "svm")
+        parts = cut(labels, np.arange(len(labels)) if groups is None else groups, PARTS, seed=0)
+        if parts is None:
+            log.warning(
+                "svm: too few cases to cut; its probabilities rest on rows that it has learnt from"
+            )
+        self.machine_ = self._machine().fit(values, labels)
+        distances = _distances(self.machine_, values)
+        for part in [] if parts is None else np.unique(parts):
+            unseen = parts == part
+            machine = self._machine().fit(values[~unseen], labels[~unseen])
+            distances[unseen] = _distances(machine, values[unseen])
+        weight = "balanced" if self.balance else None
+        self.scale_ = LogisticRegression(class_weight=weight, max_iter=2000).fit(distances, labels)
+        self.classes_ = np.arange(classes)
+        return self
+
+    def _machine(self) -> SVC:
+        weight = "balanced" if self.balance else None
+        return SVC(C=self.settings.C, kernel=self.settings.kernel, class_weight=weight, cache_size=500)
+
+    def predict_proba(self, X: Rows2D) -> np.ndarray:
+        """Return class probabilities (N, K)."""
+        return predict_in_pieces(
+            lambda rows: self.scale_.predict_proba(_distances(self.machine_, rows)), X
+        )
+
+    def predict(self, X: Rows2D) -> np.ndarray:
+        """Return class indices (N,)."""
+        likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
+        return likeliest
+
+    def save(self, path: Path) -> None:
+        """Write the machine and the regression with skops."""
+        about = {"machine": self.machine_, "scale": self.scale_, "classes": len(self.classes_)}
+        import skops.io
+
+        skops.io.dump(about, path)
+
+    def restore(self, path: Path, trusted: Sequence[str] = ()) -> Self:
+        """Take what `save` wrote; raise StackError for types that are not scikit-learn's."""
+        found = load_skops(path, "svm", trusted, ())
+        self.machine_, self.scale_ = found["machine"], found["scale"]
+        self.classes_ = np.arange(found["classes"])
+        return self
+
+
+def _distances(machine: SVC, values: np.ndarray) -> np.ndarray:
+    """Return how far rows lie from the border: (N, 1) for two classes, (N, K) for more."""
+    found: np.ndarray = machine.decision_function(values)
+    return found[:, None] if found.ndim == 1 else found
+
+
+def load_skops(path: Path, name: str, trusted: Sequence[str], types: Sequence[str]) -> dict[str, Any]:
+    """Read a file of skops; raise StackError when it is none or holds types that nobody vouches for."""
+    import skops.io
+
+    again = f"run 'stacker stack' again with --meta {name}"
+    packages = {*trusted, "sklearn"} if trusted else set()
+    try:
+        unknown = set(skops.io.get_untrusted_types(file=path))
+        vouched = {t for t in unknown if t in PLAIN or t in types or t.split(".")[0] in packages}
+        if unknown == vouched:
+            found: dict[str, Any] = skops.io.load(path, trusted=sorted(vouched))
+            return found
+    except Exception as error:  # a damaged file can raise anything at all
+        raise StackError(f"{path} cannot be read as skops ({error}); {again}") from error
+    strange = sorted(unknown - vouched)
+    needed = ", ".join(dict.fromkeys(each.split(".")[0] for each in strange))
+    raise StackError(
+        f"{path} holds types that are not trusted: {', '.join(strange)}; if the file is your own and "
+        f"you trust what is installed as {needed}, say so (trust {needed}), else {again}"
+    )
+
+
+def _check_tree(tree: Any, path: Path) -> None:
+    """Raise StackError when a stored tree points outside itself, which would crash a prediction."""
+    left, right, feature = tree.children_left, tree.children_right, tree.feature
+    own = np.arange(tree.node_count)
+    inner = left != -1
+    fine = all(
+        ((side[inner] > own[inner]) & (side[inner] < tree.node_count)).all() for side in (left, right)
+    )
+    if not fine or not ((feature[inner] >= 0) & (feature[inner] < tree.n_features)).all():
+        raise StackError(f"{path} is damaged: a tree points outside itself; run 'stacker stack' again")

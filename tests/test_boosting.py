@@ -1,0 +1,121 @@
+"""Boosted trees over tables beyond memory: what is read, when they stop, how bins are cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xgboost
+
+from stacker import boosting
+from stacker.boosting import BoostedTrees, choose_device, quantiles
+from stacker.errors import StackError
+from stacker.grouping import validation_rows
+from stacker.matrix import InMemory
+from stacker.settings import XgboostConfig
+from tests.learning import Lazy, table
+
+SETTINGS = XgboostConfig(n_estimators=200, learning_rate=0.2, patience=5)
+
+
+def test_a_table_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table beyond the memory limit is never read whole, and teaches what it teaches in memory."""
+    rows = table()
+    row_bytes = 4 * rows.values.shape[1]
+    monkeypatch.setattr("stacker.matrix.CHUNK_BYTES", 16 * row_bytes)
+    lazy = Lazy(rows.values)
+    model = BoostedTrees(SETTINGS, rows.columns, memory_gb=1e-6, device="cpu")
+    model.fit(lazy, rows.labels, rows.cases)
+    assert max(lazy.read_rows) <= 16
+    assert sum(lazy.read_rows) <= 5 * len(rows.labels)
+    held = BoostedTrees(SETTINGS, rows.columns, device="cpu").fit(rows.values, rows.labels, rows.cases)
+    expected = held.predict_proba(rows.values)
+    assert np.array_equal(model.predict_proba(rows.values), expected)
+
+
+def test_it_stops_by_whole_cases() -> None:
+    """Where columns tell the case but hardly the class, unseen cases say early that it is enough."""
+    rng = np.random.default_rng(0)
+    cases = np.repeat(np.arange(40), 10)
+    labels = cases % 2
+    values = rng.normal(size=(40, 30))[cases] + 0.05 * rng.normal(size=(400, 30))
+    values[:, 0] += 0.5 * labels
+    values = values.astype(np.float32)
+    columns = [f"column {number}" for number in range(30)]
+    by_case, by_row = (
+        BoostedTrees(SETTINGS, columns, device="cpu").fit(values, labels, groups).booster_
+        for groups in (cases, None)
+    )
+    assert by_case.num_boosted_rounds() == by_case.best_iteration + 1
+    assert by_case.num_boosted_rounds() < SETTINGS.n_estimators / 4
+    assert by_row.num_boosted_rounds() > 3 * by_case.num_boosted_rounds()
+
+
+def test_rows_that_are_watched_are_not_learnt_from() -> None:
+    """What the rows of the inner split hold beside when to stop does not reach the trees."""
+    rows = table()
+    apart = validation_rows(rows.labels, rows.cases, 0.2, 0)
+    assert apart is not None
+    one = XgboostConfig(n_estimators=1)
+    changed = rows.values.copy()
+    changed[apart] *= 0.5
+    dumps = [
+        BoostedTrees(one, rows.columns, device="cpu")
+        .fit(values, rows.labels, rows.cases)
+        .booster_.get_dump()
+        for values in (rows.values, changed)
+    ]
+    assert dumps[0] == dumps[1]
+
+
+def test_bins_are_cut_at_quantiles() -> None:
+    """With few rows these are all values; with many they part the rows evenly, as XGBoost's own do."""
+    values = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    assert np.array_equal(quantiles(InMemory(values), 512), np.sort(values, axis=0))
+    found = quantiles(InMemory(values), 4)
+    ranks = (values[:, :, None] < found.T).sum(axis=0)
+    np.testing.assert_allclose(ranks, [[0, 100, 199, 299]] * 2, atol=1)
+
+
+def test_quantiles_of_many_rows_come_from_all_over_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample takes every so-manieth row, across the borders of the pieces that are read."""
+    values = np.arange(1000, dtype=np.float32)[:, None] * [1, -1]
+    monkeypatch.setattr("stacker.matrix.CHUNK_BYTES", 37 * 8)
+    monkeypatch.setattr(boosting, "SAMPLE_BYTES", 8 * 150)
+    found = quantiles(Lazy(values.astype(np.float32)), 143)
+    assert np.array_equal(found[:, 0], np.arange(0, 1000, 7))
+    assert np.array_equal(found[:, 1], -np.arange(0, 1000, 7)[::-1])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_it_is_as_good_as_xgboost_on_an_array(classes: int) -> None:
+    """Equal rounds and parameters on equal rows give probabilities like those of XGBoost itself."""
+    rows, unseen = table(classes), table(classes, seed=1)
+    how = XgboostConfig(n_estimators=40, learning_rate=0.2, subsample=1, colsample_bytree=1)
+    ours = BoostedTrees(how, rows.columns, device="cpu")
+    ours.fit(rows.values, rows.labels, np.zeros(len(rows.labels)))  # one case: nothing is kept apart
+    theirs = xgboost.XGBClassifier(**how.model_dump(exclude={"patience", "validation"}))
+    theirs.fit(rows.values, rows.labels)
+    gap = np.abs(ours.predict_proba(unseen.values) - theirs.predict_proba(unseen.values))
+    assert gap.mean() < 1e-3
+
+
+def test_a_file_keeps_the_best_round(tmp_path: Path) -> None:
+    """The stored booster has the trees up to the best one, and says which that is."""
+    rows = table(3)
+    model = BoostedTrees(SETTINGS, rows.columns, device="cpu").fit(rows.values, rows.labels, rows.cases)
+    model.save(tmp_path / "model.ubj")
+    loaded = BoostedTrees(SETTINGS, rows.columns).restore(tmp_path / "model.ubj")
+    assert loaded.booster_.best_iteration == model.booster_.best_iteration
+    assert loaded.booster_.num_boosted_rounds() == loaded.booster_.best_iteration + 1
+    assert loaded.classes_.tolist() == [0, 1, 2]
+    with pytest.raises(StackError, match="this table has 31"):
+        BoostedTrees(SETTINGS, ["column"] * 31).restore(tmp_path / "model.ubj")
+
+
+def test_the_device_is_what_was_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is named is taken; 'auto' takes no card that is hidden."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose_device("auto") == "cpu"
+    assert choose_device("cuda") == "cuda"

@@ -1,0 +1,227 @@
+"""The comparison: what is in it, that it goes on where it stood, and what leaking splits pretend."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from stacker import studies
+from stacker.boards import inflation_table, leaderboard_table, shown_models, verdicts
+from stacker.cli import main
+from stacker.compare import entry_name, grid, slug
+from stacker.config import Config
+from stacker.errors import ConfigError
+from stacker.fitting import Design
+from stacker.inflation import measure_inflation
+from stacker.leaderboard import _at_chance
+from stacker.settings import StackConfig
+from stacker.terminal import LEAK_STYLE
+
+SMALL = {
+    "stack.compare.meta": "[logistic]",
+    "stack.compare.features": "[[logits],[maps,logits]]",
+    "stack.compare.permutations": "2",
+}
+
+
+def compare(run: Path, *options: str, **changes: str) -> Result:
+    """Call the command on one process."""
+    settings = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
+    pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return CliRunner().invoke(main, ["compare", str(run), "--jobs", "1", *pairs, *options])
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_leaderboard_has_everything_that_was_promised(finished: Config) -> None:
+    """Entries, rules, base models and controls, on both parts, with intervals, tests and a picture."""
+    run = finished.run_path
+    done = compare(run)
+    assert done.exit_code == 0, done.output
+    rows = read_rows(run / "compare" / "leaderboard.csv")
+    whole = {(row["part"], row["model"]): row for row in rows if row["subset"] == "all"}
+    expected = {"constant", "test_resnet", "test_efficientnet", "mean", "vote", "best_base"}
+    expected |= {"logistic: logits", "logistic: maps + logits", "logits + shuffled maps"}
+    expected |= {"shuffled maps", "permuted labels"}
+    for part in ("development", "test"):
+        assert {model for of, model in whole if of == part} == expected
+    for score in ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1", "brier"):
+        low, value, high = (
+            float(whole["test", "mean"][f"image_{score}{end}"]) for end in ("_low", "", "_high")
+        )
+        assert low <= value <= high, score
+    assert {"image_ece", "image_average_precision", "case_auc", "case_recognition_rate"} <= set(rows[0])
+    subsets = {row["subset"] for row in rows}
+    assert any(name.startswith("subtype ") for name in subsets)
+    assert any(name.startswith("magnification ") for name in subsets)
+    assert float(whole["test", "logistic: logits"]["columns"]) == 4
+    assert {row["split"] for row in rows} == {"holdout split by case"}
+    gains = read_rows(run / "compare" / "differences.csv")
+    assert {row["rival"] for row in gains} >= {"mean"}
+    assert {"auc_difference", "auc_low", "delong_p", "clustered_delong_holm", "mcnemar_p"} <= set(
+        gains[0]
+    )
+    (answer,) = {
+        (row["added"], row["to"], row["meta"]) for row in read_rows(run / "compare" / "answers.csv")
+    }
+    assert answer == ("maps", "logits", "logistic")
+    assert (run / "figures" / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
+    assert "independent, which images of one case are not" in done.output
+
+
+def test_scores_are_those_of_stage_three(finished: Config) -> None:
+    """A design that is the run's own stack has the scores that metrics.json has."""
+    run = finished.run_path
+    assert compare(run).exit_code == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = read_rows(run / "compare" / "leaderboard.csv")
+    for part, named in (("test", "test"), ("development", "held_out")):
+        for model, entry in (("mean", "mean"), ("logistic", "logistic: maps + logits")):
+            (row,) = [r for r in rows if (r["part"], r["subset"], r["model"]) == (part, "all", entry)]
+            for score in ("auc", "accuracy", "brier"):
+                assert float(row[f"image_{score}"]) == metrics[named][model]["image"][score]
+
+
+def test_what_is_fitted_is_kept_and_what_changed_is_fitted_again(finished: Config) -> None:
+    """A comparison that was stopped goes on; another setting touches what it is about, and no more."""
+    run = finished.run_path
+    assert compare(run).exit_code == 0
+    files = sorted(run.glob("compare/*/stack.json"))
+    before = {path: path.stat().st_mtime_ns for path in files}
+    (run / "compare" / slug("logistic: logits") / "stack.json").unlink()  # as if stopped before it
+    assert compare(run).exit_code == 0
+    again = {path: path.stat().st_mtime_ns for path in files}
+    changed = {path.parent.name for path in files if again[path] != before[path]}
+    assert changed == {"logistic-logits"}
+    assert compare(run, stack__logistic__C="2.0").exit_code == 0
+    last = {path: path.stat().st_mtime_ns for path in files}
+    changed = {path.parent.name for path in files if last[path] != again[path]}
+    assert changed == {"logistic-logits", "logistic-maps+logits"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["stack"]["logistic"]["C"] == 0.01
+
+
+def test_processes_side_by_side_say_the_same(finished: Config) -> None:
+    """Two processes or one, the leaderboard is the same but for the time it took."""
+    run = finished.run_path
+    boards = []
+    for jobs in ("1", "2"):
+        for path in run.glob("compare/*/*.json"):
+            path.unlink()
+        done = compare(run, "--jobs", jobs)
+        assert done.exit_code == 0, done.output
+        rows = json.loads((run / "compare" / "leaderboard.json").read_text())["rows"]
+        boards.append([{k: v for k, v in row.items() if "seconds" not in k} for row in rows])
+    assert boards[0] == boards[1]
+
+
+def test_one_entry_that_fails_stops_no_other(finished: Config) -> None:
+    """It is named with the reason, the exit code is 1, and the rest is there."""
+    run = finished.run_path
+    done = compare(run, stack__compare__meta="[logistic,nowhere.Classifier]")
+    assert done.exit_code == 1
+    assert "2 entries could not be fitted" in done.output
+    assert "nowhere" in done.output
+    rows = read_rows(run / "compare" / "leaderboard.csv")
+    assert "logistic: maps + logits" in {row["model"] for row in rows}
+
+
+def test_only_stage_three_can_be_changed(finished: Config) -> None:
+    """The data, the split and the base models are what they were."""
+    done = compare(finished.run_path, seed="3")
+    assert done.exit_code == 2
+    assert "only settings of 'stack'" in done.output
+
+
+def test_the_grid() -> None:
+    """Convolutions need cells, rules come once, and what the config defines is in it."""
+    config = StackConfig.model_validate(
+        {
+            "features": ["map_stats", "probabilities"],
+            "blocks": {"small": {"of": "maps", "grid": 2}, "few": {"of": "maps", "pca": 3}},
+            "custom": {"mine": {"estimator": "sklearn.neighbors.KNeighborsClassifier"}},
+        }
+    )
+    names = [
+        entry_name(Design.of(meta, features, config, 0, "cpu"))
+        for meta, features in grid(config, frozen=True)
+    ]
+    assert len(names) == len(set(names))
+    assert {"convnet: maps", "convnet: maps + logits", "convnet: small"} <= set(names)
+    assert not {"convnet: map_stats", "convnet: few", "convnet: logits"} & set(names)
+    assert {"mine: frozen", "mlp: embeddings", "logistic: map_stats + probabilities"} <= set(names)
+    assert [name for name in names if ":" not in name] == ["vote", "best_base"]
+    assert "svm: frozen" not in {
+        entry_name(Design.of(meta, features, config, 0, "cpu"))
+        for meta, features in grid(config, frozen=False)
+    }
+
+
+def test_a_control_off_chance_is_called_out() -> None:
+    """Draws around a half pass; draws that find something are a finding, in a sentence."""
+    rng = np.random.default_rng(0)
+
+    def draws(centre: float) -> list[dict[str, Any]]:
+        return [{"test": {"image": {"auc": centre + x}}} for x in rng.normal(0, 0.05, 20)]
+
+    assert _at_chance({"shuffled maps": draws(0.5)}) == {"shuffled maps, test": True}
+    found = _at_chance({"permuted labels": draws(0.7)})
+    assert found == {"permuted labels, test": False}
+    board = {"differences": [], "controls_at_chance": found, "caveat": "", "best_base": "a"}
+    assert "A control is not at chance: permuted labels, test" in "\n".join(verdicts(board))
+
+
+@pytest.fixture
+def inflated(finished: Config) -> dict[str, Any]:
+    """Return a small run repeated with a split by image."""
+    study = studies.open_study(finished.run_path)
+    return measure_inflation(study, ["image", "case"])
+
+
+def test_inflation_is_measured_and_red_everywhere(inflated: dict[str, Any], finished: Config) -> None:
+    """The leaking run says what it is in its files, its tables and its pictures."""
+    leaking = finished.artifacts / "small-by-image"
+    assert inflated["labels"] == {
+        "image": "holdout split by image, leaks across cases",
+        "case": "holdout split by case",
+    }
+    metrics = json.loads((leaking / "metrics.json").read_text())
+    assert metrics["split"].endswith("leaks across cases")
+    for name in ("predictions.csv", "out_of_fold.csv"):
+        assert {row["split"] for row in read_rows(leaking / name)} == {metrics["split"]}
+    rows = {(r["part"], r["model"], r["split_by"]): r for r in inflated["rows"]}
+    by_image, by_case = (rows["test", "mean", unit] for unit in ("image", "case"))
+    assert by_image["auc_inflation"] == pytest.approx(by_image["auc"] - by_case["auc"], abs=1e-4)
+    assert by_case["auc_inflation"] == 0
+    written = read_rows(finished.run_path / "compare" / "inflation.csv")
+    assert {row["split"] for row in written} == set(inflated["labels"].values())
+    table = inflation_table(inflated)
+    styles = {str(column.header): column.style for column in table.columns}
+    assert styles["holdout split by image, leaks across cases"] == "red"
+    assert styles["holdout split by case"] == ""
+    done = compare(leaking)
+    assert done.exit_code == 0, done.output
+    board = json.loads((leaking / "compare" / "leaderboard.json").read_text())
+    shown = leaderboard_table(board, "test", shown_models(board, everything=False))
+    (label,) = [span for span in shown.title.spans if span.style == LEAK_STYLE]  # type: ignore[union-attr]
+    assert str(shown.title)[label.start :].endswith("leaks across cases")
+
+
+def test_units_that_cannot_be_compared(finished: Config) -> None:
+    """Unknown units, and one alone, are refused before anything is trained."""
+    study = studies.open_study(finished.run_path)
+    with pytest.raises(ConfigError, match="'patient' is no unit; expected some of image, slide, case"):
+        measure_inflation(study, ["image", "patient"])
+    with pytest.raises(ConfigError, match="name two units or more"):
+        measure_inflation(study, ["case"])
+    assert not (finished.artifacts / "small-by-image").exists()

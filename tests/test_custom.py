@@ -1,0 +1,173 @@
+"""Any classifier by the dotted path of its class: what it is given, what is refused, its file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stacker.errors import StackError
+from stacker.meta import build, is_scaled, is_seeded, load_meta, save_meta
+from stacker.settings import StackConfig
+from tests.learning import standardised, table
+
+
+def config(estimator: str, **parameters: Any) -> StackConfig:
+    """Return a config with a meta-learner of one's own."""
+    custom = {"own": {"estimator": estimator, "parameters": parameters}}
+    return StackConfig.model_validate({"custom": custom, "meta": ["own"]})
+
+
+class Deaf:
+    """A classifier that takes neither weights nor a seed, and remembers the groups that it was given."""
+
+    def __init__(self, wide: bool = False) -> None:
+        self.wide = wide
+
+    def fit(self, X: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Deaf:
+        """Learn nothing."""
+        self.seen_ = len(X), len(groups)
+        self.classes_ = np.arange(y.max() + 2) if self.wide else np.unique(y)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return that all is equally likely."""
+        return np.full((len(X), 2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("path", "package", "parameters"),
+    [
+        ("sklearn.ensemble.ExtraTreesClassifier", "sklearn", {"n_estimators": 20}),
+        ("sklearn.neighbors.KNeighborsClassifier", "sklearn", {"n_neighbors": 7}),
+        ("sklearn.ensemble.HistGradientBoostingClassifier", "sklearn", {"max_iter": 20}),
+        ("lightgbm.LGBMClassifier", "lightgbm", {"n_estimators": 20, "verbose": -1, "n_jobs": 1}),
+        ("xgboost.XGBClassifier", "xgboost", {"n_estimators": 20}),
+    ],
+)
+def test_a_class_of_another_package_is_a_meta_learner(
+    path: str, package: str, parameters: dict[str, Any], tmp_path: Path
+) -> None:
+    """It learns, is stored without pickle, and answers the same when its package is trusted."""
+    pytest.importorskip(package)
+    rows, unseen = standardised(table()), standardised(table(seed=1))
+    chosen = config(path, **parameters)
+    model = build("own", chosen, 0, rows.columns).fit(rows.values, rows.labels, rows.cases)
+    expected = model.predict_proba(unseen.values)
+    assert (expected.argmax(axis=1) == unseen.labels).mean() > 0.8
+    content = save_meta(model, tmp_path / "model").read_bytes()
+    assert content.startswith(b"PK")
+    assert b"\x80\x04\x95" not in content
+    if "KNeighbors" not in path:  # by brute force: it has no parts that skops does not know
+        with pytest.raises(StackError, match=rf"types that are not trusted: .*trust {package}"):
+            load_meta("own", chosen, tmp_path / "model", rows.columns)
+    loaded = load_meta("own", chosen, tmp_path / "model", rows.columns, (package,))
+    assert np.array_equal(loaded.predict_proba(unseen.values), expected)
+
+
+def test_the_path_itself_is_a_name() -> None:
+    """Without a section of its own a class is built with what it has by itself."""
+    rows = table()
+    model = build("sklearn.naive_bayes.GaussianNB", StackConfig(), 0, rows.columns)
+    assert (
+        model.fit(rows.values, rows.labels).predict_proba(rows.values).argmax(1) == rows.labels
+    ).all()
+
+
+def test_it_is_given_the_seed_unless_it_has_one() -> None:
+    """A class with a random_state is seeded by us, or by the config, or draws no lots."""
+    path = "sklearn.ensemble.ExtraTreesClassifier"
+    model: Any = build("own", config(path), 7, ())
+    assert model.estimator.random_state == 7
+    assert is_seeded("own", config(path))
+    model = build("own", config(path, random_state=3), 7, ())
+    assert model.estimator.random_state == 3
+    assert not is_seeded("own", config(path, random_state=3))
+    assert not is_seeded("own", config("sklearn.neighbors.KNeighborsClassifier"))
+    assert is_seeded("own", config("xgboost.XGBClassifier"))  # it takes its parameters as keywords
+    assert is_scaled("own", config(path))
+
+
+def test_classes_weigh_the_same_by_what_it_takes(caplog: pytest.LogCaptureFixture) -> None:
+    """By its own parameter, by weights of rows, or not at all, which is said."""
+    trees: Any = build("own", config("sklearn.ensemble.ExtraTreesClassifier"), 0, ())
+    assert trees.estimator.class_weight == "balanced"
+    given: Any = build("own", config("sklearn.ensemble.ExtraTreesClassifier", class_weight=None), 0, ())
+    assert given.estimator.class_weight is None
+    rows = table()
+    rare = rows.at((rows.labels == 0) | (rows.cases % 10 == 1))
+    bayes: Any = build("own", config("sklearn.naive_bayes.GaussianNB"), 0, rows.columns)
+    bayes.fit(rare.values, rare.labels)
+    np.testing.assert_allclose(bayes.estimator_.class_prior_, 0.5)
+    with caplog.at_level(logging.WARNING):
+        neighbours = build("own", config("sklearn.neighbors.KNeighborsClassifier"), 0, rows.columns)
+        neighbours.fit(rare.values, rare.labels, rare.cases)
+    assert "a rare class may be drowned" in caplog.text
+
+
+def test_groups_go_to_whom_they_concern() -> None:
+    """An estimator whose fit takes groups gets the case of each row."""
+    rows = table()
+    model: Any = build("own", config(f"{__name__}.Deaf"), 0, rows.columns)
+    model.fit(rows.values, rows.labels, rows.cases)
+    assert model.estimator_.seen_ == (len(rows.labels), len(rows.labels))
+    assert not hasattr(model.estimator, "seen_")
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "reason"),
+    [
+        ("no_such_package.Model", {}, "pip install no_such_package"),
+        ("sklearn.no_such_part.Model", {}, "no module sklearn.no_such_part"),
+        ("sklearn.ensemble.NoSuchTrees", {}, "has no NoSuchTrees; mend the path"),
+        ("sklearn.base.clone", {}, "expected the class"),
+        ("sklearn.svm.LinearSVC", {}, "has no predict_proba"),
+        ("sklearn.ensemble.ExtraTreesClassifier", {"trees": 3}, "given are trees, it has n_estimators"),
+    ],
+)
+def test_what_is_no_classifier_is_refused(path: str, parameters: dict[str, Any], reason: str) -> None:
+    """A message says what was looked for and what to do."""
+    with pytest.raises(StackError, match=reason):
+        build("own", config(path, **parameters), 0, ())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Values that the estimator refuses, and classes other than those of the labels."""
+    rows = table()
+    model = build(
+        "own", config("sklearn.neighbors.KNeighborsClassifier", n_neighbors=-1), 0, rows.columns
+    )
+    with pytest.raises(StackError, match="'n_neighbors' parameter"):
+        model.fit(rows.values, rows.labels)
+    model = build("own", config(f"{__name__}.Deaf", wide=True), 0, rows.columns)
+    with pytest.raises(StackError, match="expected 0 to 1"):
+        model.fit(rows.values, rows.labels, rows.cases)
+
+
+def test_nothing_is_imported_for_a_file_that_is_not_trusted(tmp_path: Path) -> None:
+    """Types in a file are compared with those trusted before the class of the config is looked for."""
+    rows = table()
+    trees = config("sklearn.ensemble.ExtraTreesClassifier", n_estimators=3)
+    save_meta(build("own", trees, 0, rows.columns).fit(rows.values, rows.labels), tmp_path / "model")
+    strange = config("no_such_package.Model")
+    with pytest.raises(StackError, match=r"not trusted: sklearn\.tree"):
+        load_meta("own", strange, tmp_path / "model", rows.columns)
+    with pytest.raises(StackError, match="an ExtraTreesClassifier, expected no_such_package"):
+        load_meta("own", strange, tmp_path / "model", rows.columns, ("no_such_package",))
+
+
+def test_a_tree_that_points_outside_itself_is_refused(tmp_path: Path) -> None:
+    """A stored forest of ours is looked over before it is run: a wrong index would end the process."""
+    rows = table()
+    settings = StackConfig.model_validate({"random_forest": {"n_estimators": 2}})
+    model: Any = build("random_forest", settings, 0, rows.columns).fit(rows.values, rows.labels)
+    tree = model.estimator_.estimators_[1].tree_
+    state = tree.__getstate__()
+    state["nodes"]["left_child"][0] = 10_000
+    tree.__setstate__(state)
+    save_meta(model, tmp_path / "model")
+    with pytest.raises(StackError, match="points outside itself"):
+        load_meta("random_forest", settings, tmp_path / "model", rows.columns)
