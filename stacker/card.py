@@ -1,4 +1,4 @@
-"""The model card: what a stack is, what it was made from, how good it was found to be, and what it is not.
+"""The model card: what a stack is, what it was made from, how good it was found to be, what it is not.
 
 Every sentence and every number comes from the files of the run; what the files do not tell is not said.
 Identities of cases do not appear.
@@ -82,8 +82,8 @@ def _what_it_is(study: Study, meta: str, facts: Mapping[str, Any]) -> Iterator[s
     yield (
         f"Tells {_listed(facts['classes'])} apart in images. {plural(len(backbones), 'backbone')} "
         f"({_listed(backbones)}), fine-tuned in {plural(len(folds), 'fold')}; the meta-learner `{meta}` "
-        f"looks at {_listed(facts['features'])} of all of them and was fitted on {facts['rows']} images, "
-        "each as seen by base models that were not trained on it."
+        f"looks at {_listed(facts['features'])} and was fitted on {facts['rows']} images, "
+        "each seen by base models that were not trained on it."
     )
 
 
@@ -91,8 +91,8 @@ def _use() -> Iterator[str]:
     yield "## Intended use"
     yield ""
     yield (
-        "Research. **Not for diagnosis, and not for any decision about a patient**: nothing but the images "
-        "below stands behind these numbers."
+        "Research. **Not for diagnosis, and not for any decision about a patient**: nothing but the "
+        "images below stands behind these numbers."
     )
 
 
@@ -133,8 +133,8 @@ def _split(study: Study) -> Iterator[str]:
     if folds.group != "case":
         yield ""
         yield (
-            f"> **WARNING: this split goes by {folds.group}, not by case. Images of one patient may lie on "
-            "both sides of it, and then every score below is too good: it says nothing about new "
+            f"> **WARNING: this split goes by {folds.group}, not by case. Images of one patient may lie "
+            "on both sides of it, and then every score below is too good: it says nothing about new "
             "patients.**"
         )
     if manifest.unit != "case":
@@ -229,13 +229,16 @@ def _decision(study: Study, facts: Mapping[str, Any]) -> Iterator[str]:
     calibrator, threshold, classes = facts["calibrator"], facts["threshold"], facts["classes"]
     yield "## Decision"
     yield ""
-    yield f"Calibration: {calibrator['kind']}, fitted on what the stack says out of fold."
+    if calibrator["kind"] == "none":
+        yield "Its probabilities are not calibrated."
+    else:
+        yield f"Calibration: {calibrator['kind']}, fitted on what the stack said out of fold."
     if threshold is None:
         yield "The likeliest class is predicted."
     else:
         yield (
-            f"`{classes[1]}` is predicted from a probability of {threshold:.4f} on, which was not chosen by "
-            f"the test cases; sensitivity is that of `{classes[1]}`."
+            f"`{classes[1]}` is predicted from a probability of {threshold:.4f} on, which no test case "
+            f"had a say in; sensitivity is that of `{classes[1]}`."
         )
     abstain = study.run.config.stack.abstain
     below = (
@@ -248,7 +251,7 @@ def _limits(study: Study, metrics: Mapping[str, Any] | None, meta: str) -> Itera
     manifest, folds = study.manifest, study.folds
     yield "## Limits"
     yield ""
-    yield "- Images of another kind than those above: nobody knows. `novelty` tells how unusual one looks."
+    yield "- What it says of images of another kind is not known; `novelty` tells how unusual one looks."
     rows = manifest.rows_of(folds.group, folds.test)
     units = len({manifest.clusters[row] for row in rows})
     if units < FEW_CASES:

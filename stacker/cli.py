@@ -20,8 +20,9 @@ from stacker.cli_cache import cache
 from stacker.cli_compare import compare
 from stacker.cli_data import check, data
 from stacker.cli_models import export
+from stacker.cli_predict import pack, predict
 from stacker.cli_train import probe, train, tune
-from stacker.command import CONFIG, RUN, SET, Commands, Failure, load, show
+from stacker.command import CONFIG, RUN, SET, Commands, load, show
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -52,7 +53,7 @@ def main(quiet: bool) -> None:
     warnings.filterwarnings("ignore", module="torch|timm|xgboost")
 
 
-for command in (check, data, probe, tune, train, cache, compare, export, bench):
+for command in (check, data, probe, tune, train, cache, compare, predict, pack, export, bench):
     main.add_command(command)
 
 
@@ -86,8 +87,11 @@ def stack(config_file: Path, overrides: tuple[str, ...], metas: tuple[str, ...])
     """Stage three: train meta-learners on the cached maps and score them on the test cases."""
     from stacker import pipeline, studies
 
-    study = studies.reopen(load(config_file, overrides))
-    metrics = pipeline.stack(study, metas or study.run.config.stack.meta)
+    config = load(config_file, overrides)
+    for name in metas:
+        config.stack.require(name)
+    study = studies.reopen(config)
+    metrics = pipeline.stack(study, metas or config.stack.meta)
     _print_scores(metrics)
     click.echo(f"\n{study.run.path}/metrics.json, predictions.csv, figures/")
 
@@ -102,56 +106,6 @@ def run(config_file: Path, overrides: tuple[str, ...]) -> None:
     config = load(config_file, overrides)
     _print_scores(pipeline.run_all(config))
     click.echo(f"\n{config.run_path}/metrics.json, predictions.csv, figures/")
-
-
-@main.command()
-@RUN
-@click.argument(
-    "images",
-    nargs=-1,
-    required=True,
-    metavar="IMAGE...",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-)
-@click.option(
-    "--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta that is fitted."
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the heatmap overlays; default: RUN/predictions.",
-)
-@click.option("--device", metavar="NAME", help="auto, cpu or cuda; default: the run's own.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def predict(
-    run_folder: Path,
-    images: tuple[Path, ...],
-    meta: str | None,
-    out: Path | None,
-    as_json: bool,
-    device: str | None,
-) -> None:
-    """Classify IMAGEs with the whole stack of RUN and draw their heatmaps.
-
-    An image that cannot be read is reported and skipped; the exit code is then 1.
-    """
-    from dataclasses import asdict, replace
-
-    from stacker.predict import predict as classify
-    from stacker.studies import open_study
-    from stacker.terminal import predictions_table
-
-    study = open_study(run_folder)
-    run = study.run
-    if device is not None:
-        run = replace(run, config=run.config.model_copy(update={"device": device}))
-    predictions, failures = classify(run, images, meta, out or run.path / "predictions")
-    if as_json:
-        click.echo(json.dumps([asdict(p) for p in predictions], indent=1))
-    elif predictions:
-        show(predictions_table(predictions, study.folds.label))
-    if failures:
-        raise Failure("\n  ".join([f"{len(failures)} images skipped:", *failures]), 1)
 
 
 @main.command()

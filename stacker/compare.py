@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from stacker.fitting import Design, Says, fit
 from stacker.progress import bar
 from stacker.run import Run, digest, read_json, write_json
 from stacker.settings import RULES, StackConfig
-from stacker.stack import baselines, design_of, identity_of, require_known
+from stacker.stack import baselines, design_of, identity_of
 from stacker.stored import is_current, load_says, save_says
 from stacker.studies import Study
 
@@ -63,8 +63,6 @@ class Comparison:
 def compare(study: Study, jobs: int = 0) -> Comparison:
     """Fit what is not fitted yet, in so many processes (0: one per core), and return what all say."""
     run, config = study.run, study.run.config
-    for name in config.stack.compare.meta or ():
-        require_known(name, run)
     caches = open_caches(run, study.manifest, study.folds, frozen=bool(config.frozen))
     designs = [
         Design.of(name, features, config.stack, config.seed, config.device)
@@ -191,21 +189,30 @@ class _Draw:
 
 
 def _work(tasks: dict[str, Callable[[], None]], jobs: int) -> dict[str, str]:
-    """Do the tasks side by side, each process with one thread; return why some could not be done."""
+    """Do the tasks, in so many processes (0: one per core); return why some could not be done."""
+    failures = {}
+    with bar("compare", len(tasks)) as advance:
+        for done, (name, problem) in enumerate(_answers(tasks, jobs), 1):
+            advance(1)
+            if problem is None:
+                log.info("compare %d of %d: %s", done, len(tasks), name)
+            else:
+                failures[name] = problem
+                log.warning("compare %d of %d: %s: %s", done, len(tasks), name, problem)
+    return failures
+
+
+def _answers(tasks: dict[str, Callable[[], None]], jobs: int) -> Iterator[tuple[str, str | None]]:
+    """Yield the tasks as they are done; side by side, each process has one thread."""
+    number = jobs or len(os.sched_getaffinity(0))
+    if number == 1:
+        yield from (_attempt(name, task) for name, task in tasks.items())
+        return
     from joblib import Parallel, delayed, parallel_config
 
-    number = jobs or len(os.sched_getaffinity(0))
-    failures = {}
-    with parallel_config(backend="loky", inner_max_num_threads=1), bar("compare", len(tasks)) as advance:
-        work = Parallel(n_jobs=number, return_as="generator_unordered")(
-            delayed(_attempt)(name, task) for name, task in tasks.items()
-        )
-        for name, problem in work:
-            advance(1)
-            if problem is not None:
-                failures[name] = problem
-                log.warning("%s: %s", name, problem)
-    return failures
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        work = Parallel(n_jobs=number, return_as="generator_unordered")
+        yield from work(delayed(_attempt)(name, task) for name, task in tasks.items())
 
 
 def _attempt(name: str, task: Callable[[], None]) -> tuple[str, str | None]:

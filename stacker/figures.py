@@ -100,7 +100,9 @@ def roc_figure(models: Mapping[str, Predictions], classes: Sequence[str], split:
     return figure
 
 
-def reliability_figure(models: Mapping[str, Predictions], classes: Sequence[str], split: str) -> Figure:
+def reliability_figure(
+    models: Mapping[str, Predictions], classes: Sequence[str], split: str, rows: str
+) -> Figure:
     """Return how often each model is right where it is so sure, with how often it is so sure."""
     shown = {name: found for name, found in models.items() if name != "constant"}
     columns = min(4, len(shown))
@@ -120,7 +122,7 @@ def reliability_figure(models: Mapping[str, Predictions], classes: Sequence[str]
     what = f"probability of {classes[1]}" if len(classes) == 2 else "largest probability"
     figure.supxlabel(f"{what} (bars: share of images)", fontsize=9)
     figure.supylabel(f"share that is {classes[1]}" if len(classes) == 2 else "share right", fontsize=9)
-    figure.suptitle(f"Test images; {split}", fontsize=10, color=split_colour(split))
+    figure.suptitle(f"{rows}; {split}", fontsize=10, color=split_colour(split))
     return figure
 
 

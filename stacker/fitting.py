@@ -27,6 +27,7 @@ from stacker.preparation import Preparation, fit_preparation
 from stacker.settings import StackConfig
 
 SCHEMA = 1  # of what is fitted and said: another one makes what is stored out of date
+COPIES = 3  # of a table that is held: itself, the rows of a part, and these made ready
 ALL = "all"  # the scope of a fit that serves every fold
 
 
@@ -62,7 +63,7 @@ class Design:
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the fit and what is made of it, as plain data."""
         own = {name: self.config.blocks[name] for name in self.features if name in self.config.blocks}
-        finish = ("parts", "calibration", "threshold", "sensitivity")
+        finish = ("parts", "calibration", "sensitivity")
         return {
             "schema": SCHEMA,
             "meta": self.meta,
@@ -71,6 +72,7 @@ class Design:
             "parameters": meta.parameters(self.meta, self.config),
             "seeds": self.seeds,
             **{name: getattr(self.config, name) for name in finish},
+            "rule": self.config.threshold,
         }
 
 
@@ -121,7 +123,7 @@ class Fitted:
 
 def fit(design: Design, tables: Tables) -> Fitted:
     """Fit a design on all development rows, estimate it out of fold, and predict the test rows."""
-    table = tables.development.hold(design.config.memory_gb)
+    table = tables.development.hold(design.config.memory_gb / COPIES)
     labels = table.rows.label
     meta.build(design.meta, design.config, design.seed, table.columns)  # imports are not fitting
     started = time.perf_counter()

@@ -124,7 +124,7 @@ def _score_rows(
                     "seeds": len(says.seeds),
                     "seeds_auc_deviation": float(np.std(says.seeds)) if len(says.seeds) > 1 else None,
                     "threshold": says.finish.threshold,
-                    "one_class_only": scores["constant_prediction"],
+                    "one_class_only": scores["constant_prediction"] if subset == "all" else None,
                     "images": scores["image"]["n"],
                     "cases": scores["case"]["n"],
                     **_flat(scores, unit),

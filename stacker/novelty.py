@@ -22,13 +22,13 @@ import numpy as np
 
 from stacker.errors import StackError
 from stacker.features import Caches, Source
-from stacker.run import publish
+from stacker.run import Run, read_arrays, write_arrays
 
 UNLIKE = 0.95  # novelty beyond which an image is called unlike those that the stack was fitted on
 PARTS = 5
 MOST_COMPONENTS, ROWS_PER_COMPONENT = 32, 16
 MOST_ROWS = 2000  # of a fold's development rows: more would hardly turn the components
-FEWEST_ROWS = 16  # in a fit; the mean of a handful of embeddings would tell them
+FEWEST_ROWS = 8  # in a fit; the mean of a handful of embeddings would tell them
 TINY = 1e-12
 
 Key = tuple[str, str]  # backbone and fold
@@ -105,15 +105,13 @@ class Novelty:
                 stem = f"{number}-{part}"
                 arrays |= {f"mean-{stem}": cloud.mean, f"axes-{stem}": cloud.axes}
                 arrays |= {f"variances-{stem}": cloud.variances, f"rest-{stem}": np.array(cloud.rest)}
-        with publish(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        write_arrays(path, arrays)
 
 
 def load_novelty(path: Path) -> Novelty:
     """Read what `Novelty.save` wrote; raise StackError when it is damaged."""
+    found = read_arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = dict(file)
         bases = {}
         for number, (name, usual) in enumerate(zip(found["names"], found["usual"], strict=True)):
             stems = [f"{number}-{part}" for part in range(PARTS) if f"mean-{number}-{part}" in found]
@@ -122,7 +120,7 @@ def load_novelty(path: Path) -> Novelty:
             bases[backbone, fold] = Base(clouds, float(usual[0]), float(usual[1]))
         origins = {str(name): str(digest) for name, digest in found["origins"]}
         return Novelty(bases, found["reference"], origins)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError) as error:
         raise StackError(
             f"{path} is damaged ({error}); delete it and run 'stacker stack CONFIG' again"
         ) from None
@@ -133,11 +131,17 @@ def _cloud(found: Mapping[str, np.ndarray], stem: str) -> Cloud:
     return Cloud(mean, axes, variances, float(found[f"rest-{stem}"]))
 
 
-def keep_novelty(path: Path, caches: Caches) -> None:
+def novelty_file(run: Run) -> Path:
+    """Return where it is kept what is usual of the images that the stacks of a run were fitted on."""
+    return run.path / "stack" / "novelty.npz"
+
+
+def keep_novelty(run: Run, caches: Caches) -> None:
     """Fit and publish what is usual, unless it is there and of just these caches.
 
     Where there are too few cases or images to say, there is no file.
     """
+    path = novelty_file(run)
     if path.exists():
         try:
             if load_novelty(path).origins == _origins(caches):

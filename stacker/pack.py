@@ -6,10 +6,11 @@
     models/         base models, and frozen backbones where the stack looks at them
     stack/          the meta-learner, and what is usual of the images that it was fitted on
 
-No image, no manifest, no cache, nothing that the stack said of single cases. The base models' list of the
-cases that trained them is left out unless it is asked for: case numbers are short enough for hashes of them
-to be guessed. A pack is compared with pack.json whenever it is opened, which finds damage; whether it comes
-from whom it should is for the SHA-256 of pack.json itself to tell, which `stacker pack` prints.
+No image, no manifest, no cache, nothing that the stack said of single cases. The base models' list of
+the cases that trained them is left out unless it is asked for: case numbers are short enough for hashes
+of them to be guessed. A pack is compared with pack.json whenever it is opened (`unpack`), which finds
+damage; whether it comes from whom it should is for the SHA-256 of pack.json itself to tell, which
+`stacker pack` prints.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -31,21 +30,15 @@ import yaml
 
 from stacker.card import model_card
 from stacker.config import Config
-from stacker.configfile import load_config
 from stacker.errors import RunError
-from stacker.predict import base_file, needed, novelty_file, require_checkpoints
-from stacker.run import Run, file_sha256, open_run, publish, read_json, require_space
+from stacker.novelty import novelty_file
+from stacker.predict import base_file, needed, require_checkpoints
+from stacker.run import Run, publish, require_space
 from stacker.stored import default_meta, load_stack
 from stacker.studies import Study
+from stacker.unpack import LIST, PIECE, SCHEMA
 
-SCHEMA = 1
-LIST = "pack.json"
-MOST_LIST_BYTES = 8_000_000
-MOST_GROWTH = 20  # weights hardly compress: what grows more when it is unzipped is no pack
-NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
-PIECE = 1 << 20
 FACTS = ("name", "size", "mean", "std", "classes", "target_layer", "fold", "identity", "versions")
-AGAIN = "copy the pack again, or make it anew with 'stacker pack'"
 
 Open = Callable[[str], AbstractContextManager[IO[bytes]]]
 
@@ -194,108 +187,3 @@ def _zip(out: Path) -> Iterator[Open]:
             return archive.open(member, "w", force_zip64=True)
 
         yield opener
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Run]:
-    """Yield the run at a path: a run directory, a pack's folder, or a pack's zip, which is unzipped.
-
-    Raise RunError for a pack that is not what was packed.
-    """
-    if path.is_file():
-        with tempfile.TemporaryDirectory(prefix="stacker-") as folder:
-            _unzip(path, Path(folder))
-            yield _open(Path(folder), path)
-    elif (path / LIST).exists():
-        yield _open(path, path)
-    else:
-        yield open_run(path)
-
-
-def is_pack(path: Path) -> bool:
-    """Say whether a path is a pack's, not a run's."""
-    return path.is_file() or (path / LIST).exists()
-
-
-def _open(folder: Path, named: Path) -> Run:
-    """Return a pack as a run, once every file was compared with the list."""
-    listed = _listed((folder / LIST).read_bytes(), named)
-    for where, expected in listed.items():
-        path = folder / where
-        if not path.is_file():
-            raise RunError(f"{named}: {where} is missing; {AGAIN}")
-        if path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
-            raise RunError(f"{named}: {where} is not the file that was packed; {AGAIN}")
-    for part in ("models", "stack"):
-        for path in (folder / part).rglob("*"):
-            if path.is_file() and path.relative_to(folder).as_posix() not in listed:
-                raise RunError(f"{named}: {path.relative_to(folder)} was not packed; remove it")
-    return Run(folder, load_config(folder / "config.yaml"))
-
-
-def _listed(content: bytes, named: Path) -> dict[str, dict[str, Any]]:
-    """Return the files that a pack lists; raise RunError for a list that is none, or of another schema."""
-    try:
-        found = json.loads(content)
-        version, files = found["schema"], found["files"]
-        sound = all(
-            NAME.fullmatch(where)
-            and not {".", ".."} & set(where.split("/"))
-            and isinstance(each["bytes"], int)
-            and each["bytes"] >= 0
-            and isinstance(each["sha256"], str)
-            for where, each in files.items()
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise RunError(f"{named}: its {LIST} cannot be read; {AGAIN}") from None
-    if version != SCHEMA:
-        raise RunError(f"{named} is of schema {version}, this program reads {SCHEMA}; pack the run anew")
-    if not sound or "config.yaml" not in files:
-        raise RunError(f"{named}: its {LIST} lists what no pack holds; {AGAIN}")
-    return dict(files)
-
-
-def _unzip(path: Path, folder: Path) -> None:
-    """Write the members of a pack below a folder: those that its list has, and no byte more."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
-            if LIST not in members or members[LIST].file_size > MOST_LIST_BYTES:
-                raise RunError(f"{path}: has no {LIST} at its top: it is no pack of 'stacker pack'")
-            content = archive.read(LIST)
-            listed = _listed(content, path)
-            _refuse_strange(path, members, listed)
-            (folder / LIST).write_bytes(content)
-            for where, expected in listed.items():
-                target = folder / where
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(where) as source, target.open("wb") as file:
-                    _copy(source, file, expected["bytes"])
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise RunError(f"{path} is not a sound zip ({error}); {AGAIN}") from None
-
-
-def _refuse_strange(
-    path: Path, members: Mapping[str, zipfile.ZipInfo], listed: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Raise RunError for a zip whose members are not those that it lists, or that is too large."""
-    strange = sorted(set(members) ^ {LIST, *listed})
-    if strange:
-        state = "is in the zip and not listed" if strange[0] in members else "is missing"
-        raise RunError(f"{path}: {strange[0]!r} {state}; {AGAIN}")
-    total = sum(each["bytes"] for each in listed.values())
-    if total > MOST_GROWTH * path.stat().st_size:
-        raise RunError(f"{path} would grow to {total:,} bytes: no pack does; {AGAIN}")
-    space = shutil.disk_usage(tempfile.gettempdir()).free
-    if total > space:
-        raise RunError(
-            f"{path} needs {total / 1e6:.0f} MB in {tempfile.gettempdir()}, {space / 1e6:.0f} MB are free; "
-            "point TMPDIR at another disk, or unzip it yourself and give the folder"
-        )
-
-
-def _copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
-    """Copy a member, and not more than it is said to have; what is wrong with it its SHA-256 will tell."""
-    while size > 0 and (piece := source.read(min(PIECE, size))):
-        target.write(piece)
-        size -= len(piece)

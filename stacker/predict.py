@@ -24,11 +24,11 @@ from stacker.blocks import array_of, probabilities
 from stacker.cam import Wanted
 from stacker.checkpoint import read_facts
 from stacker.ensemble import Ensemble
-from stacker.errors import BackboneError, ConfigError, require_one_of
+from stacker.errors import BackboneError, ConfigError
 from stacker.extract import Arrays
 from stacker.finetune import How
 from stacker.inputs import Input, Reading, read_ahead
-from stacker.novelty import UNLIKE, Novelty, load_novelty
+from stacker.novelty import UNLIKE, Novelty, load_novelty, novelty_file
 from stacker.outputs import CasePrediction, Cases, Prediction, Row, Skipped, Vote, named
 from stacker.overlays import Overlays
 from stacker.run import FROZEN, Run, file_sha256, read_json
@@ -177,8 +177,7 @@ def open_predictor(
     meta-learner may be made of.
     """
     name = meta or default_meta(run)
-    if not run.config.stack.knows(name):
-        require_one_of("meta-learner", [name], run.config.stack.names)
+    run.config.stack.require(name)
     facts = stack_facts(run, name)
     stack = load_stack(run, name, trusted)
     require_checkpoints(run, {base: facts["checkpoints"][base] for base in needed(stack)})
@@ -217,6 +216,7 @@ def _wanted(stack: Stack, drawn: bool) -> dict[str, Wanted]:
 
 
 def base_file(run: Run, base: str) -> Path:
+    """Return the file of a base model that is named "backbone/fold"."""
     return run.model_file(*base.rsplit("/", 1))
 
 
@@ -260,14 +260,9 @@ def require_checkpoints(run: Run, expected: Mapping[str, str]) -> None:
             )
 
 
-def noveltybase_file(run: Run) -> Path:
-    """Return where it is kept what is usual of the images that the run's stacks were fitted on."""
-    return run.path / "stack" / "novelty.npz"
-
-
 def _usual(run: Run, stack: Stack) -> Novelty | None:
     """Return what is usual of development images; None where it is not known of these base models."""
-    path = noveltybase_file(run)
+    path = novelty_file(run)
     if not path.exists():
         return None
     found = load_novelty(path)

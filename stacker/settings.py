@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from stacker.errors import require_one_of
 from stacker.recipe import Section
 
 T = TypeVar("T")
@@ -261,6 +262,11 @@ class StackConfig(Section):
     def knows(self, meta: str) -> bool:
         """Say whether a name is that of a meta-learner, or might be the path of a class."""
         return meta in self.names or "." in meta
+
+    def require(self, meta: str) -> None:
+        """Raise ConfigError for a name that no meta-learner has, with the nearest one that one has."""
+        if not self.knows(meta):
+            require_one_of("meta-learner", [meta], self.names)
 
     def custom_of(self, meta: str) -> CustomConfig | None:
         """Return how a meta-learner is built that is not one of ours; raise ValueError for neither."""

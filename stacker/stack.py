@@ -19,7 +19,6 @@ import numpy as np
 from stacker.admission import open_caches
 from stacker.blocks import array_of, resolve
 from stacker.cache import Rows
-from stacker.errors import require_one_of
 from stacker.features import Caches, Tables
 from stacker.figures import confusion_figure, reliability_figure, roc_figure, save_figure
 from stacker.fitting import Design, Says, conclude, fit
@@ -28,6 +27,7 @@ from stacker.grouping import cut
 from stacker.heatmaps import localise
 from stacker.manifest import Manifest
 from stacker.metrics import Predictions, differences, evaluate
+from stacker.novelty import keep_novelty
 from stacker.progress import track
 from stacker.run import Run, digest, publish, versions, write_json
 from stacker.stored import fitted_names, is_current, load_says, save_stack, stack_facts
@@ -38,8 +38,9 @@ log = logging.getLogger(__name__)
 def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) -> dict[str, Any]:
     """Fit the named meta-learners that are not fitted yet; return the run's metrics."""
     for name in names:
-        require_known(name, run)
+        run.config.stack.require(name)
     caches = open_caches(run, manifest, folds, needs_frozen(run, run.config.stack.features))
+    keep_novelty(run, caches)
     for name in track(names, "fit meta-learners", total=len(names)):
         design = design_of(run, name)
         tables = caches.tables(design.features, run.config.stack)
@@ -49,12 +50,6 @@ def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) 
         else:
             _fit_one(run, design, caches, tables, identity, folds.label)
     return _summarise(run, manifest, folds, caches)
-
-
-def require_known(name: str, run: Run) -> None:
-    """Raise ConfigError for a name that no meta-learner has, with the nearest one that one has."""
-    if not run.config.stack.knows(name):
-        require_one_of("meta-learner", [name], run.config.stack.names)
 
 
 def needs_frozen(run: Run, features: Sequence[str]) -> bool:
@@ -184,9 +179,11 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, caches: Caches) -> di
     rows, test_rows = plain.development.rows, next(iter(plain.tests.values())).rows
     write_predictions(run.path / "predictions.csv", test, test_rows, manifest.classes, folds.label)
     write_predictions(run.path / "out_of_fold.csv", held_out, rows, manifest.classes, folds.label)
-    draw = {"confusion": confusion_figure, "roc": roc_figure, "reliability": reliability_figure}
-    for name, figure in draw.items():
+    for name, figure in {"confusion": confusion_figure, "roc": roc_figure}.items():
         save_figure(figure(test, manifest.classes, folds.label), run.figures / f"{name}.png")
+    named = "Development images, out of fold" if held_out else "Test images"
+    shown = reliability_figure(held_out or test, manifest.classes, folds.label, named)
+    save_figure(shown, run.figures / "reliability.png")
     write_json(run.path / "metrics.json", metrics)
     return metrics
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # predict loads torch, which a table of scores does not need
     from stacker.check import Report
     from stacker.findings import Finding
     from stacker.inspection import Summary
-    from stacker.predict import Prediction
     from stacker.verify import Verdict
 
 NAMES = {"accuracy": "accuracy", "auc": "AUC"}
@@ -161,17 +160,6 @@ def compressions_table(found: Sequence[Compression]) -> Table:
         shares = (f"{way.share_of_maps:.2f}", f"{way.share_of_features:.2f}")
         speeds = (f"{way.write_mb_per_second}", f"{way.read_mb_per_second}")
         table.add_row(way.way, *shares, f"{way.kilobytes_per_image:.2f}", *speeds)
-    return table
-
-
-def predictions_table(predictions: Sequence[Prediction], split: str) -> Table:
-    """Return the stack's say on each image, beside that of each base model."""
-    table = Table(title=f"Predictions of a stack with a {split}", title_justify="left")
-    for heading in ("image", "predicted", "probability", *predictions[0].base, "heatmaps"):
-        table.add_column(heading, overflow="fold")
-    for p in predictions:
-        base = (f"{shares[p.predicted]:.3f}" for shares in p.base.values())
-        table.add_row(p.path, p.predicted, f"{p.probabilities[p.predicted]:.3f}", *base, p.heatmaps)
     return table
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from stacker.admission import refuse_leaks
 from stacker.cache import AGAIN, INDEX, open_cache, opened, part_file, read_dataset, read_provenance
 from stacker.errors import BackboneError, CacheError, RunError
-from stacker.admission import refuse_leaks
 from stacker.folds import Fold
 from stacker.run import FROZEN
 from stacker.studies import Study

@@ -20,13 +20,28 @@ ORDER = (  # every module imports only from modules above it
     *("heatmaps", "figures", "data_figures", "curves", "watch", "jobs", "targets", "caching"),
     *("export", "tune_space", "tune_score", "tune_figures", "tune"),
     *("blocks", "features", "admission", "preparation"),
-    *("rules", "boosting", "networks", "mlp", "convnet", "meta", "fitting", "stored", "novelty", "stack"),
+    *("weighing", "rules", "estimators", "custom", "boosting", "networks", "mlp", "convnet"),
+    *("meta", "fitting", "stored", "novelty", "stack"),
     *("controls", "compare", "leaderboard", "compare_figures"),
-    *("inspection", "cache_export", "verify", "inputs", "card", "predict", "pack", "probe", "pipeline"),
+    *(
+        "inspection",
+        "cache_export",
+        "verify",
+        "inputs",
+        "overlays",
+        "outputs",
+        "ensemble",
+        "predict",
+        "card",
+        "unpack",
+        "pack",
+        "probe",
+        "pipeline",
+    ),
     *("inflation",),
     *("report", "check"),
     *("bench", "bench_train", "bench_costs", "bench_peers"),
-    *("bench_setup", "bench_cache", "bench_maps", "bench_compression"),
+    *("bench_setup", "bench_cache", "bench_maps", "bench_compression", "bench_table", "bench_stack"),
     *("terminal", "boards", "demo"),
     *("command", "cli_data", "cli_cache", "cli_bench", "cli_models", "cli_train"),
     *("cli_compare", "cli_predict", "cli", "__main__"),
@@ -34,13 +49,13 @@ ORDER = (  # every module imports only from modules above it
 TORCH_HALF = {
     *("devices", "alexnet", "weights", "cut", "backbone", "checkpoint", "layers", "optimize", "losses"),
     *("augment", "batches", "validation", "snapshot", "finetune", "watch", "jobs"),
-    *("formulas", "perturb", "cam", "extract", "targets", "caching"),
+    *("formulas", "perturb", "cam", "extract", "targets", "caching", "ensemble"),
     *("export", "tune_space", "tune_score", "tune"),
 }
 SKLEARN_HALF = {
     *("matrix", "grouping", "blocks", "features", "admission", "preparation"),
-    *("rules", "boosting", "networks", "mlp", "convnet", "meta", "fitting", "stored", "novelty", "stack"),
-    *("controls", "compare", "leaderboard"),
+    *("weighing", "rules", "estimators", "custom", "boosting", "networks", "mlp", "convnet"),
+    *("meta", "fitting", "stored", "novelty", "stack", "controls", "compare", "leaderboard"),
 }
 
 

@@ -28,7 +28,7 @@ def test_a_table_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model = BoostedTrees(SETTINGS, rows.columns, memory_gb=1e-6, device="cpu")
     model.fit(lazy, rows.labels, rows.cases)
     assert max(lazy.read_rows) <= 16
-    assert sum(lazy.read_rows) <= 5 * len(rows.labels)
+    assert sum(lazy.read_rows) <= 9 * len(rows.labels)
     held = BoostedTrees(SETTINGS, rows.columns, device="cpu").fit(rows.values, rows.labels, rows.cases)
     expected = held.predict_proba(rows.values)
     assert np.array_equal(model.predict_proba(rows.values), expected)
@@ -52,21 +52,19 @@ def test_it_stops_by_whole_cases() -> None:
     assert by_row.num_boosted_rounds() > 3 * by_case.num_boosted_rounds()
 
 
-def test_rows_that_are_watched_are_not_learnt_from() -> None:
-    """What the rows of the inner split hold beside when to stop does not reach the trees."""
+def test_the_number_of_rounds_is_chosen_on_unseen_cases_and_all_rows_are_learnt() -> None:
+    """What is kept apart says how long; the trees then grow from all rows, in proportion longer."""
     rows = table()
     apart = validation_rows(rows.labels, rows.cases, 0.2, 0)
     assert apart is not None
-    one = XgboostConfig(n_estimators=1)
-    changed = rows.values.copy()
-    changed[apart] *= 0.5
-    dumps = [
-        BoostedTrees(one, rows.columns, device="cpu")
-        .fit(values, rows.labels, rows.cases)
-        .booster_.get_dump()
-        for values in (rows.values, changed)
-    ]
-    assert dumps[0] == dumps[1]
+    model = BoostedTrees(SETTINGS, rows.columns, device="cpu")
+    best = model.best_rounds(InMemory(rows.values), rows.labels, np.ones(2), apart)
+    model.fit(rows.values, rows.labels, rows.cases)
+    assert model.booster_.num_boosted_rounds() == round(best * len(rows.labels) / (~apart).sum())
+    same = SETTINGS.model_copy(update={"n_estimators": model.booster_.num_boosted_rounds()})
+    whole = BoostedTrees(same, rows.columns, device="cpu")
+    whole.fit(rows.values, rows.labels, np.zeros(len(rows.labels)))
+    assert np.array_equal(whole.predict_proba(rows.values), model.predict_proba(rows.values))
 
 
 def test_bins_are_cut_at_quantiles() -> None:
@@ -102,7 +100,7 @@ def test_it_is_as_good_as_xgboost_on_an_array(classes: int) -> None:
 
 
 def test_a_file_keeps_the_best_round(tmp_path: Path) -> None:
-    """The stored booster has the trees up to the best one, and says which that is."""
+    """The stored booster says which round was the best one: its last."""
     rows = table(3)
     model = BoostedTrees(SETTINGS, rows.columns, device="cpu").fit(rows.values, rows.labels, rows.cases)
     model.save(tmp_path / "model.ubj")

@@ -177,7 +177,7 @@ def test_a_control_off_chance_is_called_out() -> None:
     assert _at_chance({"shuffled maps": draws(0.5)}) == {"shuffled maps, test": True}
     found = _at_chance({"permuted labels": draws(0.7)})
     assert found == {"permuted labels, test": False}
-    board = {"differences": [], "controls_at_chance": found, "caveat": "", "best_base": "a"}
+    board = {"differences": [], "controls_at_chance": found, "caveat": "", "best_base": "a", "sizes": {}}
     assert "A control is not at chance: permuted labels, test" in "\n".join(verdicts(board))
 
 

@@ -192,9 +192,11 @@ def test_rectangles_and_transformers_go_through_all_stages(
     }
     assert shapes == {"test_vit": (2, 2, 4), "test_resnet": (2, 1, 2)}
     image = next(config.data.path.rglob("*.png"))
-    ((found,), failures) = predict(studies.reopen(config).run, [image], None, tmp_path / "out")
+    run = studies.reopen(config).run
+    ((found,), failures) = predict(run, [image], overlays=tmp_path / "out")
     assert not failures
-    assert Path(found.heatmaps).exists()
+    assert found.overlay is not None
+    assert Path(found.overlay).exists()
     probe(studies.reopen(config), 0.001)
 
 

@@ -229,8 +229,8 @@ def test_rules_want_probabilities() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    """The message lists what there is."""
-    with pytest.raises(StackError, match="expected one of logistic"):
+    """The message says which one it may have been."""
+    with pytest.raises(StackError, match="did you mean 'logistic'"):
         build("logistik", CONFIG, 0, ())
 
 

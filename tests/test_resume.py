@@ -19,11 +19,12 @@ COMPARED = (
     "folds.json",
     "metrics.json",
     "predictions.csv",
+    "out_of_fold.csv",
     "models/*/*/model.safetensors",
     "cache/*/*/*.h5",
     "stack/*/predictions.csv",
-    "stack/*/model.safetensors",
-    "stack/*/model.ubj",  # a .skops file carries the time: its predictions.csv stands for it
+    "stack/*/*.safetensors",
+    "stack/*/*.ubj",  # a .skops file carries the time: its predictions.csv stands for it
 )
 # What must be there when the kill comes, so that it comes in the middle of a stage.
 MOMENTS = {
