@@ -1,10 +1,10 @@
 """Measured on this machine, in one run: what fitting a meta-learner costs, beside XGBoost on an array.
 
-A table of cached maps, three HDF5 files of float16 side by side, is fitted as stage three does it, rows
-read when they are wanted, and as people do it: read into an array, then XGBoost's classifier or its
-`train` with either of its matrices. All learn from the same rows with equal rounds and parameters, none
-stops early; the seconds of the array's ways are those of the fit alone, ours read the files meanwhile.
-Every way runs in a fresh interpreter, whose peak of resident memory is its own.
+The cached maps of three backbones are fitted as stage three does it, rows read when they are wanted, and
+as people do it: read into an array, then XGBoost's classifier or its `train` with either of its
+matrices. All learn from the same rows with equal rounds and parameters, none stops early; the seconds of
+the array's ways are those of the fit alone, ours read the files meanwhile. Every way runs in a fresh
+interpreter, whose peak of resident memory is its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from stacker.bench_table import open_table, write_table
+from stacker.bench_table import open_table, write_caches
 from stacker.errors import StackError
 from stacker.matrix import Matrix, chunks, whole
 from stacker.progress import track
@@ -107,7 +107,7 @@ def bench_stack(
     require_space(folder, int(2.1 * (rows + UNSEEN) * columns))
     ways = [OURS, *((CLASSIFIER, QUANTILE, PLAIN) if peers else ()), *((MLP,) if epochs else ())]
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as name:
-        write_table(Path(name), rows + UNSEEN, columns)
+        write_caches(Path(name), rows + UNSEEN, columns)
         tasks = [Task(way, Path(name), rows, rounds, epochs) for way in ways]
         answers = {task.way: _in_child(task) for task in track(tasks, "bench", len(tasks))}
     costs = [_cost(way, found, rows * (epochs if way == MLP else 1)) for way, found in answers.items()]
@@ -151,7 +151,7 @@ def _cost(way: str, answer: Answer, rows: int) -> FitCost:
     return FitCost(
         way,
         round(answer.reading_seconds, 2),
-        round(answer.seconds, 2),
+        round(answer.seconds, 4),
         round(rows / answer.seconds, 1),
         round(answer.peak_gib, 3),
         round(float(-np.log(np.maximum(likely, 1e-12)).mean()), 5),
@@ -177,7 +177,8 @@ def _in_child(task: Task) -> Answer:
 
 def run_task(task: Task) -> Answer:
     """Fit one way in this process, and say what it took."""
-    table, labels = open_table(task.folder)
+    table = open_table(task.folder)
+    labels = table.rows.label
     learnt: Matrix = table.take(np.arange(task.rows))
     unseen = table.take(np.arange(task.rows, len(labels)))
     labels, wanted = labels[: task.rows], labels[task.rows :]

@@ -1,15 +1,18 @@
-"""The tables and sentences of a comparison, for the terminal."""
+"""The tables and sentences of a comparison, and of what fitting costs, for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from stacker.terminal import LEAK_STYLE, title_of
+
+if TYPE_CHECKING:
+    from stacker.bench_stack import StackBench
 
 PARTS = {"development": "Development cases, out of fold", "test": "Test cases"}
 TOP = 12
@@ -141,6 +144,20 @@ def verdicts(board: Mapping[str, Any]) -> list[str]:
     ]
     lines.append(board["caveat"])
     return lines
+
+
+def fits_table(found: StackBench) -> Table:
+    """Return what each way of fitting takes."""
+    title = f"{found.rows} rows x {found.columns} columns ({found.table_gib} GiB as float32), "
+    title += f"{found.rounds} trees, {found.threads} threads"
+    table = Table(title=title, title_justify="left")
+    for heading in ("way", "read s", "fit s", "rows/s", "peak GiB", "log loss, unseen rows"):
+        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for cost in found.costs:
+        read = f"{cost.reading_seconds:.2f}" if cost.reading_seconds else "-"
+        seconds = (read, f"{cost.seconds:.2f}", f"{cost.rows_per_second:.0f}")
+        table.add_row(cost.way, *seconds, f"{cost.peak_gib:.2f}", f"{cost.loss:.4f}")
+    return table
 
 
 def inflation_table(found: Mapping[str, Any]) -> Table:

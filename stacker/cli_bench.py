@@ -130,6 +130,40 @@ def maps(config_file: Path, overrides: tuple[str, ...], images: int, out: Path, 
 
 
 @bench.command()
+@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(10), help="Images.")
+@click.option("--columns", default=2000, show_default=True, type=click.IntRange(6), help="Features.")
+@click.option("--rounds", default=50, show_default=True, type=click.IntRange(1), help="Trees to grow.")
+@click.option(
+    "--epochs", default=1, show_default=True, type=click.IntRange(0), help="Of the MLP; 0: none."
+)
+@click.option(
+    "--peers/--no-peers", default=True, help="Without: ours alone, where an array does not fit."
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="Where the caches are written for the while, at 2 bytes a value; default: here.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def stack(
+    rows: int, columns: int, rounds: int, epochs: int, peers: bool, folder: Path, as_json: bool
+) -> None:
+    """Time stage three on drawn caches, rows read when they are wanted, beside XGBoost in memory."""
+    from dataclasses import asdict
+
+    from stacker.bench_stack import bench_stack
+    from stacker.boards import fits_table
+
+    found = bench_stack(folder, rows, columns, rounds, epochs, peers)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+    else:
+        show(fits_table(found))
+        click.echo(found.verdict)
+
+
+@bench.command()
 @RUN
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Timed rounds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

@@ -106,7 +106,7 @@ def _fit(study: Study, features: np.ndarray, strength: float) -> tuple[Predictio
 
 
 def _predictions(study: Study, rows: np.ndarray, shares: np.ndarray) -> Predictions:
-    cases = np.array([study.manifest.clusters[row] for row in rows])
+    cases = np.array([study.manifest.clusters[row].encode() for row in rows])
     return Predictions(study.manifest.labels[rows], cases, shares)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stacker import bench_stack as bench
-from stacker.bench_table import open_table, write_table
+from stacker.bench_table import open_table, write_caches
 from stacker.errors import StackError
 
 
@@ -42,17 +42,19 @@ def test_it_cleans_up_after_a_child_that_was_killed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_table_reads_what_was_written(tmp_path: Path) -> None:
-    """Rows of several files lie side by side, and some of them are read as they would be of all."""
-    write_table(tmp_path, rows=150, columns=11)
-    table, labels = open_table(tmp_path)
-    assert table.shape == (150, 11)
-    assert set(labels.tolist()) == {0, 1}
-    values = table.read(0, 150)
-    some = np.array([3, 4, 70, 149])
-    assert np.array_equal(table.take(some).read(1, 4), values[some[1:]])
-    assert np.array_equal(table.take(labels == 1).read(0, 5), values[labels == 1][:5])
-    assert table.read(5, 5).shape == (0, 11)
+def test_the_table_is_read_as_a_runs_is(tmp_path: Path) -> None:
+    """The maps of three backbones lie side by side, and some rows are read as they would be of all."""
+    write_caches(tmp_path, rows=1500, columns=22)
+    table = open_table(tmp_path)
+    assert table.shape == (1500, 22)
+    assert table.columns[0] == "densenet121/maps/benign/r0c0"
+    assert set(table.rows.label.tolist()) == {0, 1}
+    values = table.read(0, 1500)
+    some = np.array([3, 4, 70, 1023, 1024, 1499])
+    np.testing.assert_array_equal(table.take(some).read(1, 6), values[some[1:]])
+    chosen = table.rows.label == 1
+    np.testing.assert_array_equal(table.take(chosen).read(0, 5), values[chosen][:5])
+    assert table.read(5, 5).shape == (0, 22)
 
 
 def test_a_verdict_without_peers_is_of_ours() -> None:
