@@ -73,6 +73,7 @@ def leaderboard_table(board: Mapping[str, Any], part: str, shown: Sequence[str])
 
 
 FEW = 30  # cases, below which large-sample tests and percentile intervals promise too much
+BELOW = "; what is estimated out of fold lies below chance where there is nothing to learn."
 MARKS = "* best base model; (!) predicts one class; dim: controls, to be at chance."
 
 
@@ -131,12 +132,12 @@ def verdicts(board: Mapping[str, Any]) -> list[str]:
                 f"interval that leaves out 0, {len(tested)} after Holm's adjustment (p < 0.05, variance "
                 f"by case). The largest gain is {_gain(best)} ({best['model']})."
             )
-    few = {part: n["cases"] for part, n in board["sizes"].items() if n["cases"] < FEW}
-    lines += [
-        f"{PARTS[part]}: {cases} cases are few. Intervals are too short then, p-values of large samples "
-        "too small, and what is out of fold lies below chance where there is nothing to learn."
-        for part, cases in few.items()
-    ]
+    for part, size in board["sizes"].items():
+        if size["cases"] < FEW:
+            lines.append(
+                f"{PARTS[part]}: {size['cases']} cases are few. Intervals are too short then, and the "
+                "p-values of large samples too small" + (BELOW if part == "development" else ".")
+            )
     lines += [
         f"A control is not at chance: {name}. Something tells the classes that should not."
         for name, good in board["controls_at_chance"].items()

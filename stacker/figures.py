@@ -135,7 +135,10 @@ def _roc_points(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np
 
 
 def heatmap_sheet(
-    pictures: Sequence[Picture], panels: Mapping[str, Sequence[np.ndarray]], signed: bool
+    pictures: Sequence[Picture],
+    panels: Mapping[str, Sequence[np.ndarray]],
+    signed: bool,
+    split: str = "",
 ) -> Figure:
     """Return a sheet: a row per picture, the picture itself and then one overlay per panel.
 
@@ -162,6 +165,8 @@ def heatmap_sheet(
         column[0].set_title(name, fontsize=8)
         bar = figure.colorbar(colours, ax=list(column), location="bottom", shrink=0.8, aspect=30)
         bar.ax.tick_params(labelsize=6)
+    if "leaks" in split:
+        figure.suptitle(split, fontsize=8, color=LEAK_COLOUR)
     return figure
 
 

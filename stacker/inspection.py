@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from stacker.cache import FLAGS, Cache, map_classes, open_cache
 from stacker.errors import CacheError, ConfigError, require_one_of
 from stacker.figures import Picture, heatmap_sheet
+from stacker.folds import load_folds
 from stacker.heatmaps import read_mask
 from stacker.images import decode_image
 from stacker.manifest import Image, Manifest, load_manifest
@@ -167,7 +168,9 @@ def draw(
         title = backbone if maps == "maps" else f"{backbone}, {maps}"
         for label in classes if shown == manifest.classes else shown:
             panels[f"{title}\n{label}"] = [found[image.id][shown.index(label)] for image in images]
-    return heatmap_sheet([_picture(image, run) for image in images], panels, signed)
+    pictures = [_picture(image, run) for image in images]
+    split = load_folds(run.folds_file, manifest).label
+    return heatmap_sheet(pictures, panels, signed, split)
 
 
 def _images(manifest: Manifest, image_ids: Sequence[str]) -> list[Image]:

@@ -29,6 +29,8 @@ TESTS = {
     "clustered_delong": "the same with the variance by case (Obuchowski 1997)",
     "mcnemar": "McNemar's test of right and wrong by image",
     "exchange": "answers of whole cases exchanged",
+    "case_delong": "DeLong's test of the AUC by case",
+    "case_mcnemar": "McNemar's test by case",
 }
 CHANCE = 0.5
 ENDS: dict[str, Callable[[np.ndarray], Any]] = {  # of a control's draws
@@ -75,6 +77,7 @@ def make_leaderboard(comparison: Comparison, study: Study) -> dict[str, Any]:
         "differences": gains,
         "answers": answers,
         "controls_at_chance": _at_chance(comparison.controls),
+        "tests": TESTS,
         "caveat": CAVEAT,
         "failures": comparison.failures,
     }
@@ -195,17 +198,22 @@ def _differences(
     for rival in ("mean", best):
         pairs = [(name, rival) for name in stacks]
         gains = _gains(models, pairs, draws, seed)
-        tests = {name: compare_pair(models[name], models[rival])["image"] for name in stacks}
-        p_values = {
-            test: [None if tests[name][test] is None else tests[name][test]["p"] for name in stacks]
-            for test in TESTS
-        }
+        tests = {name: _p_values(models[name], models[rival]) for name in stacks}
+        p_values = {test: [tests[name][test] for name in stacks] for test in TESTS}
         adjusted = {test: holm(values) for test, values in p_values.items()}
         for number, name in enumerate(stacks):
             row = {"part": part, "model": name, "rival": rival, **gains[name, rival]}
             for test in TESTS:
                 row |= {f"{test}_p": p_values[test][number], f"{test}_holm": adjusted[test][number]}
             yield row
+
+
+def _p_values(first: Predictions, second: Predictions) -> dict[str, float | None]:
+    """Return the p-value of every test, None where it cannot be made."""
+    found = compare_pair(first, second)
+    by_case = found["case"] or {}
+    tests = {**found["image"], **{f"case_{name}": test for name, test in by_case.items()}}
+    return {test: (tests.get(test) or {}).get("p") for test in TESTS}
 
 
 def _gains(
