@@ -3,8 +3,9 @@
 Shuffled maps belong to other images than the row says; permuted labels belong to other cases. A stack
 that is fitted on either has nothing to learn and must be at chance, on development and test cases alike.
 A third control keeps everything but the maps: what shuffled maps gain beside the rest is what that many
-columns gain without any evidence in them. A single draw of a few cases says little, so each control is
-drawn many times; what is reported is the mean and the middle 95 % of the draws.
+columns gain without any evidence in them. Where a table does not fit into memory, cases are drawn by
+lot. A single draw of a few cases says little, so each control is drawn many times; what is reported is
+the mean and the middle 95 % of the draws.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from stacker.blocks import array_of
 from stacker.features import Caches, Table, Tables
-from stacker.fitting import Design, fit
+from stacker.fitting import COPIES, Design, fit
 from stacker.matrix import whole
 from stacker.metrics import Predictions, replicate
 from stacker.settings import RULES
@@ -58,9 +59,11 @@ def is_of_maps(name: str, design: Design) -> bool:
 
 def run_control(control: Control, caches: Caches, draws: int) -> list[dict[str, Any]]:
     """Return the scores of every draw: {part: {unit: {score: value}}}."""
-    tables = _held(caches.tables(control.design.features, control.design.config))
+    config = control.design.config
+    found = caches.tables(control.design.features, config)
+    tables = _held(within(found, config.memory_gb / COPIES, control.design.seed))
     chosen = np.array([_is_map_column(name, control) for name in tables.development.columns])
-    found = []
+    answers = []
     for number in range(draws):
         rng = np.random.default_rng([control.design.seed, number])
         if control.shuffled == "maps":
@@ -69,12 +72,32 @@ def run_control(control: Control, caches: Caches, draws: int) -> list[dict[str, 
             drawn = permute_labels(tables, rng)
         says = fit(control.design, drawn).says
         parts = {"development": says.development, "test": says.test}
-        found.append({part: _points(p) for part, p in parts.items() if p is not None})
-    return found
+        answers.append({part: _points(p) for part, p in parts.items() if p is not None})
+    return answers
 
 
 def _is_map_column(column: str, control: Control) -> bool:
     return is_of_maps(column.split("/")[1], control.design)
+
+
+def within(tables: Tables, limit_gb: float, seed: int) -> Tables:
+    """Return tables of so many cases, drawn by lot, and so many test rows, as fit into memory."""
+    most = int(limit_gb * 1e9 / (4 * tables.development.shape[1]))
+    rng = np.random.default_rng(seed)
+    if len(tables.groups) > most:
+        groups, place, sizes = np.unique(tables.groups, return_inverse=True, return_counts=True)
+        order = rng.permutation(len(groups))
+        kept = np.zeros(len(groups), dtype=bool)
+        kept[order[np.cumsum(sizes[order]) <= most]] = True
+        rows = kept[place]
+        development = tables.development.take(rows)
+        tables = replace(tables, development=development, groups=tables.groups[rows])
+    number = len(next(iter(tables.tests.values())).rows)
+    if number * len(tables.tests) > most:
+        chosen = np.sort(rng.permutation(number)[: max(1, most // len(tables.tests))])
+        tests = {fold: table.take(chosen) for fold, table in tables.tests.items()}
+        tables = replace(tables, tests=tests)
+    return tables
 
 
 def _held(tables: Tables) -> Tables:

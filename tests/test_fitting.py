@@ -12,7 +12,7 @@ import pytest
 from stacker import fitting, meta
 from stacker.cache import Rows
 from stacker.calibration import fit_calibrator
-from stacker.controls import list_controls, permute_labels, shuffle_columns
+from stacker.controls import list_controls, permute_labels, shuffle_columns, within
 from stacker.errors import StackError
 from stacker.features import Source, Table, Tables
 from stacker.fitting import Design, conclude, fit
@@ -190,6 +190,23 @@ def test_shuffled_maps_keep_everything_but_the_maps() -> None:
         assert new is not None
         orders.append([int(np.flatnonzero(old[:, 0] == value)[0]) for value in new[:, 0]])
     assert orders[0] == orders[1]
+
+
+def test_a_control_takes_as_many_cases_as_fit() -> None:
+    """Whole cases are drawn by lot, and as many test rows of every fold alike."""
+    tables = some_tables()
+    found = within(tables, 4 * 6 * 41 / 1e9, seed=0)
+    assert found.development.shape == (40, 6)
+    names, counts = np.unique(found.groups, return_counts=True)
+    assert len(names) == 8
+    assert set(counts) == {5}
+    np.testing.assert_array_equal(
+        found.development.rows.case_id, [f"case{group}".encode() for group in found.groups]
+    )
+    first, second = found.tests.values()
+    assert len(first.rows) == 20
+    np.testing.assert_array_equal(first.rows.image_id, second.rows.image_id)
+    assert within(tables, 1, seed=0) is tables
 
 
 def test_permuted_labels_belong_to_whole_cases() -> None:
