@@ -144,12 +144,12 @@ def _differences(maps: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, 
 
 def resample(maps: np.ndarray, grid: int) -> np.ndarray:
     """Bring maps (N, M, h, w) to another grid by the mean over the area of each new cell."""
-    rows, columns = (_areas(side, grid) for side in maps.shape[2:])
+    rows, columns = (areas(side, grid) for side in maps.shape[2:])
     found: np.ndarray = rows @ maps @ columns.T
     return found
 
 
-def _areas(old: int, new: int) -> np.ndarray:
+def areas(old: int, new: int) -> np.ndarray:
     """Return which share of each new cell (new, old) lies on each old one."""
     edges_old, edges_new = np.arange(old + 1) / old, np.arange(new + 1) / new
     low = np.maximum(edges_new[:-1, None], edges_old[None, :-1])

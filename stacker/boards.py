@@ -9,12 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from stacker.leaderboard import PARTS
 from stacker.terminal import LEAK_STYLE, title_of
 
 if TYPE_CHECKING:
     from stacker.bench_stack import StackBench
 
-PARTS = {"development": "Development cases, out of fold", "test": "Test cases"}
 TOP = 12
 COLUMNS = (
     ("image_auc", "AUC", True),
@@ -49,7 +49,12 @@ def leaderboard_table(board: Mapping[str, Any], part: str, shown: Sequence[str])
     title = f"{PARTS[part]}: {size['images']} images, {size['cases']} {board['unit']}s; "
     table = Table(title=title_of(title, board["split"]), title_justify="left")
     table.add_column("model", overflow="fold")
-    columns = [c for c in COLUMNS if any(c[0] in row for row in rows.values())]
+    unit = board["unit"]
+    columns = [
+        (key.replace("case_", f"{unit}_"), name.replace("case", unit), bounds)
+        for key, name, bounds in COLUMNS
+    ]
+    columns = [c for c in columns if any(c[0] in row for row in rows.values())]
     for _, heading, _ in columns:
         table.add_column(heading)
     for heading in ("columns", "fit s"):
@@ -114,37 +119,40 @@ def verdicts(board: Mapping[str, Any]) -> list[str]:
     for part, named in PARTS.items():
         for rival in ("mean", board["best_base"]):
             rows = [r for r in board["differences"] if r["part"] == part and r["rival"] == rival]
-            if not rows:
-                continue
-            known = [r for r in rows if r["auc_difference"] is not None]
-            if not known:
-                continue
-            best = max(known, key=lambda r: r["auc_difference"])
-            sure = [r for r in known if r["auc_low"] is not None and r["auc_low"] > 0]
-            tested = [
-                r for r in known if (r["clustered_delong_holm"] or 1) < 0.05 and r["auc_difference"] > 0
-            ]
-            what = (
-                "the mean of the probabilities" if rival == "mean" else f"the best base model, {rival}"
-            )
-            lines.append(
-                f"{named}: of {len(known)} stacks, {len(sure)} have an AUC above that of {what} by an "
-                f"interval that leaves out 0, {len(tested)} after Holm's adjustment (p < 0.05, variance "
-                f"by case). The largest gain is {_gain(best)} ({best['model']})."
-            )
+            rows = [r for r in rows if r["auc_difference"] is not None]
+            if rows:
+                lines.append(f"{named}: {_against(rival, rows)}")
     for part, size in board["sizes"].items():
         if size["cases"] < FEW:
             lines.append(
-                f"{PARTS[part]}: {size['cases']} cases are few. Intervals are too short then, and the "
-                "p-values of large samples too small" + (BELOW if part == "development" else ".")
+                f"{PARTS[part]}: {size['cases']} {board['unit']}s are few. Intervals are too short "
+                "then, and the p-values of large samples too small"
+                + (BELOW if part == "development" else ".")
             )
     lines += [
-        f"A control is not at chance: {name}. Something tells the classes that should not."
-        for name, good in board["controls_at_chance"].items()
-        if not good
+        f"{row['control']}, {PARTS[row['part']]}: a mean AUC of {row['auc']:.3f} in {row['draws']} "
+        "draws is above chance. Something tells the classes that should not."
+        for row in board["controls"]
+        if row["leaks"]
     ]
     lines.append(board["caveat"])
     return lines
+
+
+def _against(rival: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many stacks are better than a rival, by their intervals and by the test by case."""
+    best = max(rows, key=lambda row: row["auc_difference"])
+    sure = sum(row["auc_low"] is not None and row["auc_low"] > 0 for row in rows)
+    tested = [row for row in rows if row["clustered_delong_holm"] is not None]
+    passed = sum(row["clustered_delong_holm"] < 0.05 and row["auc_difference"] > 0 for row in tested)
+    after = (
+        f"{passed} after Holm's adjustment (p < 0.05, variance by case)" if tested else "none was tested"
+    )
+    what = "the mean of the probabilities" if rival == "mean" else f"the best base model, {rival}"
+    return (
+        f"of {len(rows)} stacks, {sure} have an AUC above that of {what} by an interval that leaves "
+        f"out 0, {after}. The largest gain is {_gain(best)} ({best['model']})."
+    )
 
 
 def fits_table(found: StackBench) -> Table:

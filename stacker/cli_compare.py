@@ -57,6 +57,10 @@ def compare(
         raise ConfigError(f"--set {strange[0]}: only settings of 'stack' can be changed here")
     study = open_study(run_folder, overrides)
     if protocols is not None:
+        if overrides:
+            raise ConfigError(
+                "--set: the runs of --protocols differ in their split, and in nothing else"
+            )
         _inflation(study, [unit.strip() for unit in protocols.split(",")], as_json)
     else:
         _leaderboard(study, jobs or 0, everything, as_json)
@@ -96,7 +100,7 @@ def _inflation(study: Study, units: list[str], as_json: bool) -> None:
 
     found = measure_inflation(study, units)
     path = study.run.figures / "inflation.png"
-    save_figure(inflation_figure(found, "held_out"), path)
+    save_figure(inflation_figure(found), path)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return

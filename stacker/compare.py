@@ -66,15 +66,16 @@ def compare(study: Study, jobs: int = 0) -> Comparison:
     caches = open_caches(run, study.manifest, study.folds, frozen=bool(config.frozen))
     designs = [
         Design.of(name, features, config.stack, config.seed, config.device)
-        for name, features in grid(config.stack, frozen=bool(config.frozen))
+        for name, features in grid(config.stack, list(config.cam.maps), frozen=bool(config.frozen))
     ]
     controls = list_controls(_design_of_controls(run))
     folder, draws = run.path / "compare", config.stack.compare.permutations
+    split = study.folds.label
     tasks: dict[str, Callable[[], None]] = {}
     for design in designs:
-        tasks[entry_name(design)] = _Fit(design, caches, folder / slug(entry_name(design)))
+        tasks[entry_name(design)] = _Fit(design, caches, folder / slug(entry_name(design)), split)
     for control in controls:
-        tasks[control.name] = _Draw(control, caches, draws, folder / slug(control.name))
+        tasks[control.name] = _Draw(control, caches, draws, folder / slug(control.name), split)
     failures = _work(tasks, jobs)
     plain = caches.tables(["logits"], config.stack)
     entries = [
@@ -92,10 +93,13 @@ def compare(study: Study, jobs: int = 0) -> Comparison:
     return Comparison(rows, entries, done, failures)
 
 
-def grid(config: StackConfig, frozen: bool) -> list[tuple[str, list[str]]]:
-    """Return meta-learners and feature blocks that go together, the rules last."""
-    metas = config.compare.meta or [*METAS, *config.custom]
-    choices = config.compare.features or _choices(config, frozen)
+def grid(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[tuple[str, list[str]]]:
+    """Return meta-learners and feature blocks that go together, the rules last.
+
+    `maps` are the datasets of maps that are cached.
+    """
+    metas = config.compare.meta or list(dict.fromkeys([*METAS, *config.custom, *config.meta]))
+    choices = config.compare.features or _choices(config, maps, frozen)
     found = [
         (name, features)
         for features in choices
@@ -105,14 +109,15 @@ def grid(config: StackConfig, frozen: bool) -> list[tuple[str, list[str]]]:
     return [*found, *((name, ["probabilities"]) for name in ("vote", "best_base"))]
 
 
-def _choices(config: StackConfig, frozen: bool) -> list[list[str]]:
-    """Return the blocks that are compared where the config does not say."""
-    choices = [["probabilities"], ["logits"], ["maps"], ["map_stats"], ["embeddings"]]
+def _choices(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[list[str]]:
+    """Return the blocks that are compared where the config does not say, each choice once."""
+    choices = [config.features, ["probabilities"], ["logits"], ["map_stats"], ["embeddings"]]
+    choices += [[name] for name in maps]
     choices += [["maps", "logits"], ["map_stats", "logits"], ["embeddings", "logits"]]
     if frozen:
         choices += [["frozen"], ["frozen", "logits"]]
     choices += [[name] for name in config.blocks]
-    return choices if config.features in choices else [config.features, *choices]
+    return list({frozenset(names): names for names in reversed(choices)}.values())[::-1]
 
 
 def _has_cells(features: Sequence[str], config: StackConfig) -> bool:
@@ -130,7 +135,7 @@ def entry_name(design: Design) -> str:
 
 def slug(name: str) -> str:
     """Return the name of an entry's folder."""
-    return name.replace(": ", "-").replace(" + ", "+").replace(" ", "_")
+    return name.replace(": ", "@").replace(" + ", "+").replace(" ", "_")
 
 
 def _design_of_controls(run: Run) -> Design:
@@ -146,6 +151,7 @@ class _Fit:
     design: Design
     caches: Caches
     folder: Path
+    split: str
 
     def __call__(self) -> None:
         tables = self.caches.tables(self.design.features, self.design.config)
@@ -158,6 +164,7 @@ class _Fit:
         facts = {
             "digest": digest(identity),
             **identity,
+            "split": self.split,
             "calibrator": fitted.says.finish.calibrator.as_dict(),
             "threshold": fitted.says.finish.threshold,
             "seeds_auc": list(fitted.says.seeds),
@@ -176,16 +183,18 @@ class _Draw:
     caches: Caches
     draws: int
     folder: Path
+    split: str
 
     def __call__(self) -> None:
         tables = self.caches.tables(self.control.design.features, self.control.design.config)
         identity = identity_of(self.control.design, self.caches, tables)
-        identity |= {"draws": self.draws, "shuffled": self.control.shuffled}
+        memory = self.control.design.config.memory_gb  # decides how many cases a control has
+        identity |= {"draws": self.draws, "shuffled": self.control.shuffled, "memory_gb": memory}
         path = self.folder / "draws.json"
         if path.exists() and read_json(path)["digest"] == digest(identity):
             return
         found = run_control(self.control, self.caches, self.draws)
-        write_json(path, {"digest": digest(identity), "draws": found})
+        write_json(path, {"digest": digest(identity), "split": self.split, "draws": found})
 
 
 def _work(tasks: dict[str, Callable[[], None]], jobs: int) -> dict[str, str]:

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stacker.figures import LEAK_COLOUR, split_colour
+from stacker.leaderboard import PARTS
 
 COLOURS = {"base": "#1f6fb4", "meta": "black", "rule": "#2a9d5c", "control": "0.55"}
-PARTS = {"development": "Development cases, out of fold", "test": "Test cases"}
 
 
 def leaderboard_figure(board: Mapping[str, Any], shown: Sequence[str]) -> Figure:
@@ -53,35 +53,40 @@ def _point(axis: Axes, place: int, row: Mapping[str, Any]) -> None:
     axis.plot([score], [place], marker="o", color=colour, markersize=4)
 
 
-def inflation_figure(found: Mapping[str, Any], part: str) -> Figure:
-    """Return the AUC by image of every model under each split; splits that leak are red."""
-    models = list(dict.fromkeys(row["model"] for row in found["rows"] if row["part"] == part))
-    units = found["units"]
-    figure = Figure(figsize=(2 + 1.3 * len(models), 3.6), layout="constrained")
-    axis = figure.subplots()
-    width = 0.8 / len(units)
-    for number, unit in enumerate(units):
-        rows = {r["model"]: r for r in found["rows"] if (r["part"], r["split_by"]) == (part, unit)}
-        leaks = "leaks" in found["labels"][unit]
-        shade = (
-            {"color": LEAK_COLOUR, "alpha": 0.45 + 0.3 * number / len(units)}
-            if leaks
-            else {"color": "0.25"}
-        )
-        places = np.array([i for i, name in enumerate(models) if name in rows], dtype=float)
-        values = np.array([rows[name]["auc"] or np.nan for name in models if name in rows])
-        places += (number - (len(units) - 1) / 2) * width
-        axis.bar(places, values, width * 0.92, label=found["labels"][unit], **shade)
-        for place, name in zip(places, (n for n in models if n in rows), strict=True):
-            if rows[name]["auc_low"] is not None:
-                axis.plot(
-                    [place, place], [rows[name]["auc_low"], rows[name]["auc_high"]], color="black", lw=1
-                )
-    axis.axhline(0.5, color="0.6", linewidth=0.8)
-    axis.set_xticks(range(len(models)), models, fontsize=8, rotation=20, ha="right")
-    axis.set(ylabel="AUC by image", ylim=(0, 1.02))
-    figure.legend(fontsize=7, loc="outside lower center", ncols=1)
-    what = {"held_out": "Development cases, out of fold", "test": "Test images"}[part]
-    title = f"{what}: red splits let cases straddle; their scores are not results"
+def inflation_figure(found: Mapping[str, Any]) -> Figure:
+    """Return the AUC by image of every model under each split, both parts; splits that leak are red."""
+    models = list(dict.fromkeys(row["model"] for row in found["rows"]))
+    parts = list(dict.fromkeys(row["part"] for row in found["rows"]))
+    figure = Figure(figsize=(2 + 1.2 * len(models), 2.6 * len(parts) + 1.2), layout="constrained")
+    axes = figure.subplots(len(parts), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, part in zip(axes, parts, strict=True):
+        for number, unit in enumerate(found["units"]):
+            _bars(axis, found, part, unit, models, number)
+        axis.axhline(0.5, color="0.6", linewidth=0.8)
+        axis.set(ylabel="AUC by image", ylim=(0, 1.02))
+        title = {"held_out": "Development images, out of fold", "test": "Test images"}[part]
+        axis.set_title(title, fontsize=9)
+    axes[-1].set_xticks(range(len(models)), models, fontsize=8, rotation=20, ha="right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center")
+    title = "Red: cases straddle the split. These scores are not results."
     figure.suptitle(title, fontsize=9, color=LEAK_COLOUR)
     return figure
+
+
+def _bars(
+    axis: Axes, found: Mapping[str, Any], part: str, unit: str, models: Sequence[str], number: int
+) -> None:
+    """Draw the scores of all models under one split."""
+    rows = {r["model"]: r for r in found["rows"] if (r["part"], r["split_by"]) == (part, unit)}
+    label, units = found["labels"][unit], len(found["units"])
+    colour = LEAK_COLOUR if "leaks" in label else "0.25"
+    alpha = 0.4 + 0.4 * number / units if "leaks" in label else 1.0
+    width = 0.8 / units
+    known = [name for name in models if name in rows]
+    places = np.array([models.index(name) for name in known]) + (number - (units - 1) / 2) * width
+    values = [rows[name]["auc"] or np.nan for name in known]
+    axis.bar(places, values, width * 0.92, label=label, color=colour, alpha=alpha)
+    for place, name in zip(places, known, strict=True):
+        low, high = rows[name]["auc_low"], rows[name]["auc_high"]
+        if low is not None:
+            axis.plot([place, place], [low, high], color="black", linewidth=1)

@@ -169,6 +169,11 @@ class Config(Section):
                     f"stack.blocks.{name}.of: {block.of!r} is not cached; {', '.join(cached)} "
                     f"are ({hint})"
                 )
+        for name in self.stack.custom:
+            if name in ("constant", *self.backbones):
+                raise ValueError(
+                    f"stack.custom: {name!r} has a row of scores already; take another name"
+                )
         wanted = [self.stack.features, *(self.stack.compare.features or [])]
         for name in (name for names in wanted for name in names):
             if name not in usual and name not in self.stack.blocks:

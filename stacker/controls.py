@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from stacker.blocks import array_of
+from stacker.errors import StackError
 from stacker.features import Caches, Table, Tables
-from stacker.fitting import COPIES, Design, fit
+from stacker.fitting import COPIES, Design, fit, scopes
 from stacker.matrix import whole
 from stacker.metrics import Predictions, replicate
 from stacker.settings import RULES
@@ -91,6 +92,11 @@ def within(tables: Tables, limit_gb: float, seed: int) -> Tables:
         kept[order[np.cumsum(sizes[order]) <= most]] = True
         rows = kept[place]
         development = tables.development.take(rows)
+        if len(np.unique(development.rows.label)) < len(development.classes):
+            raise StackError(
+                f"a control needs cases of every class, and {kept.sum()} cases are all that fit into "
+                "stack.memory_gb; allow more"
+            )
         tables = replace(tables, development=development, groups=tables.groups[rows])
     number = len(next(iter(tables.tests.values())).rows)
     if number * len(tables.tests) > most:
@@ -140,15 +146,21 @@ def permute_labels(tables: Tables, rng: np.random.Generator) -> Tables:
     """Give every case the label of another one; single rows, where a case has several labels.
 
     Whole cases, because that is how the truth is clustered: permuted rows would be easier to tell from
-    it.
+    it. Within each fold, where each has a fit of its own: all of them keep their classes.
     """
     rows = tables.development.rows
-    groups, place = np.unique(tables.groups, return_inverse=True)
-    labels = np.full(len(groups), -1)
-    labels[place] = rows.label
-    if np.array_equal(labels[place], rows.label):
-        permuted = labels[rng.permutation(len(groups))][place]
-    else:
-        permuted = rows.label[rng.permutation(len(rows))]
-    development = replace(tables.development, rows=replace(rows, label=permuted))
+    labels = rows.label.copy()
+    for _, mine in scopes(tables):
+        labels[mine] = _permuted(rows.label[mine], tables.groups[mine], rng)
+    development = replace(tables.development, rows=replace(rows, label=labels))
     return replace(tables, development=development)
+
+
+def _permuted(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    names, place = np.unique(groups, return_inverse=True)
+    by_group = np.full(len(names), -1)
+    by_group[place] = labels
+    if np.array_equal(by_group[place], labels):
+        permuted: np.ndarray = by_group[rng.permutation(len(names))][place]
+        return permuted
+    return labels[rng.permutation(len(labels))]

@@ -16,7 +16,7 @@ import numpy as np
 
 from stacker.blocks import Arrays, Blocks, array_of, assemble, probabilities, resolve
 from stacker.cache import FLAGS, Cache, Rows
-from stacker.errors import CacheError
+from stacker.errors import CacheError, require_one_of
 from stacker.matrix import size_gb, whole
 from stacker.settings import StackConfig
 
@@ -190,6 +190,8 @@ class Caches:
         """Raise CacheError for a block that is not cached, or whose maps are not numbers."""
         for name, block in blocks.items():
             array = array_of(name, block)
+            if block is not None and isinstance(block.classes, list):
+                require_one_of(f"class of stack.blocks.{name}", block.classes, self.classes)
             if array == "frozen":
                 if not self.sources[0].frozen:
                     raise CacheError(f"{name}: no backbone is named under 'frozen' in the config")

@@ -40,6 +40,7 @@ class Design:
     config: StackConfig
     seed: int
     device: str = "auto"
+    drawn: tuple[int, ...] | None = None  # the seeds of a fit that is stored already
 
     @classmethod
     def of(
@@ -51,6 +52,8 @@ class Design:
     @property
     def seeds(self) -> list[int]:
         """The seeds that it is fitted with."""
+        if self.drawn is not None:
+            return list(self.drawn)
         count = self.config.seeds if meta.is_seeded(self.meta, self.config) else 1
         return [self.seed + number for number in range(count)]
 
@@ -71,6 +74,7 @@ class Design:
             "blocks": {name: block.model_dump(mode="json") for name, block in own.items()},
             "parameters": meta.parameters(self.meta, self.config),
             "seeds": self.seeds,
+            "cuts": self.config.seeds,
             **{name: getattr(self.config, name) for name in finish},
             "rule": self.config.threshold,
         }
@@ -191,25 +195,27 @@ def say(members: Sequence[Member], table: Matrix) -> np.ndarray:
 def out_of_fold(
     design: Design, tables: Tables, table: Table
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return probabilities (S, N, K) of every row by fits that saw nothing of its case, and the parts.
+    """Return probabilities (S, N, K) of every row by fits that saw nothing of its case, and parts (N,).
 
-    None and None where some class has too few cases to be cut.
+    The cases are cut anew for every seed: with few of them, one cut decides too much. The parts are
+    those of the first. None and None where some class has too few cases to be cut.
     """
     labels, groups = table.rows.label, tables.groups
-    found = np.full((len(design.seeds), len(labels), len(table.classes)), np.nan)
-    parts = np.full(len(labels), -1)
+    repeats = design.config.seeds
+    found = np.full((repeats, len(labels), len(table.classes)), np.nan)
+    parts = np.full((repeats, len(labels)), -1)
     for _, rows in scopes(tables):
-        own = cut(labels[rows], groups[rows], design.config.parts, design.seed)
-        if own is None:
-            return None, None
-        parts[rows] = own
-        for part in np.unique(own):
-            inside, outside = rows & (parts == part), rows & (parts != part)
-            kept, held = table.take(outside), table.take(inside)
-            for number, seed in enumerate(design.seeds):
-                member = fit_member(design, kept, groups[outside], seed)
-                found[number, inside] = member.predict_proba(held)
-    return found, parts
+        for number in range(repeats):
+            own = cut(labels[rows], groups[rows], design.config.parts, design.seed + number)
+            if own is None:
+                return None, None
+            parts[number, rows] = own
+            seed = design.seeds[number % len(design.seeds)]
+            for part in np.unique(own):
+                inside, outside = (rows & (parts[number] == part), rows & (parts[number] != part))
+                member = fit_member(design, table.take(outside), groups[outside], seed)
+                found[number, inside] = member.predict_proba(table.take(inside))
+    return found, parts[0]
 
 
 def conclude(

@@ -8,12 +8,14 @@ run's own split was made with.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from functools import lru_cache
 
 import numpy as np
 
 from stacker.assignment import Contents, assign
 from stacker.errors import DataError
+from stacker.run import digest
+
+MOST_CUTS = 256
 
 
 def cut(labels: np.ndarray, groups: np.ndarray, parts: int, seed: int) -> np.ndarray | None:
@@ -21,7 +23,7 @@ def cut(labels: np.ndarray, groups: np.ndarray, parts: int, seed: int) -> np.nda
 
     There are `parts` of them, or as many as the rarest class has groups. None where two are too many.
     """
-    return _cut(labels.astype(np.int64).tobytes(), _names(groups), (1.0,) * parts, seed)
+    return _remembered(labels, groups, (1.0,) * parts, seed)
 
 
 def validation_rows(
@@ -33,20 +35,31 @@ def validation_rows(
     """
     if groups is None:
         groups = np.arange(len(labels))
-    found = _cut(labels.astype(np.int64).tobytes(), _names(groups), (1 - share, share), seed)
+    found = _remembered(labels, groups, (1 - share, share), seed)
     return None if found is None else found == 1
 
 
-def _names(groups: np.ndarray) -> tuple[str, ...]:
-    return tuple(str(group) for group in groups.tolist())
+_cuts: dict[str, np.ndarray | None] = {}  # every entry of a comparison makes the same ones
 
 
-@lru_cache(maxsize=256)
+def _remembered(
+    labels: np.ndarray, groups: np.ndarray, shares: tuple[float, ...], seed: int
+) -> np.ndarray | None:
+    """Return a cut, read-only, that was made before or is made now."""
+    names = [str(group) for group in groups.tolist()]
+    key = digest([labels.tolist(), names, shares, seed])
+    if key not in _cuts:
+        while len(_cuts) >= MOST_CUTS:
+            del _cuts[next(iter(_cuts))]
+        _cuts[key] = _cut(labels.tolist(), names, shares, seed)
+    return _cuts[key]
+
+
 def _cut(
-    labels: bytes, groups: tuple[str, ...], shares: tuple[float, ...], seed: int
+    labels: list[int], groups: list[str], shares: tuple[float, ...], seed: int
 ) -> np.ndarray | None:
     images: dict[str, Counter[str]] = defaultdict(Counter)
-    for label, group in zip(np.frombuffer(labels, np.int64).tolist(), groups, strict=True):
+    for label, group in zip(labels, groups, strict=True):
         images[group][str(label)] += 1
     contents = {group: Contents(dict(found), "") for group, found in images.items()}
     carriers = Counter(label for found in images.values() for label in found)
@@ -59,6 +72,6 @@ def _cut(
     except DataError:
         return None
     home = {group: int(part) for part, found in parts.items() for group in found}
-    rows = np.array([home[group] for group in groups])
-    rows.setflags(write=False)  # it is remembered
+    rows = np.array([home[group] for group in groups], dtype=np.int16)
+    rows.setflags(write=False)
     return rows

@@ -7,16 +7,15 @@ are the measure of what such a split pretends, and carry that on their label whe
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from stacker import pipeline
 from stacker.config import Config
 from stacker.errors import ConfigError, RunError
-from stacker.run import publish, write_json
+from stacker.leaderboard import write_rows
+from stacker.run import Run, write_json
 from stacker.studies import Study
 
 log = logging.getLogger(__name__)
@@ -28,12 +27,14 @@ SCORES = ("auc", "accuracy")
 def measure_inflation(study: Study, units: Sequence[str]) -> dict[str, Any]:
     """Repeat a run split by each unit; return scores side by side, and write compare/inflation.*."""
     _require_units(study, units)
-    own = study.folds.group
     found = {}
     for unit in units:
-        config = study.run.config if unit == own else sibling(study.run.config, unit)
-        log.info("split by %s: run %s", unit, config.run_path)
-        found[unit] = pipeline.run_all(config)
+        if unit == study.folds.group:
+            found[unit] = pipeline.stack(study, study.run.config.stack.meta)
+        else:
+            config = sibling(study.run, unit)
+            log.info("split by %s: run %s", unit, config.run_path)
+            found[unit] = pipeline.run_all(config)
     rows = [
         row
         for part in ("held_out", "test")
@@ -49,15 +50,17 @@ def measure_inflation(study: Study, units: Sequence[str]) -> dict[str, Any]:
         "rows": rows,
     }
     folder = study.run.path / "compare"
-    _write_csv(folder / "inflation.csv", rows)
+    write_rows(folder / "inflation.csv", rows)
     write_json(folder / "inflation.json", result)
     return result
 
 
-def sibling(config: Config, unit: str) -> Config:
-    """Return the config of the same run, split by another unit."""
-    folds = config.folds.model_copy(update={"group": unit})
-    return config.model_copy(update={"run": f"{config.run}-by-{unit}", "folds": folds})
+def sibling(run: Run, unit: str) -> Config:
+    """Return the config of the same run, split by another unit, in a folder beside it."""
+    path = run.path.absolute()
+    changes = {"artifacts": path.parent, "run": f"{path.name}-by-{unit}"}
+    folds = run.config.folds.model_copy(update={"group": unit})
+    return run.config.model_copy(update={**changes, "folds": folds})
 
 
 def _require_units(study: Study, units: Sequence[str]) -> None:
@@ -100,10 +103,3 @@ def _rows(
         row |= {"images": scores["image"]["n"], "split": found[unit]["split"]}
         rows.append(row)
     return rows
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from stacker.cache import Rows
 from stacker.compare import Comparison, Entry
@@ -24,6 +25,7 @@ from stacker.significance import CAVEAT, compare_pair, holm
 from stacker.stack import best_base
 from stacker.studies import Study
 
+PARTS = {"development": "Development cases, out of fold", "test": "Test cases"}
 TESTS = {
     "delong": "DeLong's test of the AUC by image",
     "clustered_delong": "the same with the variance by case (Obuchowski 1997)",
@@ -32,7 +34,7 @@ TESTS = {
     "case_delong": "DeLong's test of the AUC by case",
     "case_mcnemar": "McNemar's test by case",
 }
-CHANCE = 0.5
+CHANCE, LEAST_LEAK, SURE = 0.5, 0.02, 0.999
 ENDS: dict[str, Callable[[np.ndarray], Any]] = {  # of a control's draws
     "": np.mean,
     "_low": lambda values: np.quantile(values, 0.025),
@@ -50,9 +52,7 @@ def make_leaderboard(comparison: Comparison, study: Study) -> dict[str, Any]:
         part: evaluate_subsets(found, _subsets(comparison.rows[part], study), draws, seed)
         for part, found in models.items()
     }
-    first = "development" if "development" in scored else "test"
-    backbones = list(run.config.backbones)
-    best = best_base(backbones, scored[first]["all"])
+    best = best_base(list(run.config.backbones), scored.get("development", {}).get("all", {}))
     rows = list(_score_rows(comparison.entries, scored, manifest.unit))
     rows += list(_control_rows(comparison.controls, manifest.unit))
     gains = [
@@ -76,7 +76,7 @@ def make_leaderboard(comparison: Comparison, study: Study) -> dict[str, Any]:
         "rows": rows,
         "differences": gains,
         "answers": answers,
-        "controls_at_chance": _at_chance(comparison.controls),
+        "controls": at_chance(comparison.controls),
         "tests": TESTS,
         "caveat": CAVEAT,
         "failures": comparison.failures,
@@ -84,7 +84,7 @@ def make_leaderboard(comparison: Comparison, study: Study) -> dict[str, Any]:
     folder = run.path / "compare"
     tables = {"leaderboard": rows, "differences": gains, "answers": answers}
     for name, lines in tables.items():
-        _write_csv(folder / f"{name}.csv", [{**line, "split": study.folds.label} for line in lines])
+        write_rows(folder / f"{name}.csv", [{**line, "split": study.folds.label} for line in lines])
     write_json(folder / "leaderboard.json", found)
     return found
 
@@ -155,8 +155,9 @@ def _units(unit: str) -> dict[str, str]:
 
 def _control_rows(controls: Mapping[str, Sequence[Any]], unit: str) -> Iterator[dict[str, Any]]:
     """Yield the mean of every control's draws, with the middle 95 % of them for an interval."""
-    for name, draws in controls.items():
-        for part in draws[0]:
+    for name, every_draw in controls.items():
+        for part in dict.fromkeys(part for draw in every_draw for part in draw):
+            draws = [draw for draw in every_draw if part in draw]
             row: dict[str, Any] = {"part": part, "subset": "all", "model": name, "kind": "control"}
             row |= {"meta": "", "features": "", "seeds": len(draws)}
             for of, named in _units(unit).items():
@@ -169,19 +170,26 @@ def _control_rows(controls: Mapping[str, Sequence[Any]], unit: str) -> Iterator[
             yield row
 
 
-def _at_chance(controls: Mapping[str, Sequence[Any]]) -> dict[str, bool]:
-    """Say of each control that has nothing to learn whether its mean AUC is at chance.
+def at_chance(controls: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Say of each control that has nothing to learn what its draws come to, and from where on they leak.
 
-    It is where 0.5 lies within three standard errors of the draws' mean, or within 0.05 of it: under
-    permuted labels, cases that are held out lack a little of what the others have too much of.
+    `leaks` is whether the mean AUC lies above chance by more than a t-interval of 99.9 % (of one side)
+    and by more than 0.02. Below chance is no leak: cases that are held out lack a little of what the
+    others have too much of.
     """
-    found = {}
+    found = []
     for name in ("shuffled maps", "permuted labels"):
-        for part in controls[name][0] if name in controls else ():
-            values = np.array([draw[part]["image"]["auc"] for draw in controls[name]])
-            error = values.std() / np.sqrt(len(values))
-            away = abs(float(np.nanmean(values)) - CHANCE)
-            found[f"{name}, {part}"] = bool(away <= max(3 * error, 0.05))
+        draws = controls.get(name, ())
+        for part in dict.fromkeys(part for draw in draws for part in draw):
+            values = np.array([draw[part]["image"]["auc"] for draw in draws if part in draw])
+            values = values[np.isfinite(values)]
+            if len(values) < 2:
+                continue
+            error = values.std(ddof=1) / np.sqrt(len(values))
+            limit = CHANCE + max(stats.t.ppf(SURE, len(values) - 1) * error, LEAST_LEAK)
+            mean = float(values.mean())
+            row = {"control": name, "part": part, "draws": len(values), "auc": round(mean, 4)}
+            found.append(row | {"leaks_above": round(float(limit), 4), "leaks": bool(mean > limit)})
     return found
 
 
@@ -253,7 +261,7 @@ def _answers(
         yield {"part": part, **named, **gains[more.name, less.name]}
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Publish rows that may have different columns, in the order in which these first appear."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

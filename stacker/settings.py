@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -24,6 +25,7 @@ MetaName = Literal[
     "best_base",
 ]
 RULES = ("mean", "vote", "best_base")  # they look at the base models' probabilities alone
+CLASS_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
 BLOCKS = ("map_stats", "logits", "probabilities", "embeddings", "frozen")  # beside the datasets of maps
 MethodName = Literal[
     "gradcam",
@@ -45,7 +47,7 @@ PERTURBING = ("scorecam", "ablationcam")  # a pass per channel: they cost what t
 
 
 def _each_once(what: str, names: list[T]) -> list[T]:
-    if len(set(names)) < len(names):
+    if any(name in names[:place] for place, name in enumerate(names)):
         raise ValueError(f"{what} {names} names one twice")
     return names
 
@@ -106,7 +108,7 @@ class BlockConfig(Section):
     of: str
     view: Literal["signed", "relu", "normalised", "stats"] = "signed"
     grid: int | None = Field(None, ge=1, le=64)
-    classes: list[str] | Literal["difference"] | None = None
+    classes: Annotated[list[str], Field(min_length=1)] | Literal["difference"] | None = None
     pca: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -114,11 +116,14 @@ class BlockConfig(Section):
         if not self.of.startswith("maps"):
             if self.of not in ("embeddings", "frozen"):
                 raise ValueError(f"of: {self.of!r} has no views; take maps, embeddings or frozen")
-            changed = {"view", "grid", "classes"} & self.model_fields_set
+            usual = {"view": "signed", "grid": None, "classes": None}
+            changed = [name for name, value in usual.items() if getattr(self, name) != value]
             if changed:
-                raise ValueError(f"{', '.join(sorted(changed))}: for maps alone, {self.of} are none")
+                raise ValueError(f"{', '.join(changed)}: for maps alone, {self.of} are none")
         if self.view == "stats" and self.grid is not None:
             raise ValueError("grid: statistics are taken on the grid that the maps have")
+        if isinstance(self.classes, list):
+            _each_once("classes", self.classes)
         return self
 
 
@@ -187,7 +192,7 @@ class XgboostConfig(Section):
 class CustomConfig(Section):
     """Any classifier with fit and predict_proba, by the dotted path of its class."""
 
-    estimator: str = Field(pattern=r"^[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)+$")
+    estimator: str = Field(pattern=CLASS_PATH)
     parameters: dict[str, Any] = Field(default={})
     scale: bool = True
 
@@ -197,7 +202,19 @@ class CompareConfig(Section):
 
     meta: list[str] | None = Field(None, min_length=1)
     features: list[Annotated[list[str], Field(min_length=1)]] | None = Field(None, min_length=1)
-    permutations: int = Field(20, ge=1)
+    permutations: int = Field(20, ge=5)
+
+    @field_validator("meta")
+    @classmethod
+    def _each_meta_once(cls, names: list[str] | None) -> list[str] | None:
+        return None if names is None else _each_once("meta", names)
+
+    @field_validator("features")
+    @classmethod
+    def _each_choice_once(cls, choices: list[list[str]] | None) -> list[list[str]] | None:
+        if choices is not None:
+            _each_once("features", [sorted(_each_once("features", names)) for names in choices])
+        return choices
 
 
 class StackConfig(Section):
@@ -261,7 +278,7 @@ class StackConfig(Section):
 
     def knows(self, meta: str) -> bool:
         """Say whether a name is that of a meta-learner, or might be the path of a class."""
-        return meta in self.names or "." in meta
+        return meta in self.names or re.match(CLASS_PATH, meta) is not None
 
     def require(self, meta: str) -> None:
         """Raise ConfigError for a name that no meta-learner has, with the nearest one that one has."""
@@ -274,7 +291,7 @@ class StackConfig(Section):
             return None
         if meta in self.custom:
             return self.custom[meta]
-        if "." in meta:
+        if re.match(CLASS_PATH, meta):
             return CustomConfig(estimator=meta)
         near = get_close_matches(meta, self.names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(self.names)}"

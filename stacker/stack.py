@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from stacker.manifest import Manifest
 from stacker.metrics import Predictions, differences, evaluate
 from stacker.novelty import keep_novelty
 from stacker.progress import track
-from stacker.run import Run, digest, publish, versions, write_json
+from stacker.run import FROZEN, Run, digest, publish, read_json, versions, write_json
 from stacker.stored import fitted_names, is_current, load_says, save_stack, stack_facts
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,13 @@ def design_of(run: Run, name: str) -> Design:
 
 def identity_of(design: Design, caches: Caches, tables: Tables) -> dict[str, Any]:
     """Return all that decides a fitted meta-learner: equal identities mean equal models."""
+    blocks = resolve(design.features, design.config)
+    frozen = any(array_of(name, block) == FROZEN for name, block in blocks.items())
+    ours = [key for key in caches.origins if frozen or not key.endswith(f"/{FROZEN}")]
     return {
         **design.identity(),
-        "checkpoints": caches.checkpoints,
-        "origins": caches.origins,
+        "checkpoints": {key: caches.checkpoints[key] for key in ours},
+        "origins": {key: caches.origins[key] for key in ours},
         "columns": digest(tables.development.columns),
     }
 
@@ -131,11 +135,12 @@ def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
     found = {}
     for name in fitted_names(run):
         folder = run.stack_folder(name)
-        if run.config.stack.knows(name):
-            design = design_of(run, name)
+        if run.config.stack.knows(name) and _seeds_are_current(run, name):
+            facts = stack_facts(run, name)
+            design = replace(design_of(run, name), drawn=tuple(facts["seeds"]))  # nothing is imported
             identity = identity_of(design, caches, caches.tables(design.features, run.config.stack))
             if is_current(folder, identity):
-                found[name] = load_says(folder, stack_facts(run, name))
+                found[name] = load_says(folder, facts)
                 continue
         log.warning(
             "stack %s was fitted with other settings and is left out; refresh it with --meta %s",
@@ -143,6 +148,13 @@ def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
             name,
         )
     return found
+
+
+def _seeds_are_current(run: Run, name: str) -> bool:
+    """Say whether a stored stack was fitted with the config's seeds, or by an older version."""
+    facts = read_json(run.stack_folder(name) / "stack.json")
+    seeds = facts.get("seeds") or [None]
+    return seeds[0] == run.config.seed and len(seeds) in (1, run.config.stack.seeds)
 
 
 def _summarise(run: Run, manifest: Manifest, folds: Folds, caches: Caches) -> dict[str, Any]:

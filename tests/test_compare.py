@@ -11,23 +11,27 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer
 
 from stacker import studies
 from stacker.boards import inflation_table, leaderboard_table, shown_models, verdicts
 from stacker.cli import main
 from stacker.compare import entry_name, grid, slug
+from stacker.compare_figures import inflation_figure
 from stacker.config import Config
 from stacker.errors import ConfigError
+from stacker.figures import LEAK_COLOUR
 from stacker.fitting import Design
 from stacker.inflation import measure_inflation
-from stacker.leaderboard import _at_chance
+from stacker.leaderboard import _control_rows, at_chance
 from stacker.settings import StackConfig
 from stacker.terminal import LEAK_STYLE
 
 SMALL = {
     "stack.compare.meta": "[logistic]",
     "stack.compare.features": "[[logits],[maps,logits]]",
-    "stack.compare.permutations": "2",
+    "stack.compare.permutations": "5",
 }
 
 
@@ -68,7 +72,8 @@ def test_the_leaderboard_has_everything_that_was_promised(finished: Config) -> N
     assert float(whole["test", "logistic: logits"]["columns"]) == 4
     assert {row["split"] for row in rows} == {"holdout split by case"}
     gains = read_rows(run / "compare" / "differences.csv")
-    assert {row["rival"] for row in gains} >= {"mean"}
+    board = json.loads((run / "compare" / "leaderboard.json").read_text())
+    assert {row["rival"] for row in gains} == {"mean", board["best_base"]}
     assert {"auc_difference", "auc_low", "delong_p", "clustered_delong_holm", "mcnemar_p"} <= set(
         gains[0]
     )
@@ -103,11 +108,11 @@ def test_what_is_fitted_is_kept_and_what_changed_is_fitted_again(finished: Confi
     assert compare(run).exit_code == 0
     again = {path: path.stat().st_mtime_ns for path in files}
     changed = {path.parent.name for path in files if again[path] != before[path]}
-    assert changed == {"logistic-logits"}
+    assert changed == {"logistic@logits"}
     assert compare(run, stack__logistic__C="2.0").exit_code == 0
     last = {path: path.stat().st_mtime_ns for path in files}
     changed = {path.parent.name for path in files if last[path] != again[path]}
-    assert changed == {"logistic-logits", "logistic-maps+logits"}
+    assert changed == {"logistic@logits", "logistic@maps+logits"}
     assert yaml.safe_load((run / "config.yaml").read_text())["stack"]["logistic"]["C"] == 0.01
 
 
@@ -154,31 +159,64 @@ def test_the_grid() -> None:
     )
     names = [
         entry_name(Design.of(meta, features, config, 0, "cpu"))
-        for meta, features in grid(config, frozen=True)
+        for meta, features in grid(config, ["maps", "maps_layercam"], frozen=True)
     ]
     assert len(names) == len(set(names))
-    assert {"convnet: maps", "convnet: maps + logits", "convnet: small"} <= set(names)
+    assert {"convnet: maps_layercam", "convnet: maps + logits", "convnet: small"} <= set(names)
     assert not {"convnet: map_stats", "convnet: few", "convnet: logits"} & set(names)
     assert {"mine: frozen", "mlp: embeddings", "logistic: map_stats + probabilities"} <= set(names)
     assert [name for name in names if ":" not in name] == ["vote", "best_base"]
     assert "svm: frozen" not in {
         entry_name(Design.of(meta, features, config, 0, "cpu"))
-        for meta, features in grid(config, frozen=False)
+        for meta, features in grid(config, ["maps"], frozen=False)
     }
 
 
-def test_a_control_off_chance_is_called_out() -> None:
-    """Draws around a half pass; draws that find something are a finding, in a sentence."""
-    rng = np.random.default_rng(0)
+def draws_around(centre: float, number: int = 20) -> list[dict[str, Any]]:
+    """Return draws of a control as they are stored."""
+    noise = np.random.default_rng(0).normal(0, 0.05, number)
+    return [{"test": {"image": {"auc": centre + x}, "case": {}}} for x in noise]
 
-    def draws(centre: float) -> list[dict[str, Any]]:
-        return [{"test": {"image": {"auc": centre + x}}} for x in rng.normal(0, 0.05, 20)]
 
-    assert _at_chance({"shuffled maps": draws(0.5)}) == {"shuffled maps, test": True}
-    found = _at_chance({"permuted labels": draws(0.7)})
-    assert found == {"permuted labels, test": False}
-    board = {"differences": [], "controls_at_chance": found, "caveat": "", "best_base": "a", "sizes": {}}
-    assert "A control is not at chance: permuted labels, test" in "\n".join(verdicts(board))
+def test_a_control_above_chance_is_called_out() -> None:
+    """Draws around a half pass, and so do those below; draws that find something are a finding."""
+    for centre, leaks in ((0.5, False), (0.4, False), (0.7, True)):
+        (row,) = at_chance({"permuted labels": draws_around(centre)})
+        assert row["leaks"] is leaks
+        assert row["draws"] == 20
+        board = {"differences": [], "controls": [row], "caveat": "", "best_base": "a", "sizes": {}}
+        assert ("Something tells the classes" in "\n".join(verdicts(board))) is leaks
+    (row,) = at_chance({"shuffled maps": draws_around(0.56, 5)})
+    assert row["leaks_above"] > 0.56
+
+
+def test_draws_that_lack_a_part_are_left_out_of_it() -> None:
+    """A draw may have too few cases for an estimate out of fold: the others are averaged."""
+    draws = draws_around(0.5, 6)
+    draws[2]["development"] = {"image": {"auc": 0.4}, "case": {}}
+    rows = {row["part"]: row for row in _control_rows({"permuted labels": draws}, "image")}
+    assert rows["development"]["image_auc"] == 0.4
+    assert (rows["development"]["seeds"], rows["test"]["seeds"]) == (1, 6)
+
+
+def test_sentences_claim_no_test_that_was_not_made() -> None:
+    """Beyond two classes there is no DeLong's test, and an underflowed p-value counts."""
+    row: dict[str, Any] = {
+        "part": "test",
+        "rival": "mean",
+        "model": "a",
+        "auc_difference": 0.1,
+        "auc_low": 0.05,
+    }
+    row |= {"auc_high": 0.2, "clustered_delong_holm": None}
+    board: dict[str, Any] = {"differences": [row], "controls": [], "caveat": "", "best_base": "b"}
+    board |= {"sizes": {"test": {"cases": 12}}, "unit": "slide"}
+    said = "\n".join(verdicts(board))
+    assert "of 1 stacks, 1 have an AUC above" in said
+    assert "none was tested" in said
+    assert "12 slides are few" in said
+    board["differences"] = [{**row, "clustered_delong_holm": 0.0}]
+    assert "1 after Holm" in "\n".join(verdicts(board))
 
 
 @pytest.fixture
@@ -215,6 +253,43 @@ def test_inflation_is_measured_and_red_everywhere(inflated: dict[str, Any], fini
     shown = leaderboard_table(board, "test", shown_models(board, everything=False))
     (label,) = [span for span in shown.title.spans if span.style == LEAK_STYLE]  # type: ignore[union-attr]
     assert str(shown.title)[label.start :].endswith("leaks across cases")
+
+
+def test_inflation_is_of_the_run_that_was_named(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was moved is not trained again somewhere else, and its settings stay."""
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    finished.run_path.rename(moved)
+    text = (moved / "config.yaml").read_text()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    refused = CliRunner().invoke(
+        main, ["compare", "moved", "--protocols", "image,case", "--set", "stack.parts=2"]
+    )
+    assert refused.exit_code == 2
+    measure_inflation(studies.open_study(Path("moved")), ["image", "case"])
+    assert {path.name for path in moved.parent.iterdir() if path.name[0] != "."} == {
+        "moved",
+        "moved-by-image",
+    }
+    assert not finished.run_path.exists()
+    assert (moved / "config.yaml").read_text() == text
+
+
+def test_leaking_bars_are_red(inflated: dict[str, Any]) -> None:
+    """In the figure as in the table."""
+    figure = inflation_figure(inflated)
+    colours = {
+        container.get_label(): to_hex(container.patches[0].get_facecolor())
+        for axis in figure.axes
+        for container in axis.containers
+        if isinstance(container, BarContainer)
+    }
+    assert colours == {
+        "holdout split by image, leaks across cases": LEAK_COLOUR,
+        "holdout split by case": to_hex("0.25"),
+    }
 
 
 def test_units_that_cannot_be_compared(finished: Config) -> None:

@@ -162,11 +162,36 @@ def test_a_block_of_what_is_not_cached_is_refused(write_config: Callable[..., Pa
     assert found.stack.blocks["mine"].of == "maps"
 
 
+def test_blocks_and_custom_estimators_survive_the_runs_own_config(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What the documentation shows is written out with all defaults, and reads as it was."""
+    stack = {
+        "features": ["relu4", "deep", "logits"],
+        "blocks": {
+            "relu4": {"of": "maps", "view": "relu", "grid": 4, "classes": ["malignant"]},
+            "deep": {"of": "frozen", "pca": 32},
+            "apart": {"of": "maps", "classes": "difference"},
+        },
+        "meta": ["trees", "sklearn.neighbors.KNeighborsClassifier"],
+        "custom": {"trees": {"estimator": "sklearn.ensemble.ExtraTreesClassifier"}},
+        "compare": {"features": [["deep"], ["relu4", "logits"]]},
+    }
+    config = load_config(write_config(stack=stack, frozen={"test_vit": {"weights": "random"}}))
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "again.yaml") == config
+
+
 def test_names_that_have_a_meaning_are_not_given_another(write_config: Callable[..., Path]) -> None:
     """Blocks and meta-learners of one's own have names of their own; options fit what they are of."""
     for stack, message in (
         ({"blocks": {"logits": {"of": "maps"}}}, "is the name of what is cached"),
         ({"custom": {"mean": {"estimator": "a.B"}}}, "is the name of a meta-learner of ours"),
+        ({"custom": {"constant": {"estimator": "a.B"}}}, "'constant' has a row of scores already"),
+        ({"custom": {"test_resnet": {"estimator": "a.B"}}}, "'test_resnet' has a row of scores"),
+        ({"blocks": {"mine": {"of": "maps", "classes": []}}}, "classes"),
+        ({"compare": {"features": [["logits", "maps"], ["maps", "logits"]]}}, "names one twice"),
+        ({"meta": ["../../x.y"]}, r"no meta-learner '\.\./\.\./x\.y'"),
         ({"blocks": {"mine": {"of": "logits"}}}, "'logits' has no views"),
         ({"blocks": {"mine": {"of": "frozen", "grid": 3}}}, r"grid: for maps alone"),
         ({"blocks": {"mine": {"of": "maps", "view": "stats", "grid": 3}}}, r"on the grid that the maps"),

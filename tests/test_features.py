@@ -17,7 +17,7 @@ from stacker.blocks import assemble, probabilities, resolve
 from stacker.cache import Rows, fixed_text, open_cache, part_file
 from stacker.cache_writer import write_index, write_part
 from stacker.config import Config
-from stacker.errors import CacheError, LeakError
+from stacker.errors import CacheError, ConfigError, LeakError
 from stacker.settings import BlockConfig, StackConfig
 from stacker.verify import verify
 from tests.conftest import MakeConfig, tables_of
@@ -81,6 +81,15 @@ def test_probabilities_are_the_softmax() -> None:
     """Large logits do not overflow."""
     shares = probabilities(np.array([[1000.0, 1000.0], [0.0, np.log(3.0)]]))
     np.testing.assert_allclose(shares, [[0.5, 0.5], [0.25, 0.75]])
+
+
+def test_a_class_that_does_not_exist_is_named(finished: Config) -> None:
+    """A block of some classes is compared with those of the run."""
+    block = BlockConfig(of="maps", classes=["malign"])
+    stack = finished.stack.model_copy(update={"blocks": {"mine": block}})
+    study = studies.reopen(finished.model_copy(update={"stack": stack}))
+    with pytest.raises(ConfigError, match=r"no class of stack.blocks.mine 'malign'; did you mean"):
+        tables_of(study, ["mine"])
 
 
 def test_holdout_tables(finished: Config) -> None:

@@ -12,10 +12,11 @@ import pytest
 from stacker import fitting, meta
 from stacker.cache import Rows
 from stacker.calibration import fit_calibrator
-from stacker.controls import list_controls, permute_labels, shuffle_columns, within
+from stacker.controls import list_controls, permute_labels, run_control, shuffle_columns, within
 from stacker.errors import StackError
 from stacker.features import Source, Table, Tables
 from stacker.fitting import Design, conclude, fit
+from stacker.leaderboard import at_chance
 from stacker.metrics import area_under_curve
 from stacker.settings import StackConfig
 
@@ -227,3 +228,43 @@ def test_controls_of_a_stack() -> None:
     assert found["shuffled maps"].design.features == ("maps", "map_stats")
     assert found["permuted labels"].design.features == full.features
     assert all(control.design.seeds == [0] for control in found.values())
+
+
+class Made:
+    """Stands for caches, whose tables are made here."""
+
+    def __init__(self, tables: Tables) -> None:
+        columns = tuple(f"a/maps/malignant/r0c{number}" for number in range(6))
+        self.made = replace(
+            tables,
+            development=replace(tables.development, columns=columns),
+            tests={fold: replace(table, columns=columns) for fold, table in tables.tests.items()},
+        )
+
+    def tables(self, *_: object) -> Tables:
+        """Return the tables, whatever is asked for."""
+        return self.made
+
+
+def test_controls_land_at_chance_and_find_a_planted_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shuffled maps that do tell, and permuted labels, tell nothing; maps left in place do."""
+    caches: Any = Made(some_tables(strength=3, cases=40))
+    config = CONFIG.model_copy(update={"seeds": 1, "parts": 3})
+    controls = list_controls(Design.of("logistic", ["maps"], config, 0, "cpu"))
+    draws = {control.name: run_control(control, caches, 12) for control in controls}
+    for row in at_chance(draws):
+        assert not row["leaks"], row
+        assert abs(row["auc"] - 0.5) < 0.12, row
+    monkeypatch.setattr("stacker.controls.shuffle_columns", lambda tables, *_: tables)
+    leaking = run_control(controls[0], caches, 5)
+    assert all(row["leaks"] for row in at_chance({"shuffled maps": leaking}))
+
+
+def test_permuted_labels_leave_every_fold_its_classes() -> None:
+    """Where each fold has a fit of its own, no draw can leave one without a class."""
+    tables = some_tables(mixed=True)
+    for seed in range(20):
+        found = permute_labels(tables, np.random.default_rng(seed)).development
+        for fold in ("fold0", "fold1"):
+            mine, before = found.rows.label[found.made_by == fold], tables.development
+            assert mine.sum() == before.rows.label[before.made_by == fold].sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,18 @@ def test_a_stale_meta_learner_is_left_out(finished: Config) -> None:
     changed = finished.model_copy(update={"stack": stack})
     metrics = pipeline.stack(studies.reopen(changed), ["logistic"])
     assert list(metrics["test"]) == ["constant", "test_resnet", "test_efficientnet", "mean", "logistic"]
+
+
+def test_a_stack_of_a_package_that_is_gone_stops_nothing(
+    finished: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its folder is named and left out, and nothing is imported because a folder is called so."""
+    folder = finished.run_path / "stack"
+    shutil.copytree(folder / "logistic", folder / "gone_package.Classifier")
+    metrics = pipeline.stack(studies.reopen(finished), ["logistic"])
+    assert "logistic" in metrics["test"]
+    assert "gone_package.Classifier" not in metrics["test"]
+    assert "stack gone_package.Classifier was fitted with other settings" in caplog.text
 
 
 def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
