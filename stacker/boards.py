@@ -79,7 +79,7 @@ def leaderboard_table(board: Mapping[str, Any], part: str, shown: Sequence[str])
 
 FEW = 30  # cases, below which large-sample tests and percentile intervals promise too much
 BELOW = "; what is estimated out of fold lies below chance where there is nothing to learn."
-MARKS = "* best base model; (!) predicts one class; dim: controls, to be at chance."
+MARKS = "* best base model; (!) predicts one class; dim: controls."
 
 
 def _cell(row: Mapping[str, Any], key: str, bounds: bool) -> str:
@@ -145,9 +145,8 @@ def _against(rival: str, rows: Sequence[Mapping[str, Any]]) -> str:
     sure = sum(row["auc_low"] is not None and row["auc_low"] > 0 for row in rows)
     tested = [row for row in rows if row["clustered_delong_holm"] is not None]
     passed = sum(row["clustered_delong_holm"] < 0.05 and row["auc_difference"] > 0 for row in tested)
-    after = (
-        f"{passed} after Holm's adjustment (p < 0.05, variance by case)" if tested else "none was tested"
-    )
+    after = f"{passed} by the test with its variance by case, adjusted by Holm's method (p < 0.05)"
+    after = after if tested else "none was tested"
     what = "the mean of the probabilities" if rival == "mean" else f"the best base model, {rival}"
     return (
         f"of {len(rows)} stacks, {sure} have an AUC above that of {what} by an interval that leaves "

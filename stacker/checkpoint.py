@@ -35,7 +35,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             facts: dict[str, Any] = json.loads(file.metadata()["stacker"])
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BackboneError(
             f"{path} is not a base model of this program ({error}); delete it and train again"
         ) from None
@@ -43,8 +43,9 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:
-    """Rebuild a fine-tuned base model from its file alone."""
+    """Rebuild a fine-tuned base model from its file alone; raise BackboneError for what is none."""
     facts = read_facts(path)
+    _require_plain(facts["name"], path)
     name, (height, width) = facts["name"], facts["size"]
     size = (height, width)
     wanted = {"num_classes": len(facts["classes"]), **model_settings(name, size)}
@@ -55,6 +56,15 @@ def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:
     else:
         model.load_state_dict(load_file(path), assign=True)
     return attach(name, model, size, facts["mean"], facts["std"]), facts
+
+
+def _require_plain(name: object, path: Path) -> None:
+    """Raise BackboneError for a name that timm would look for elsewhere, as on the Hugging Face hub."""
+    if not isinstance(name, str) or set(name) & set(":/"):
+        raise BackboneError(
+            f"{path} says that it is of the backbone {name!r}, expected the name of one of timm's own "
+            "models, e.g. resnet50: this program did not write it; copy the file again, or train again"
+        )
 
 
 def _without_drawing(name: str, wanted: dict[str, Any]) -> Any:

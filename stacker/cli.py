@@ -86,12 +86,14 @@ def demo(overrides: tuple[str, ...]) -> None:
 def stack(config_file: Path, overrides: tuple[str, ...], metas: tuple[str, ...]) -> None:
     """Stage three: train meta-learners on the cached maps and score them on the test cases."""
     from stacker import pipeline, studies
+    from stacker.run import store_config
 
     config = load(config_file, overrides)
     for name in metas:
         config.stack.require(name)
-    study = studies.reopen(config)
+    study = studies.reopen(config, store=False)
     metrics = pipeline.stack(study, metas or config.stack.meta)
+    store_config(study.run)  # not before: settings that cannot be fitted are not kept
     _print_scores(metrics)
     click.echo(f"\n{study.run.path}/metrics.json, predictions.csv, figures/")
 

@@ -167,7 +167,7 @@ def _stream(
 @click.option(
     "--keep-cases",
     is_flag=True,
-    help="Keep the ids of the cases that trained the base models: tells leaks, and who they were.",
+    help="Keep the ids of the cases that the stack was fitted on: tells leaks, and who they were.",
 )
 @TRUST
 def pack(

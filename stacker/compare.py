@@ -31,7 +31,8 @@ from stacker.studies import Study
 log = logging.getLogger(__name__)
 
 METAS = ("logistic", "svm", "random_forest", "xgboost", "mlp", "convnet")
-Grid = list[tuple[str, list[str]]]
+Task = Callable[[], bool]  # says whether there was anything to do
+Answer = tuple[str, bool, str | None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def compare(study: Study, jobs: int = 0) -> Comparison:
     controls = list_controls(_design_of_controls(run))
     folder, draws = run.path / "compare", config.stack.compare.permutations
     split = study.folds.label
-    tasks: dict[str, Callable[[], None]] = {}
+    tasks: dict[str, Task] = {}
     for design in designs:
         tasks[entry_name(design)] = _Fit(design, caches, folder / slug(entry_name(design)), split)
     for control in controls:
@@ -106,6 +107,8 @@ def grid(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[tuple[s
         for name in metas
         if name not in RULES and (name != "convnet" or _has_cells(features, config))
     ]
+    if "convnet" in (config.compare.meta or ()) and not any(name == "convnet" for name, _ in found):
+        log.warning("convnet: none of stack.compare.features has cells of maps; it is left out")
     return [*found, *((name, ["probabilities"]) for name in ("vote", "best_base"))]
 
 
@@ -153,11 +156,11 @@ class _Fit:
     folder: Path
     split: str
 
-    def __call__(self) -> None:
+    def __call__(self) -> bool:
         tables = self.caches.tables(self.design.features, self.design.config)
         identity = identity_of(self.design, self.caches, tables)
         if is_current(self.folder, identity):
-            return
+            return False
         (self.folder / "stack.json").unlink(missing_ok=True)
         fitted = fit(self.design, tables)
         save_says(self.folder, fitted.says)
@@ -173,6 +176,7 @@ class _Fit:
             "predict_seconds": fitted.predict_seconds,
         }
         write_json(self.folder / "stack.json", facts)
+        return True
 
 
 @dataclass(frozen=True)
@@ -185,33 +189,35 @@ class _Draw:
     folder: Path
     split: str
 
-    def __call__(self) -> None:
+    def __call__(self) -> bool:
         tables = self.caches.tables(self.control.design.features, self.control.design.config)
         identity = identity_of(self.control.design, self.caches, tables)
         memory = self.control.design.config.memory_gb  # decides how many cases a control has
         identity |= {"draws": self.draws, "shuffled": self.control.shuffled, "memory_gb": memory}
         path = self.folder / "draws.json"
         if path.exists() and read_json(path)["digest"] == digest(identity):
-            return
+            return False
         found = run_control(self.control, self.caches, self.draws)
         write_json(path, {"digest": digest(identity), "split": self.split, "draws": found})
+        return True
 
 
-def _work(tasks: dict[str, Callable[[], None]], jobs: int) -> dict[str, str]:
+def _work(tasks: dict[str, Task], jobs: int) -> dict[str, str]:
     """Do the tasks, in so many processes (0: one per core); return why some could not be done."""
     failures = {}
     with bar("compare", len(tasks)) as advance:
-        for done, (name, problem) in enumerate(_answers(tasks, jobs), 1):
+        for done, (name, fitted, problem) in enumerate(_answers(tasks, jobs), 1):
             advance(1)
             if problem is None:
-                log.info("compare %d of %d: %s", done, len(tasks), name)
+                kept = "" if fitted else ", there already"
+                log.info("compare %d of %d: %s%s", done, len(tasks), name, kept)
             else:
                 failures[name] = problem
                 log.warning("compare %d of %d: %s: %s", done, len(tasks), name, problem)
     return failures
 
 
-def _answers(tasks: dict[str, Callable[[], None]], jobs: int) -> Iterator[tuple[str, str | None]]:
+def _answers(tasks: dict[str, Task], jobs: int) -> Iterator[Answer]:
     """Yield the tasks as they are done; side by side, each process has one thread."""
     number = jobs or len(os.sched_getaffinity(0))
     if number == 1:
@@ -224,13 +230,12 @@ def _answers(tasks: dict[str, Callable[[], None]], jobs: int) -> Iterator[tuple[
         yield from work(delayed(_attempt)(name, task) for name, task in tasks.items())
 
 
-def _attempt(name: str, task: Callable[[], None]) -> tuple[str, str | None]:
-    """Do a task; return its name, and what a user can mend where it could not be done."""
+def _attempt(name: str, task: Task) -> Answer:
+    """Do a task; return its name, whether it was new, and what a user can mend where it failed."""
     try:
-        task()
+        return name, task(), None
     except StackerError as error:
-        return name, str(error)
-    return name, None
+        return name, False, str(error)
 
 
 def _entry(design: Design, folder: Path) -> Entry:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stacker.blocks import areas
 from stacker.errors import StackError
 from stacker.matrix import Matrix, chunks
 from stacker.networks import NetworkClassifier
@@ -64,14 +65,6 @@ def _grid(name: str, cells: dict[tuple[int, int], int]) -> np.ndarray:
     return np.array([[cells[row, column] for column in range(width)] for row in range(height)])
 
 
-def resampling(cells: int, wanted: int) -> np.ndarray:
-    """Return the matrix (wanted, cells) that brings a row of cells to so many others, mean by mean."""
-    edges, targets = np.linspace(0, 1, cells + 1), np.linspace(0, 1, wanted + 1)
-    shared = np.minimum(edges[1:], targets[1:, None]) - np.maximum(edges[:-1], targets[:-1, None])
-    shares: np.ndarray = shared.clip(min=0) * wanted
-    return shares
-
-
 class MapNetwork(nn.Module):
     """Conv, BatchNorm, ReLU and Dropout over the maps; mean and maximum over the grid; one linear layer.
 
@@ -109,8 +102,8 @@ class MapNetwork(nn.Module):
             members = [number for number, of in enumerate(grids) if of.shape == (height, width)]
             order += members
             self._fix(f"cells_{height}x{width}", np.stack([grids[number] for number in members]))
-            self._fix(f"down_{height}x{width}", resampling(height, grid))
-            self._fix(f"along_{height}x{width}", resampling(width, grid).T)
+            self._fix(f"down_{height}x{width}", areas(height, grid))
+            self._fix(f"along_{height}x{width}", areas(width, grid).T)
         self._fix("order", np.argsort(order))
         self._fix("others", layout.others)
         line = np.linspace(-1, 1, grid)

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils._param_validation import InvalidParameterError
 
-from stacker.errors import StackError
+from stacker.errors import StackerError, StackError
 from stacker.grouping import cut
 from stacker.matrix import Rows2D, predict_in_pieces, whole
 from stacker.settings import SvmConfig
@@ -38,7 +42,8 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     `weigh` asks for sample weights by which all classes weigh the same, where the estimator's `fit`
     takes them. `parallel` lets a fit take all cores; never a prediction, whose sums would come out in
-    another order each time.
+    another order each time. `columns` is how many a stored one must have. `path` is that of a class
+    which is not ours: what it raises is not a bug of this program.
     """
 
     suffix: ClassVar[str] = ".skops"
@@ -50,12 +55,16 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         memory_gb: float = 2.0,
         weigh: bool = False,
         parallel: bool = False,
+        columns: int | None = None,
+        path: str | None = None,
     ) -> None:
         self.estimator = estimator
         self.name = name
         self.memory_gb = memory_gb
         self.weigh = weigh
         self.parallel = parallel
+        self.columns = columns
+        self.path = path
 
     def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
         """Learn from rows (N, F) and class indices (N,); `groups` go to an estimator that takes them."""
@@ -69,13 +78,11 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.weigh and "sample_weight" in taken:
             extra["sample_weight"] = class_weights(labels, balance=True)[labels]
         elif self.weigh:
-            log.warning("%s takes no weights: a rare class may be drowned", self.name)
-        try:
-            if self.parallel:
-                model.set_params(n_jobs=-1)
+            _say_once(f"{self.name} takes no weights: a rare class may be drowned")
+        if self.parallel:
+            model.set_params(n_jobs=-1)
+        with self._named("learn from", values):
             model.fit(values, labels, **extra)
-        except InvalidParameterError as error:
-            raise StackError(f"{self.name}: {error}; mend its parameters in the config") from error
         found = np.asarray(getattr(model, "classes_", np.arange(classes)))
         if not np.array_equal(found, np.arange(classes)):
             raise StackError(
@@ -88,7 +95,32 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Rows2D) -> np.ndarray:
         """Return class probabilities (N, K)."""
-        return predict_in_pieces(self.estimator_.predict_proba, X)
+        return predict_in_pieces(self._shares, X)
+
+    def _shares(self, rows: np.ndarray) -> Any:
+        with self._named("answer for", rows):
+            return self.estimator_.predict_proba(rows)
+
+    @contextmanager
+    def _named(self, what: str, rows: np.ndarray) -> Iterator[None]:
+        """Raise StackError for wrong parameters, and for whatever one that is not ours raises."""
+        try:
+            yield
+        except InvalidParameterError as error:
+            raise StackError(f"{self.name}: {error}; mend its parameters in the config") from error
+        except StackerError:
+            raise
+        except Exception as error:
+            if self.path is None:
+                raise
+            log.debug("%s failed", self.path, exc_info=True)
+            who = self.path if self.path == self.name else f"{self.name} ({self.path})"
+            said = f"{type(error).__name__}: {error}"
+            raise StackError(
+                f"{who} cannot {what} {rows.shape[0]} rows x {rows.shape[1]} columns: it raised "
+                f"{' '.join(said.split())}; change its parameters or scale under stack.custom, give it "
+                "other features, or leave it out"
+            ) from error
 
     def predict(self, X: Rows2D) -> np.ndarray:
         """Return class indices (N,)."""
@@ -103,11 +135,14 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def restore(self, path: Path, trusted: Sequence[str] = ()) -> Self:
         """Take the estimator that `save` wrote; raise StackError for types that are not trusted."""
-        own = (TREE,) if self.name == "random_forest" else ()
-        found = load_skops(path, self.name, trusted, own)
+        forest = isinstance(self.estimator, RandomForestClassifier) and self.path is None
+        found = load_skops(path, self.name, trusted, (TREE,) if forest else ())
         self.estimator_, self.classes_ = found["estimator"], np.arange(found["classes"])
-        for tree in getattr(self.estimator_, "estimators_", []) if own else []:
-            _check_tree(tree.tree_, path)
+        if self.path is None:
+            _require(self.estimator_, type(self.estimator), self.columns, path)
+        for tree in self.estimator_.estimators_ if forest else []:
+            _require(tree, DecisionTreeClassifier, self.columns, path)
+            _check_tree(tree.tree_, self.estimator_.n_features_in_, path)
         return self
 
 
@@ -120,10 +155,17 @@ class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     suffix: ClassVar[str] = ".skops"
 
-    def __init__(self, settings: SvmConfig, balance: bool = True, memory_gb: float = 2.0) -> None:
+    def __init__(
+        self,
+        settings: SvmConfig,
+        balance: bool = True,
+        memory_gb: float = 2.0,
+        columns: int | None = None,
+    ) -> None:
         self.settings = settings
         self.balance = balance
         self.memory_gb = memory_gb
+        self.columns = columns
 
     def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
         """Learn from rows (N, F) and class indices (N,), cut by the cases in `groups` (N,)."""
@@ -172,6 +214,9 @@ class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Take what `save` wrote; raise StackError for types that are not scikit-learn's."""
         found = load_skops(path, "svm", trusted, ())
         self.machine_, self.scale_ = found["machine"], found["scale"]
+        _require(self.machine_, SVC, self.columns, path)
+        _require(self.scale_, LogisticRegression, None, path)
+        _check_machine(self.machine_, self.settings.kernel, found["classes"], path)
         self.classes_ = np.arange(found["classes"])
         return self
 
@@ -180,6 +225,12 @@ def _distances(machine: SVC, values: np.ndarray) -> np.ndarray:
     """Return how far rows lie from the border: (N, 1) for two classes, (N, K) for more."""
     found: np.ndarray = machine.decision_function(values)
     return found[:, None] if found.ndim == 1 else found
+
+
+@cache
+def _say_once(message: str) -> None:
+    """Warn of what is so for every fit of an estimator."""
+    log.warning(message)
 
 
 def load_skops(path: Path, name: str, trusted: Sequence[str], types: Sequence[str]) -> dict[str, Any]:
@@ -200,17 +251,49 @@ def load_skops(path: Path, name: str, trusted: Sequence[str], types: Sequence[st
     needed = ", ".join(dict.fromkeys(each.split(".")[0] for each in strange))
     raise StackError(
         f"{path} holds types that are not trusted: {', '.join(strange)}; if the file is your own and "
-        f"you trust what is installed as {needed}, say so (trust {needed}), else {again}"
+        f"you trust what is installed as {needed}, say so (--trust {needed}), else {again}"
     )
 
 
-def _check_tree(tree: Any, path: Path) -> None:
-    """Raise StackError when a stored tree points outside itself, which would crash a prediction."""
+def _require(found: Any, kind: type, columns: int | None, path: Path) -> None:
+    """Raise StackError for a stored estimator of another type, or of another number of columns."""
+    if type(found) is not kind:
+        raise StackError(
+            f"{path} holds a {type(found).__name__}, expected a {kind.__name__}; run 'stacker stack' "
+            "again"
+        )
+    has = getattr(found, "n_features_in_", None)
+    if columns is not None and has != columns:
+        raise StackError(
+            f"{path} holds a {kind.__name__} of {has} columns, expected {columns}; run 'stacker stack' "
+            "again"
+        )
+
+
+def _check_machine(machine: SVC, kernel: str, classes: int, path: Path) -> None:
+    """Raise StackError when the arrays of a stored machine do not fit each other: libsvm trusts them."""
+    number, each = len(machine.support_vectors_), machine.n_support_
+    fine = (
+        machine.kernel == kernel
+        and machine.support_vectors_.shape == (number, machine.n_features_in_)
+        and machine._dual_coef_.shape == (classes - 1, number)
+        and machine._intercept_.shape == (classes * (classes - 1) // 2,)
+        and each.shape == (classes,)
+        and each.min() >= 0
+        and each.sum() == number
+    )
+    if not fine:
+        raise StackError(f"{path} is damaged: its parts do not fit; run 'stacker stack' again")
+
+
+def _check_tree(tree: Any, columns: int, path: Path) -> None:
+    """Raise StackError when a stored tree points outside itself or its rows: it would read anywhere."""
     left, right, feature = tree.children_left, tree.children_right, tree.feature
     own = np.arange(tree.node_count)
     inner = left != -1
     fine = all(
         ((side[inner] > own[inner]) & (side[inner] < tree.node_count)).all() for side in (left, right)
     )
-    if not fine or not ((feature[inner] >= 0) & (feature[inner] < tree.n_features)).all():
+    fine = fine and tree.n_features == columns
+    if not fine or not ((feature[inner] >= 0) & (feature[inner] < columns)).all():
         raise StackError(f"{path} is damaged: a tree points outside itself; run 'stacker stack' again")

@@ -9,6 +9,7 @@ others. Calibration and operating threshold come from these, and never from the 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from stacker.settings import StackConfig
 
 SCHEMA = 1  # of what is fitted and said: another one makes what is stored out of date
 COPIES = 3  # of a table that is held: itself, the rows of a part, and these made ready
+log = logging.getLogger(__name__)
+
 ALL = "all"  # the scope of a fit that serves every fold
 
 
@@ -241,6 +244,8 @@ def conclude(
     else:
         calibrator = fit_calibrator(kind, development, labels)
         cuts = tests.shape[2] == 2 and rule != "none"
+        if calibrator.slopes and not any(calibrator.slopes):
+            log.warning("platt: its probabilities tell nothing out of fold, all images get the same one")
         level = choose_threshold(rule, calibrator.apply(development)[:, 1], labels, wanted)
         finish = Finish(calibrator, level if cuts else None)
         shares, levels = cross_finish(kind, rule, wanted, development, labels, parts)

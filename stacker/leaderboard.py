@@ -202,7 +202,7 @@ def _differences(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield what each stack gains over the mean and over the best base model, with every test."""
-    stacks = [entry.name for entry in entries if entry.kind != "base" and entry.name in models]
+    stacks = [entry.name for entry in entries if entry.kind == "meta" and entry.name in models]
     for rival in ("mean", best):
         pairs = [(name, rival) for name in stacks]
         gains = _gains(models, pairs, draws, seed)

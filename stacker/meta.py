@@ -66,14 +66,14 @@ def _logistic(order: Order) -> Any:
 
     config = order.config
     model = LogisticRegression(C=config.logistic.C, class_weight=_weight(config), max_iter=2000)
-    return WholeTable(model, order.name, config.memory_gb)
+    return WholeTable(model, order.name, config.memory_gb, columns=len(order.columns))
 
 
 def _svm(order: Order) -> Any:
     from stacker.estimators import SupportVectors
 
     config = order.config
-    return SupportVectors(config.svm, config.balance, config.memory_gb)
+    return SupportVectors(config.svm, config.balance, config.memory_gb, len(order.columns))
 
 
 def _random_forest(order: Order) -> Any:
@@ -85,7 +85,7 @@ def _random_forest(order: Order) -> Any:
     model = RandomForestClassifier(
         **config.random_forest.model_dump(), class_weight=_weight(config), random_state=order.seed
     )
-    return WholeTable(model, order.name, config.memory_gb, parallel=True)
+    return WholeTable(model, order.name, config.memory_gb, parallel=True, columns=len(order.columns))
 
 
 def _weight(config: StackConfig) -> str | None:
@@ -150,7 +150,9 @@ def build(
     from stacker.estimators import WholeTable
 
     estimator, weigh = build_estimator(name, custom, seed, config.balance)
-    found: MetaLearner = WholeTable(estimator, name, config.memory_gb, weigh=weigh)
+    found: MetaLearner = WholeTable(
+        estimator, name, config.memory_gb, weigh=weigh, path=custom.estimator
+    )
     return found
 
 
@@ -214,7 +216,7 @@ def load_meta(
     else:
         from stacker.estimators import WholeTable
 
-        model = WholeTable(None, name, config.memory_gb)
+        model = WholeTable(None, name, config.memory_gb, path=custom.estimator)
     path = _file(model, stem)
     if not path.exists():
         raise StackError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")

@@ -131,7 +131,7 @@ def _from_sums(sums: np.ndarray, classes: int) -> Scores:
         }
         return {
             "accuracy": hits.sum(axis=1) / total,
-            "balanced_accuracy": _mean_of_defined(recall),
+            "balanced_accuracy": recall.mean(axis=1) if classes == 2 else _mean_of_defined(recall),
             **{s: v[:, 1] if classes == 2 else _mean_of_defined(v) for s, v in by_class.items()},
             "auc": np.full(len(sums), np.nan),
             "average_precision": np.full(len(sums), np.nan),

@@ -32,7 +32,7 @@ from stacker.card import model_card
 from stacker.config import Config
 from stacker.errors import RunError
 from stacker.novelty import novelty_file
-from stacker.predict import base_file, needed, require_checkpoints
+from stacker.predict import base_file, fitted_cases, needed, require_checkpoints
 from stacker.run import Run, publish, require_space
 from stacker.stored import default_meta, load_stack
 from stacker.studies import Study
@@ -70,6 +70,7 @@ def pack(
         raise RunError(f"{out} is there already; give another --out, or remove it")
     run = study.run
     name = meta or default_meta(run)
+    run.config.stack.require(name)
     stack = load_stack(run, name, trusted)
     models = {base: base_file(run, base) for base in needed(stack)}
     require_checkpoints(run, {base: stack.facts["checkpoints"][base] for base in models})
@@ -90,6 +91,9 @@ def pack(
                 base: listed[f"models/{base}/{models[base].name}"]["sha256"] for base in models
             },
         }
+        if keep_cases:
+            cases, all_of_them = fitted_cases(run, stack)
+            facts |= {"fitted_cases": sorted(cases)} if all_of_them else {}
         add(f"stack/{name}/stack.json", [_json(facts)])
         for path in _members(run, name, facts["members"]):
             add(f"stack/{name}/{path.name}", _pieces(path))

@@ -24,10 +24,10 @@ from stacker.blocks import array_of, probabilities
 from stacker.cam import Wanted
 from stacker.checkpoint import read_facts
 from stacker.ensemble import Ensemble
-from stacker.errors import BackboneError, ConfigError
+from stacker.errors import BackboneError, ConfigError, StackError
 from stacker.extract import Arrays
 from stacker.finetune import How
-from stacker.inputs import Input, Reading, read_ahead
+from stacker.inputs import Input, Reading, case_of, read_ahead
 from stacker.novelty import UNLIKE, Novelty, load_novelty, novelty_file
 from stacker.outputs import CasePrediction, Cases, Prediction, Row, Skipped, Vote, named
 from stacker.overlays import Overlays
@@ -37,15 +37,18 @@ from stacker.stored import Stack, default_meta, load_stack, stack_facts
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass
 class Predictor:
-    """A run's stack with its base models, ready to be asked."""
+    """A run's stack with its base models, ready to be asked; `fitted` are the cases it was fitted on."""
 
     run: Run
     stack: Stack
     novelty: Novelty | None
-    seen: frozenset[str] | None
+    fitted: frozenset[str]
+    all_known: bool  # whether it was fitted on no other
     abstain: float
     overlays: Overlays | None
     ensemble: Ensemble
@@ -125,11 +128,21 @@ class Predictor:
                 disagreement=round(against / len(votes), 6),
                 novelty=None if novelty is None else round(float(novelty[n]), 6),
                 unlike_training=None if novelty is None else bool(novelty[n] > UNLIKE),
-                seen=None if self.seen is None or not image.case else image.case in self.seen,
+                seen=self._seen(image),
                 base=votes,
                 overlay=self._draw(reading, int(k), shares, n, found, base),
             )
             yield n, row, shares
+
+    def _seen(self, image: Input) -> bool | None:
+        """Say whether the stack was fitted on a case; None where the case, or that, is not known.
+
+        A table may call cases as it likes: what the name of the file tells counts, too.
+        """
+        cases = {image.case, case_of(image, self.run.config.data)} - {""}
+        if cases & self.fitted:
+            return True
+        return False if cases and self.all_known else None
 
     def _doubt(self, confidence: float) -> str | None:
         """Return why nothing is decided, if nothing is."""
@@ -188,13 +201,21 @@ def open_predictor(
         files={base: base_file(run, base) for base in needed(stack)},
         wanted=_wanted(stack, drawn=overlays is not None),
         how=How.of(run.config),
-        precision=getattr(torch, facts["precision"]),
+        precision=_precision(facts["precision"], run.stack_folder(name)),
         batch_size=run.config.cam.batch_size,
         memory_gb=run.config.cam.memory_gb,
     )
-    usual, seen = _usual(run, stack), _seen_cases(run, stack)
     drawn = None if overlays is None else Overlays(overlays)
-    return Predictor(run, stack, usual, seen, limit, drawn, ensemble)
+    fitted, all_known = fitted_cases(run, stack)
+    return Predictor(run, stack, _usual(run, stack), fitted, all_known, limit, drawn, ensemble)
+
+
+def _precision(name: str, folder: Path) -> torch.dtype:
+    """Return the precision that a stack says it was fitted in; raise StackError for what is none."""
+    if name in PRECISIONS:
+        return PRECISIONS[name]
+    known = ", ".join(PRECISIONS)
+    raise StackError(f"{folder}: its precision is {name!r}, expected {known}; run 'stacker stack' again")
 
 
 def needed(stack: Stack) -> list[str]:
@@ -274,17 +295,20 @@ def _usual(run: Run, stack: Stack) -> Novelty | None:
     return found
 
 
-def _seen_cases(run: Run, stack: Stack) -> frozenset[str] | None:
-    """Return the cases that base models or stack were fitted on; None where the files do not tell."""
-    found: set[str] = set()
+def fitted_cases(run: Run, stack: Stack) -> tuple[frozenset[str], bool]:
+    """Return the cases that base models or stack are known to be fitted on, and whether these are all.
+
+    All are known from the split of a run that goes by case, or from a pack that has kept them.
+    """
+    found, all_known = set(stack.facts.get("fitted_cases", [])), "fitted_cases" in stack.facts
     for base in needed(stack):
         found |= set(read_facts(base_file(run, base)).get("training_cases", []))
     if run.folds_file.exists():
         folds = read_json(run.folds_file)
         if folds["group"] == "case":
-            parts = ("fit", "validation", "held_out")
+            parts, all_known = ("fit", "validation", "held_out"), True
             found |= {case for fold in folds["folds"] for part in parts for case in fold[part]}
-    return frozenset(found) if found else None
+    return frozenset(found), all_known
 
 
 def predict(

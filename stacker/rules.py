@@ -17,7 +17,6 @@ import numpy as np
 from stacker.errors import StackError
 from stacker.matrix import Rows2D, predict_in_pieces
 from stacker.metrics import area_under_curve
-from stacker.settings import RULES
 from stacker.weighing import count_classes
 
 PROBABILITY = re.compile(r"(?P<backbone>.+)/probabilities/(?P<name>[^/]+)")
@@ -25,10 +24,10 @@ TIE = 1e-6  # what the mean probability counts beside a vote: it decides a tie, 
 
 
 class Rule:
-    """One of `RULES` over columns of probabilities; `best_` is the backbone that best_base relies on.
+    """One of `settings.RULES` over columns of probabilities.
 
-    Votes are the shares of base models that say so. A millionth of the mean probability is added, for
-    a tie must be decided somehow.
+    `best_` is the backbone that best_base relies on. Votes are the shares of base models that say so.
+    A millionth of the mean probability is added, for a tie must be decided somehow.
     """
 
     suffix: ClassVar[str] = ".json"
@@ -137,10 +136,3 @@ class Rule:
                 f"{self.rule} over these {len(self.columns)}; run 'stacker stack' again"
             )
         return self
-
-
-def build_rule(name: str, columns: Sequence[str]) -> Rule:
-    """Return a rule by its name."""
-    if name not in RULES:
-        raise StackError(f"no rule {name!r}: expected one of {', '.join(RULES)}")
-    return Rule(name, columns)

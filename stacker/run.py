@@ -36,6 +36,8 @@ from stacker.config import Config
 from stacker.configfile import load_config
 from stacker.errors import RunError, StackError
 
+UMASK = os.umask(0)
+os.umask(UMASK)
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
 PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "xgboost", "numpy", "h5py")
 
@@ -82,10 +84,11 @@ class Run:
             write_json(self.path / "run.json", book)
 
 
-def create_run(config: Config) -> Run:
+def create_run(config: Config, store: bool = True) -> Run:
     """Make or reopen the run directory; raise RunError when it was made by another config.
 
-    The manifest is the last thing that a starting run writes: before it, nothing is frozen yet.
+    Without `store` an existing run keeps the config that it has, until `store_config`. The manifest is
+    the last thing that a starting run writes: before it, nothing is frozen yet.
     """
     path = config.run_path
     if (path / "manifest.csv").exists():
@@ -96,9 +99,16 @@ def create_run(config: Config) -> Run:
     if not (path / "run.json").exists():
         created = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(path / "run.json", {"stacker": __version__, "created": created})
-    with publish(path / "config.yaml") as temporary:
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-    return Run(path, config)
+    run = Run(path, config)
+    if store or not (path / "config.yaml").exists():
+        store_config(run)
+    return run
+
+
+def store_config(run: Run) -> None:
+    """Publish the config that a run goes by from now on."""
+    with publish(run.path / "config.yaml") as temporary:
+        temporary.write_text(run.config.to_yaml(), encoding="utf-8")
 
 
 def _strangers(path: Path) -> bool:
@@ -157,6 +167,7 @@ def publish(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~UMASK)  # some libraries write for the owner alone
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -99,7 +99,8 @@ def _fit_one(
         "versions": versions(),
     }
     save_stack(folder, design, fitted, identity, facts)
-    shape, count = tables.development.shape, sum(len(each) for each in fitted.members.values())
+    count = sum(len(each) for each in fitted.members.values())
+    shape = tables.development.shape[0], fitted.columns
     log.info(
         "stack %s: %d rows x %d columns, %d fits in %.1f s",
         design.meta,
@@ -132,7 +133,7 @@ def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
 
 def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
     """Return what the stacks say that were fitted with the present settings; mention the others."""
-    found = {}
+    found, others = {}, []
     for name in fitted_names(run):
         folder = run.stack_folder(name)
         if run.config.stack.knows(name) and _seeds_are_current(run, name):
@@ -142,11 +143,10 @@ def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
             if is_current(folder, identity):
                 found[name] = load_says(folder, facts)
                 continue
-        log.warning(
-            "stack %s was fitted with other settings and is left out; refresh it with --meta %s",
-            name,
-            name,
-        )
+        others.append(name)
+    if others:
+        named = ", ".join(others)
+        log.warning("stacks of other settings are left out: %s; refresh them with --meta", named)
     return found
 
 

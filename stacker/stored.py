@@ -80,6 +80,8 @@ def save_stack(
 ) -> None:
     """Publish a fitted stack; `identity` decides whether it is up to date, `facts` are for its users."""
     (folder / "stack.json").unlink(missing_ok=True)
+    for stale in folder.glob("*-[0-9]*.*"):  # members of other seeds, or of other scopes
+        stale.unlink()
     for scope, members in fitted.members.items():
         for number, member in enumerate(members):
             stem = folder / f"{scope}-{number}"

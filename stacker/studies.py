@@ -94,11 +94,14 @@ def has_begun(config: Config) -> bool:
     return (config.run_path / "manifest.csv").exists()
 
 
-def reopen(config: Config) -> Study:
-    """Reopen a run that has been started; raise RunError when it has not, or by another config."""
+def reopen(config: Config, store: bool = True) -> Study:
+    """Reopen a run that has been started; raise RunError when it has not, or by another config.
+
+    Without `store` the run keeps the config that it has.
+    """
     if not has_begun(config):
         raise RunError(f"{config.run_path}: nothing is here yet; run 'stacker train CONFIG' first")
-    return _study(create_run(config))
+    return _study(create_run(config, store))
 
 
 def open_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:

@@ -67,7 +67,8 @@ def _interval(bounds: Sequence[float] | None) -> str:
 
 def differences_table(metrics: dict[str, Any]) -> Table:
     """Return what each first model gains over the second, on the same images."""
-    table = Table(title="Gain on the same images, paired by case", title_justify="left")
+    title = f"Gain on the same images, paired by {metrics['unit']}"
+    table = Table(title=title, title_justify="left")
     parts = any("part" in row for row in metrics["differences"])
     for heading in (*(("on",) if parts else ()), "model", "against", "score", "difference"):
         table.add_column(heading)

@@ -1,7 +1,8 @@
 """Opening what `stacker pack` wrote, wherever it came from: a folder, or a zip that is unzipped.
 
 Every file is compared with the pack's own list before anything is made of it. A zip's members are those
-of the list, below the folder and nowhere else, and none has a byte more than the list says.
+of the list, below the folder and nowhere else, and none has a byte more than the list says. They are
+stored as they are, as `pack` stores them: what is compressed may grow to anything while it is read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from stacker.run import Run, file_sha256, open_run
 SCHEMA = 1
 LIST = "pack.json"
 MOST_LIST_BYTES = 8_000_000
-MOST_GROWTH = 20  # weights hardly compress: what grows more when it is unzipped is no pack
+ENCRYPTED = 1  # among the flags of a member
 PIECE = 1 << 20
 NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
 AGAIN = "copy the pack again, or make it anew with 'stacker pack'"
@@ -79,7 +80,7 @@ def _listed(content: bytes, named: Path) -> dict[str, dict[str, Any]]:
             and isinstance(each["sha256"], str)
             for where, each in files.items()
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RunError(f"{named}: its {LIST} cannot be read; {AGAIN}") from None
     if version != SCHEMA:
         raise RunError(f"{named} is of schema {version}, this program reads {SCHEMA}; pack the run anew")
@@ -93,9 +94,13 @@ def _unzip(path: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
-            if LIST not in members or members[LIST].file_size > MOST_LIST_BYTES:
+            if LIST not in members:
                 raise RunError(f"{path}: no {LIST} at its top: it is no pack, or not whole; {AGAIN}")
-            content = archive.read(LIST)
+            _refuse_compressed(path, members)
+            with archive.open(LIST) as source:
+                content = source.read(MOST_LIST_BYTES + 1)
+            if len(content) > MOST_LIST_BYTES:
+                raise RunError(f"{path}: its {LIST} is larger than that of any pack; {AGAIN}")
             listed = _listed(content, path)
             _refuse_strange(path, members, listed)
             (folder / LIST).write_bytes(content)
@@ -108,6 +113,16 @@ def _unzip(path: Path, folder: Path) -> None:
         raise RunError(f"{path} is not a sound zip ({error}); {AGAIN}") from None
 
 
+def _refuse_compressed(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
+    """Raise RunError for a zip with a member that is not stored as it is."""
+    for name, member in members.items():
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & ENCRYPTED:
+            raise RunError(
+                f"{path}: {name!r} is compressed or encrypted, 'stacker pack' stores files as they are; "
+                "take the zip that it wrote, or unzip this one yourself and give the folder"
+            )
+
+
 def _refuse_strange(
     path: Path, members: Mapping[str, zipfile.ZipInfo], listed: Mapping[str, Mapping[str, Any]]
 ) -> None:
@@ -117,7 +132,7 @@ def _refuse_strange(
         state = "is in the zip and not listed" if strange[0] in members else "is missing"
         raise RunError(f"{path}: {strange[0]!r} {state}; {AGAIN}")
     total = sum(each["bytes"] for each in listed.values())
-    if total > MOST_GROWTH * path.stat().st_size:
+    if total > path.stat().st_size:
         raise RunError(f"{path} would grow to {total:,} bytes: no pack does; {AGAIN}")
     where = tempfile.gettempdir()
     space = shutil.disk_usage(where).free

@@ -139,7 +139,7 @@ def test_a_subset_is_scored_as_if_it_were_all() -> None:
     assert found["even"] == evaluate({"m": p.at(masks["even"])}, 200, 1)
     image: dict[str, Any] = found["one class"]["m"]["image"]
     undefined = {name for name, value in image.items() if value is None}
-    assert undefined == {"auc", "average_precision", "specificity"}
+    assert undefined == {"auc", "average_precision", "specificity", "balanced_accuracy"}
     assert image["accuracy"] == image["sensitivity"] > 0
     assert image["interval"]["accuracy"] is not None
     assert image["interval"]["auc"] is None

@@ -99,6 +99,17 @@ def test_three_stages_one_by_one(write_config: WriteConfig, tmp_path: Path) -> N
     assert {p: p.stat().st_mtime_ns for p in models} == models
 
 
+def test_settings_that_cannot_be_fitted_are_not_kept(finished: Config) -> None:
+    """A stack that fails leaves the run's config as it was; one that is fitted changes it."""
+    path = finished.run_path / "config.yaml"
+    before = path.read_text()
+    tight = ("--set", "stack.memory_gb=1e-9", "--set", "stack.svm.C=2")
+    expect_refusal(call("stack", path, "--meta", "svm", *tight), 1, "needs its whole table in memory")
+    assert path.read_text() == before
+    assert call("stack", path, "--meta", "logistic", "--set", "stack.logistic.C=2").exit_code == 0
+    assert "C: 2" in path.read_text()
+
+
 def test_set_changes_a_setting(write_config: WriteConfig, tmp_path: Path) -> None:
     """--set is resolved into the run's stored config."""
     assert call("train", write_config(), "--set", "run=other", "--set", "train.epochs=1").exit_code == 0

@@ -216,7 +216,7 @@ def test_sentences_claim_no_test_that_was_not_made() -> None:
     assert "none was tested" in said
     assert "12 slides are few" in said
     board["differences"] = [{**row, "clustered_delong_holm": 0.0}]
-    assert "1 after Holm" in "\n".join(verdicts(board))
+    assert "1 by the test with its variance by case" in "\n".join(verdicts(board))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.tree import DecisionTreeClassifier
 
 from stacker.errors import StackError
 from stacker.meta import build, is_scaled, is_seeded, load_meta, save_meta
@@ -171,3 +172,83 @@ def test_a_tree_that_points_outside_itself_is_refused(tmp_path: Path) -> None:
     save_meta(model, tmp_path / "model")
     with pytest.raises(StackError, match="points outside itself"):
         load_meta("random_forest", settings, tmp_path / "model", rows.columns)
+
+
+def test_a_forest_of_more_columns_than_the_table_is_refused(tmp_path: Path) -> None:
+    """Its trees say themselves how many they look at; read past a row, they would take what is there."""
+    rows = table()
+    settings = StackConfig.model_validate({"random_forest": {"n_estimators": 2}})
+    model: Any = build("random_forest", settings, 0, rows.columns)
+    model.fit(np.tile(rows.values, (1, 50)), rows.labels, rows.cases)
+    path = save_meta(model, tmp_path / "model")
+    with pytest.raises(StackError, match=f"of {50 * len(rows.columns)} columns, expected"):
+        load_meta("random_forest", settings, tmp_path / "model", rows.columns)
+    model.estimator_.n_features_in_ = len(rows.columns)
+    model.save(path)
+    with pytest.raises(StackError, match=r"DecisionTreeClassifier of .* columns, expected"):
+        load_meta("random_forest", settings, tmp_path / "model", rows.columns)
+    for tree in model.estimator_.estimators_:
+        tree.n_features_in_ = len(rows.columns)
+    model.save(path)
+    with pytest.raises(StackError, match="points outside itself"):
+        load_meta("random_forest", settings, tmp_path / "model", rows.columns)
+
+
+def test_an_estimator_of_another_type_is_refused(tmp_path: Path) -> None:
+    """Trees are looked over in a forest alone, so nothing else may have them."""
+    rows = table()
+    settings = StackConfig()
+    model: Any = build("random_forest", settings, 0, rows.columns)
+    model.estimator_ = DecisionTreeClassifier().fit(rows.values, rows.labels)
+    model.classes_ = np.arange(2)
+    save_meta(model, tmp_path / "model")
+    with pytest.raises(StackError, match="a DecisionTreeClassifier, expected a RandomForestClassifier"):
+        load_meta("random_forest", settings, tmp_path / "model", rows.columns)
+
+
+@pytest.mark.parametrize("part", ["support_vectors_", "_dual_coef_", "_n_support", "kernel"])
+def test_a_machine_whose_parts_do_not_fit_is_refused(part: str, tmp_path: Path) -> None:
+    """The library that runs it believes every length, and would read past what is there."""
+    rows = standardised(table())
+    model: Any = build("svm", StackConfig(), 0, rows.columns).fit(rows.values, rows.labels, rows.cases)
+    found = getattr(model.machine_, part)
+    wrong = "precomputed" if part == "kernel" else np.ascontiguousarray(found[..., :1])
+    setattr(model.machine_, part, wrong)
+    save_meta(model, tmp_path / "model")
+    with pytest.raises(StackError, match="its parts do not fit"):
+        load_meta("svm", StackConfig(), tmp_path / "model", rows.columns)
+
+
+def test_what_another_class_raises_is_told_as_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Its name, its words on one line and what to do; the traceback is in the log at debug."""
+    rows = standardised(table())
+    path = "sklearn.naive_bayes.MultinomialNB"
+    size = f"{len(rows.values)} rows x {len(rows.columns)} columns"
+    with caplog.at_level(logging.DEBUG), pytest.raises(StackError) as told:
+        build("own", config(path), 0, rows.columns).fit(rows.values, rows.labels)
+    assert f"own ({path}) cannot learn from {size}: it raised ValueError: Negative" in str(told.value)
+    assert "or leave it out" in str(told.value)
+    assert isinstance(told.value.__cause__, ValueError)
+    assert "Traceback" in caplog.text
+    model = build(path, StackConfig(), 0, rows.columns)
+    model.fit(np.abs(rows.values), rows.labels)
+    with pytest.raises(StackError, match=rf"^{path} cannot answer for {size}: it raised .*two lines"):
+        _failing(model).predict_proba(rows.values)
+
+
+def _failing(model: Any) -> Any:
+    """Return a meta-learner whose estimator fails to predict."""
+
+    def fail(_: np.ndarray) -> np.ndarray:
+        raise RuntimeError("two\nlines")
+
+    model.estimator_.predict_proba = fail
+    return model
+
+
+def test_what_ours_raise_is_a_bug() -> None:
+    """It keeps its traceback: nobody can mend it in a config."""
+    rows = table()
+    model = build("logistic", StackConfig(), 0, rows.columns).fit(rows.values, rows.labels)
+    with pytest.raises(RuntimeError, match="two"):
+        _failing(model).predict_proba(rows.values)

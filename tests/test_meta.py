@@ -161,7 +161,7 @@ def test_a_missing_or_damaged_model_is_named(name: str, tmp_path: Path) -> None:
         load_meta(name, CONFIG, tmp_path / "model", rows.columns, OWN)
 
 
-@pytest.mark.parametrize("name", ["mlp", "convnet", "xgboost", *RULES])
+@pytest.mark.parametrize("name", META)
 def test_a_model_of_other_columns_is_refused(name: str, tmp_path: Path) -> None:
     """What was fitted on one table is not let loose on another."""
     rows = rows_for(name)

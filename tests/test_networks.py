@@ -10,7 +10,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from stacker import networks
-from stacker.convnet import ConvnetClassifier, MapNetwork, lay_out, resampling
+from stacker.blocks import areas
+from stacker.convnet import ConvnetClassifier, MapNetwork, lay_out
 from stacker.errors import StackError
 from stacker.mlp import MlpClassifier
 from stacker.networks import NetworkClassifier
@@ -150,9 +151,9 @@ def test_cells_are_found_by_their_names() -> None:
 @pytest.mark.parametrize(("cells", "wanted"), [(7, 7), (14, 7), (7, 14), (5, 3), (1, 4)])
 def test_resampling_keeps_the_mean(cells: int, wanted: int) -> None:
     """Every target cell is a mean of what it covers, and the mean of all is what it was."""
-    matrix = resampling(cells, wanted)
-    np.testing.assert_allclose(matrix.sum(axis=1), 1)
-    np.testing.assert_allclose(matrix.mean(axis=0), 1 / cells)
+    matrix = areas(cells, wanted)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(matrix.mean(axis=0), 1 / cells, rtol=1e-6)
     if cells == wanted:
         np.testing.assert_allclose(matrix, np.eye(cells), atol=1e-12)
     if (cells, wanted) == (14, 7):

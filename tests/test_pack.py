@@ -32,6 +32,7 @@ from stacker.run import Run, read_json
 from stacker.stored import stack_facts
 from stacker.studies import Study
 from stacker.unpack import opened
+from tests.pictures import write_table
 
 
 @click.group(cls=Commands)
@@ -146,6 +147,31 @@ def test_cases_go_along_where_they_are_asked_for(study: Study, tmp_path: Path) -
     assert rows[0].seen
 
 
+def test_a_pack_with_cases_knows_what_the_run_knows(study: Study, tmp_path: Path) -> None:
+    """Those that the meta-learner alone was fitted on, too, and that any other case is new."""
+    images = study.manifest.images
+    fold = study.folds.folds[0]
+    wanted = [
+        next(image for image in images if image.case in cases)
+        for cases in (fold.fit, fold.held_out, study.folds.test)
+    ]
+    inputs = [Input(Path(image.path), image.case) for image in wanted]
+    for keep, expected in ((True, [True, True, False]), (False, [None] * 3)):
+        path = pack(study, tmp_path / f"keep-{keep}", keep_cases=keep).path
+        with opened(path) as run:
+            rows = open_predictor(run).stream(inputs)
+            assert [row.seen for row in rows if isinstance(row, Prediction)] == expected
+
+
+def test_a_pack_calls_no_accuracy_its_own(study: Study, zipped: Path, tmp_path: Path) -> None:
+    """It cannot know whether it was fitted on labelled images, and says so beside the number."""
+    image = study.manifest.images[0]
+    table = write_table(tmp_path / "list.csv", "path,label", [[image.path, image.label]])
+    result = call("predict", zipped, table, "--no-overlays")
+    assert result.exit_code == 0, result.stderr
+    assert "on 1 labelled image; whether the stack was fitted on them is not known" in result.stderr
+
+
 def test_equal_packs_are_equal_files(study: Study, tmp_path: Path) -> None:
     """The SHA-256 of its list, which is printed, stands for a pack."""
     first, second = (pack(study, tmp_path / name) for name in ("1.zip", "2.zip"))
@@ -159,6 +185,13 @@ def test_equal_packs_are_equal_files(study: Study, tmp_path: Path) -> None:
     again = call("pack", study.run.path, "--out", tmp_path / "3.zip")
     assert again.exit_code == 1
     assert "is there already" in again.stderr
+    outside = tmp_path / "outside" / "stack.json"
+    outside.parent.mkdir()
+    outside.write_text("{}")
+    name = f"../../../{outside.parent.name}"
+    strange = call("pack", study.run.path, "--out", tmp_path / "4.zip", "--meta", name)
+    assert strange.exit_code == 2
+    assert f"no meta-learner '{name}'" in strange.stderr
 
 
 def test_a_zip_is_asked_like_a_run(study: Study, zipped: Path, tmp_path: Path) -> None:
@@ -238,6 +271,32 @@ def test_zips_that_reach_outside_or_grow_are_refused(zipped: Path, tmp_path: Pat
     rewrite(zipped, {"pack.json": None})
     refuse(zipped, r"no pack\.json at its top: it is no pack, or not whole")
     assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_compressed_is_refused_unread(zipped: Path, method: int) -> None:
+    """It may grow to anything, whatever size it claims: neither the list nor another file is opened."""
+    original = zipped.read_bytes()
+    for name in ("pack.json", "config.yaml"):
+        zipped.write_bytes(original)
+        with zipfile.ZipFile(zipped) as archive:
+            content = {each: archive.read(each) for each in archive.namelist()}
+        with zipfile.ZipFile(zipped, "w") as archive:
+            for each, data in content.items():
+                kind = method if each == name else zipfile.ZIP_STORED
+                archive.writestr(each, data, compress_type=kind)
+        refuse(zipped, f"'{name}' is compressed or encrypted")
+
+
+def test_a_list_is_not_read_further_than_a_list_goes(
+    zipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever size it claims to have."""
+    monkeypatch.setattr("stacker.unpack.MOST_LIST_BYTES", 100)
+    refuse(zipped, r"pack\.json is larger than that of any pack")
+    monkeypatch.undo()
+    rewrite(zipped, {"pack.json": b"[" * 1_000_000})
+    refuse(zipped, r"its pack\.json cannot be read")
 
 
 def test_a_pack_that_fails_leaves_nothing_behind(

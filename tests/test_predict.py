@@ -13,11 +13,14 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image as Picture
+from safetensors.torch import save_file
 
 from stacker import studies
 from stacker.admission import open_caches
+from stacker.checkpoint import load_checkpoint
 from stacker.cli_predict import predict as command
 from stacker.command import Commands
 from stacker.config import Config
@@ -177,6 +180,7 @@ def test_what_cannot_be_read_is_skipped_and_said_at_the_end(
     for words, text in (
         ((tmp_path / "nowhere.png",), "no such file or folder"),
         ((good, "--meta", "mpl"), "did you mean 'mlp'"),
+        ((good, "--meta", "../../x"), "no meta-learner '../../x'"),
         ((good, "--abstain", "1.5"), "expected a probability from 0 to below 1"),
         ((good, "--output", "rows.xlsx"), "--format jsonl, csv or table"),
         ((good, "--device", "tpu9"), "--device tpu9: expected auto, cpu, cuda"),
@@ -219,8 +223,13 @@ def test_cases_that_the_stack_knows_are_told(
         ("odd", False),
     ]
     right = float(images[1]["predicted"] == new.label)
-    assert f"accuracy {right:.3f} on 1 labelled image" in result.stderr
+    assert f"accuracy {right:.3f} on 1 labelled image, of cases that the stack was not" in result.stderr
+    assert "1 label that no class has" in result.stderr
+    assert f"'odd' of {tests_of[1].path}, the classes are benign, malignant" in result.stderr
     assert "1 of the images are of cases that the stack was fitted on" in result.stderr
+    table.write_text(f"path,case,label\n{known.path},my own name,{known.label}\n")
+    (row, *_) = rows_of(call(ready.run_path, table, "--format", "jsonl", "--no-overlays"))
+    assert (row["case"], row["seen"]) == ("my own name", True)
 
 
 def test_a_csv_has_the_same_rows_and_is_whole_when_it_has_its_name(
@@ -348,3 +357,49 @@ def test_the_threshold_may_lie_anywhere(ready: Config, tests_of: list[Image]) ->
         assert row.predicted == "malignant"
         assert row.confidence == row.probabilities["malignant"]
         assert (row.abstained is not None) == (row.confidence < 0.4)
+
+
+def test_a_run_that_does_not_know_its_cases_says_so(ready: Config, tests_of: list[Image]) -> None:
+    """Without the split, a case is seen where a base model lists it, else not known: never new."""
+    study = studies.reopen(ready)
+    fold = study.folds.folds[0]
+    listed, held_out = (
+        next(i for i in study.manifest.images if i.case in cases) for cases in (fold.fit, fold.held_out)
+    )
+    images = [Input(Path(i.path), i.case) for i in (listed, held_out, tests_of[0])]
+    run = open_run(ready.run_path)
+
+    def seen() -> list[bool | None]:
+        rows = open_predictor(run).stream(images)
+        return [row.seen for row in rows if isinstance(row, Prediction)]
+
+    assert seen() == [True, True, False]
+    run.folds_file.unlink()
+    assert seen() == [True, None, None]
+
+
+def test_a_precision_comes_from_a_list(ready: Config) -> None:
+    """What a file names is not looked up among all that torch has."""
+    path = ready.run_path / "stack" / "logistic" / "stack.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"precision": "load"}))
+    with pytest.raises(StackError, match="precision is 'load', expected float32, bfloat16, float16"):
+        open_predictor(open_run(ready.run_path))
+
+
+@pytest.mark.parametrize("name", ["hf-hub:somebody/model", "local-dir:/tmp/model", "a/b", None])
+def test_a_base_model_is_none_of_elsewhere(
+    tmp_path: Path, name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose name sends timm to a hub or a folder is refused before timm hears of it."""
+
+    def heard(*_: object, **__: object) -> None:
+        raise AssertionError(name)
+
+    for asked in ("create_model", "get_pretrained_cfg"):
+        monkeypatch.setattr(f"timm.{asked}", heard)
+    facts = {"name": name, "size": [32, 32], "classes": ["a", "b"], "mean": [0] * 3, "std": [1] * 3}
+    path = tmp_path / "model.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={"stacker": json.dumps(facts)})
+    with pytest.raises(BackboneError, match=r"model\.safetensors says that it is of the backbone"):
+        load_checkpoint(path)

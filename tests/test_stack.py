@@ -154,7 +154,7 @@ def test_a_stack_of_a_package_that_is_gone_stops_nothing(
     metrics = pipeline.stack(studies.reopen(finished), ["logistic"])
     assert "logistic" in metrics["test"]
     assert "gone_package.Classifier" not in metrics["test"]
-    assert "stack gone_package.Classifier was fitted with other settings" in caplog.text
+    assert "stacks of other settings are left out: gone_package.Classifier" in caplog.text
 
 
 def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
