@@ -228,7 +228,7 @@ class StackConfig(Section):
     decide. `memory_gb` bounds what of a table is held at once.
     """
 
-    features: list[str] = Field(["maps", "logits"], min_length=1)
+    features: list[str] = Field(["map_stats", "logits"], min_length=1)
     blocks: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], BlockConfig] = Field(default={})
     meta: list[str] = Field(["logistic"], min_length=1)
     custom: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], CustomConfig] = Field(default={})
@@ -242,7 +242,7 @@ class StackConfig(Section):
     seeds: int = Field(3, ge=1)
     parts: int = Field(5, ge=2)
     calibration: Literal["none", "temperature", "platt"] = "temperature"
-    threshold: Literal["none", "youden", "sensitivity"] = "youden"
+    threshold: Literal["none", "youden", "sensitivity"] = "none"
     sensitivity: float = Field(0.95, gt=0, le=1)
     abstain: float = Field(0.0, ge=0, lt=1)
     memory_gb: float = Field(2.0, gt=0)

@@ -36,6 +36,8 @@ def small_settings(artifacts: Path, data: Path) -> dict[str, Any]:
         "train": {"epochs": 2, "batch_size": 16},
         "cam": {"part_rows": 10},
         "stack": {
+            "features": ["maps", "logits"],
+            "threshold": "youden",
             "meta": ["logistic", "mlp", "xgboost"],
             "mlp": {"epochs": 5},
             "xgboost": {"n_estimators": 50},
