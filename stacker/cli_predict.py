@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from stacker.inputs import Input
-    from stacker.outputs import Format, Tally
+    from stacker.outputs import Format
     from stacker.predict import Predictor
     from stacker.run import Run
+    from stacker.tally import Tally
 
 MOST_DRAWN = 32  # images that are drawn unless --no-overlays: more are seldom looked at one by one
 TRUST = click.option(
@@ -85,8 +86,9 @@ def predict(
     exit code is then 1.
     """
     from stacker.inputs import STDIN, find_inputs
-    from stacker.outputs import Tally, choose_format, make_format
+    from stacker.outputs import choose_format, make_format
     from stacker.predict import open_predictor
+    from stacker.tally import Tally
     from stacker.unpack import is_pack, opened
 
     name = choose_format(wanted, output)

@@ -78,7 +78,7 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.weigh and "sample_weight" in taken:
             extra["sample_weight"] = class_weights(labels, balance=True)[labels]
         elif self.weigh:
-            _say_once(f"{self.name} takes no weights: a rare class may be drowned")
+            say_once(f"{self.name} takes no weights: a rare class may be drowned")
         if self.parallel:
             model.set_params(n_jobs=-1)
         with self._named("learn from", values):
@@ -228,7 +228,7 @@ def _distances(machine: SVC, values: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
     """Warn of what is so for every fit of an estimator."""
     log.warning(message)
 

@@ -31,8 +31,8 @@ import yaml
 from stacker.card import model_card
 from stacker.config import Config
 from stacker.errors import RunError
+from stacker.needs import base_file, fitted_cases, needed, require_checkpoints
 from stacker.novelty import novelty_file
-from stacker.predict import base_file, fitted_cases, needed, require_checkpoints
 from stacker.run import Run, publish, require_space
 from stacker.stored import default_meta, load_stack
 from stacker.studies import Study

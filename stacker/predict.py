@@ -22,16 +22,16 @@ import torch
 
 from stacker.blocks import array_of, probabilities
 from stacker.cam import Wanted
-from stacker.checkpoint import read_facts
 from stacker.ensemble import Ensemble
-from stacker.errors import BackboneError, ConfigError, StackError
+from stacker.errors import ConfigError, StackError
 from stacker.extract import Arrays
 from stacker.finetune import How
 from stacker.inputs import Input, Reading, case_of, read_ahead
+from stacker.needs import base_file, fitted_cases, needed, require_checkpoints
 from stacker.novelty import UNLIKE, Novelty, load_novelty, novelty_file
 from stacker.outputs import CasePrediction, Cases, Prediction, Row, Skipped, Vote, named
 from stacker.overlays import Overlays
-from stacker.run import FROZEN, Run, file_sha256, read_json
+from stacker.run import FROZEN, Run
 from stacker.settings import name_maps
 from stacker.stored import Stack, default_meta, load_stack, stack_facts
 
@@ -218,14 +218,6 @@ def _precision(name: str, folder: Path) -> torch.dtype:
     raise StackError(f"{folder}: its precision is {name!r}, expected {known}; run 'stacker stack' again")
 
 
-def needed(stack: Stack) -> list[str]:
-    """Return the base models and frozen backbones that a stack looks at, as "backbone/fold"."""
-    fine_tuned = [f"{name}/{fold}" for fold in stack.folds for name in stack.backbones]
-    if "frozen" not in {array_of(name, block) for name, block in stack.blocks.items()}:
-        return fine_tuned
-    return fine_tuned + [name for name in stack.facts["checkpoints"] if name.endswith(f"/{FROZEN}")]
-
-
 def _wanted(stack: Stack, drawn: bool) -> dict[str, Wanted]:
     """Return the maps that the stack looks at, and those that are drawn, by base model."""
     facts = stack.facts
@@ -234,11 +226,6 @@ def _wanted(stack: Stack, drawn: bool) -> dict[str, Wanted]:
     every = name_maps(facts["methods"], facts["lower"])
     maps = {name: made for name, made in every.items() if name in arrays}
     return {base: {} if base.endswith(f"/{FROZEN}") else maps for base in needed(stack)}
-
-
-def base_file(run: Run, base: str) -> Path:
-    """Return the file of a base model that is named "backbone/fold"."""
-    return run.model_file(*base.rsplit("/", 1))
 
 
 def _by_fold(stack: Stack, found: Mapping[str, Arrays]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -267,20 +254,6 @@ def _not_numbers(found: Mapping[str, Arrays], rows: int) -> dict[int, str]:
     return reasons
 
 
-def require_checkpoints(run: Run, expected: Mapping[str, str]) -> None:
-    """Raise BackboneError when a base model is not the one that the meta-learner was fitted on."""
-    for base, sha256 in expected.items():
-        path = base_file(run, base)
-        if not path.exists():
-            raise BackboneError(f"{path}: this base model is missing; run 'stacker run CONFIG' again")
-        found = file_sha256(path)
-        if found != sha256:
-            raise BackboneError(
-                f"{path} is not the base model that the meta-learner was fitted on (sha256 "
-                f"{found[:12]}, expected {sha256[:12]}); run 'stacker run CONFIG' again"
-            )
-
-
 def _usual(run: Run, stack: Stack) -> Novelty | None:
     """Return what is usual of development images; None where it is not known of these base models."""
     path = novelty_file(run)
@@ -293,22 +266,6 @@ def _usual(run: Run, stack: Stack) -> Novelty | None:
         log.warning("%s is of other caches than the stack: novelty is not known", path)
         return None
     return found
-
-
-def fitted_cases(run: Run, stack: Stack) -> tuple[frozenset[str], bool]:
-    """Return the cases that base models or stack are known to be fitted on, and whether these are all.
-
-    All are known from the split of a run that goes by case, or from a pack that has kept them.
-    """
-    found, all_known = set(stack.facts.get("fitted_cases", [])), "fitted_cases" in stack.facts
-    for base in needed(stack):
-        found |= set(read_facts(base_file(run, base)).get("training_cases", []))
-    if run.folds_file.exists():
-        folds = read_json(run.folds_file)
-        if folds["group"] == "case":
-            parts, all_known = ("fit", "validation", "held_out"), True
-            found |= {case for fold in folds["folds"] for part in parts for case in fold[part]}
-    return frozenset(found), all_known
 
 
 def predict(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ def write_config(tmp_path: Path, data: Path) -> Callable[..., Path]:
 def make_config(write_config: Callable[..., Path]) -> MakeConfig:
     """Return a function that makes the small config, with some sections changed."""
     return lambda **changes: load_config(write_config(**changes))
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """Undo what the command line does to the package's logger, so that `caplog` hears it."""
+    logger = logging.getLogger("stacker")
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.level, logger.propagate = before
 
 
 def tables_of(study: Study, features: list[str]) -> Tables:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.tree import DecisionTreeClassifier
 
+from stacker import estimators
 from stacker.errors import StackError
 from stacker.meta import build, is_scaled, is_seeded, load_meta, save_meta
 from stacker.settings import StackConfig
@@ -103,6 +104,7 @@ def test_classes_weigh_the_same_by_what_it_takes(caplog: pytest.LogCaptureFixtur
     bayes: Any = build("own", config("sklearn.naive_bayes.GaussianNB"), 0, rows.columns)
     bayes.fit(rare.values, rare.labels)
     np.testing.assert_allclose(bayes.estimator_.class_prior_, 0.5)
+    estimators.say_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         neighbours = build("own", config("sklearn.neighbors.KNeighborsClassifier"), 0, rows.columns)
         neighbours.fit(rare.values, rare.labels, rare.cases)

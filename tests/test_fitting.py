@@ -20,7 +20,9 @@ from stacker.leaderboard import at_chance
 from stacker.metrics import area_under_curve
 from stacker.settings import StackConfig
 
-CONFIG = StackConfig.model_validate({"logistic": {"C": 1.0}, "parts": 4, "seeds": 2})
+CONFIG = StackConfig.model_validate(
+    {"logistic": {"C": 1.0}, "parts": 4, "seeds": 2, "threshold": "youden"}
+)
 
 
 def some_tables(mixed: bool = False, cases: int = 24, strength: float = 1.0, seed: int = 0) -> Tables:

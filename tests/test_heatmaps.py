@@ -89,7 +89,7 @@ def test_the_class_that_is_named_is_the_class_that_is_drawn(
     cache = caches["test_resnet", "holdout"]
     chosen = cache.rows.image_id == image.encode()
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(inspection, "heatmap_sheet", lambda _, panels, __: drawn.update(panels))
+    monkeypatch.setattr(inspection, "heatmap_sheet", lambda _, panels, *__: drawn.update(panels))
     draw(study.run, caches, [image], ["test_resnet"], maps="maps_lower1")
     draw(study.run, caches, [image], ["test_resnet"], ["benign"], maps="maps_lower1")
     draw(study.run, caches, [image], ["test_resnet"], ["benign"], maps="maps_eigencam_lower1")

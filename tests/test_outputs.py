@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stacker.outputs import Prediction, Tally
+from stacker.outputs import Prediction
+from stacker.tally import Tally
 
 
 def image(label: str | None, seen: bool | None, predicted: str = "malignant") -> Prediction:
