@@ -36,6 +36,7 @@ from stacker.config import Config
 from stacker.configfile import load_config
 from stacker.errors import RunError, StackError
 
+CLOCKS_APART = 2.0  # seconds that the start of a process may be misjudged by
 UMASK = os.umask(0)
 os.umask(UMASK)
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
@@ -190,8 +191,19 @@ def sweep(folder: Path) -> None:
     """Remove the temporary files that dead processes left in a folder."""
     for leftover in folder.glob(".*.tmp"):
         owner = leftover.name.split(".")[-2]
-        if owner == str(os.getpid()) or not Path("/proc", owner).exists():
+        if owner == str(os.getpid()) or not _may_own(owner, leftover):
             leftover.unlink(missing_ok=True)
+
+
+def _may_own(process: str, file: Path) -> bool:
+    """Say whether a process lives that was there when a file was written: numbers are used again."""
+    try:
+        ticks = int(Path("/proc", process, "stat").read_text().rsplit(")", 1)[1].split()[19])
+        boot = Path("/proc/stat").read_text().split("btime ")[1].split()[0]
+        started = int(boot) + ticks / os.sysconf("SC_CLK_TCK")
+        return started <= file.stat().st_mtime + CLOCKS_APART
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 def write_json(path: Path, content: Any) -> None:

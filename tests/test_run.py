@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,19 @@ def test_sweep_removes_what_dead_processes_left(tmp_path: Path) -> None:
     alive.touch()
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [alive]
+
+
+def test_a_number_that_is_used_again_does_not_keep_a_leftover(tmp_path: Path) -> None:
+    """A process that began after a file was last written has not written it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        kept, stale = (tmp_path / f".{name}.{other.pid}.tmp" for name in ("now", "before"))
+        for path in (kept, stale):
+            path.touch()
+        os.utime(stale, (1, 1))
+        sweep(tmp_path)
+        assert kept.exists()
+        assert not stale.exists()
+        other.communicate(b"\n")
 
 
 def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
