@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stacker.bench_stack import StackBench
 
 TOP = 12
+WIDE = 150  # characters that all columns need
 COLUMNS = (
     ("image_auc", "AUC", True),
     ("image_accuracy", "accuracy", True),
@@ -42,8 +43,10 @@ def shown_models(board: Mapping[str, Any], everything: bool) -> list[str]:
     return found
 
 
-def leaderboard_table(board: Mapping[str, Any], part: str, shown: Sequence[str]) -> Table:
-    """Return the scores of some models on a part of the cases."""
+def leaderboard_table(
+    board: Mapping[str, Any], part: str, shown: Sequence[str], width: int = WIDE
+) -> Table:
+    """Return the scores of some models on a part of the cases; fewer of them where it is narrow."""
     rows = {r["model"]: r for r in board["rows"] if r["part"] == part and r["subset"] == "all"}
     size = board["sizes"][part]
     title = f"{PARTS[part]}: {size['images']} images, {size['cases']} {board['unit']}s; "
@@ -55,9 +58,11 @@ def leaderboard_table(board: Mapping[str, Any], part: str, shown: Sequence[str])
         for key, name, bounds in COLUMNS
     ]
     columns = [c for c in columns if any(c[0] in row for row in rows.values())]
+    wide = width >= WIDE
+    columns = columns if wide else [c for c in columns if c[2]]
     for _, heading, _ in columns:
         table.add_column(heading)
-    for heading in ("columns", "fit s"):
+    for heading in ("columns", "fit s") if wide else ():
         table.add_column(heading, justify="right")
     for name in shown:
         if name not in rows:
@@ -67,7 +72,8 @@ def leaderboard_table(board: Mapping[str, Any], part: str, shown: Sequence[str])
         mark += " (!)" if row.get("one_class_only") else ""
         cells = [_cell(row, key, bounds) for key, _, bounds in columns]
         seconds, number = row.get("fit_seconds"), row.get("columns")
-        cells += ["" if number is None else str(number), "" if seconds is None else f"{seconds:.2f}"]
+        if wide:
+            cells += ["" if number is None else str(number), f"{seconds:.2f}" if seconds else ""]
         style = {"base": "cyan", "control": "dim", "rule": "green"}.get(row["kind"])
         table.add_row(escape(name + mark), *cells, style=style)
     left = len({r["model"] for r in board["rows"]} - set(shown))

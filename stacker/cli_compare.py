@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 import click
@@ -67,7 +69,7 @@ def compare(
 
 
 def _leaderboard(study: Study, jobs: int, everything: bool, as_json: bool) -> None:
-    from stacker.boards import answers_table, leaderboard_table, shown_models, verdicts
+    from stacker.boards import WIDE, answers_table, leaderboard_table, shown_models, verdicts
     from stacker.compare import compare as fit_all
     from stacker.compare_figures import leaderboard_figure
     from stacker.figures import save_figure
@@ -82,7 +84,8 @@ def _leaderboard(study: Study, jobs: int, everything: bool, as_json: bool) -> No
         click.echo(json.dumps(board, indent=1))
     else:
         parts = dict.fromkeys(row["part"] for row in board["rows"] if row["kind"] != "control")
-        show(*(leaderboard_table(board, part, shown) for part in parts))
+        width = get_terminal_size((WIDE, 0)).columns if sys.stdout.isatty() else WIDE
+        show(*(leaderboard_table(board, part, shown, width) for part in parts))
         if board["answers"]:
             show(answers_table(board))
         click.echo("\n" + "\n".join(verdicts(board)))

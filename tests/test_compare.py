@@ -253,6 +253,10 @@ def test_inflation_is_measured_and_red_everywhere(inflated: dict[str, Any], fini
     shown = leaderboard_table(board, "test", shown_models(board, everything=False))
     (label,) = [span for span in shown.title.spans if span.style == LEAK_STYLE]  # type: ignore[union-attr]
     assert str(shown.title)[label.start :].endswith("leaks across cases")
+    narrow = leaderboard_table(board, "test", ["mean"], width=80)
+    assert [column.header for column in narrow.columns] == [
+        *("model", "AUC", "accuracy", "case accuracy")
+    ]
 
 
 def test_inflation_is_of_the_run_that_was_named(
