@@ -19,6 +19,7 @@ from itertools import combinations
 import numpy as np
 
 from stacker.cache import halve, map_classes
+from stacker.run import FROZEN
 from stacker.settings import BlockConfig, StackConfig
 
 Arrays = Mapping[str, np.ndarray]
@@ -47,6 +48,11 @@ def array_of(name: str, block: BlockConfig | None) -> str:
     """Return the name of the array, as `assemble` takes it, that a block is made of."""
     source = name if block is None else block.of
     return {"embeddings": "features", "probabilities": "logits"}.get(source, source)
+
+
+def sees_frozen(blocks: Blocks) -> bool:
+    """Say whether some blocks are made of frozen backbones."""
+    return any(array_of(name, block) == FROZEN for name, block in blocks.items())
 
 
 def assemble(

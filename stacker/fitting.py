@@ -139,7 +139,7 @@ def fit(design: Design, tables: Tables) -> Fitted:
         for scope, rows in scopes(tables)
     }
     fitted = time.perf_counter()
-    tests = np.stack([say(_of_scope(members, fold), test) for fold, test in tables.tests.items()])
+    tests = np.stack([say(of_scope(members, fold), test) for fold, test in tables.tests.items()])
     done = time.perf_counter()
     found, parts = out_of_fold(design, tables, table)
     rows = next(iter(tables.tests.values())).rows
@@ -185,7 +185,8 @@ def scopes(tables: Tables) -> Iterator[tuple[str, np.ndarray]]:
         yield fold, rows
 
 
-def _of_scope(members: Mapping[str, list[Member]], fold: str) -> list[Member]:
+def of_scope(members: Mapping[str, list[Member]], fold: str) -> list[Member]:
+    """Return the members that speak of a fold's rows: its own, or those of all."""
     return members[fold if fold in members else ALL]
 
 
@@ -246,10 +247,10 @@ def conclude(
         cuts = tests.shape[2] == 2 and rule != "none"
         if calibrator.slopes and not any(calibrator.slopes):
             log.warning("platt: its probabilities tell nothing out of fold, all images get the same one")
-        level = choose_threshold(rule, calibrator.apply(development)[:, 1], labels, wanted)
+        order = calibrator.apply(development)
+        level = choose_threshold(rule, order[:, 1], labels, wanted)
         finish = Finish(calibrator, level if cuts else None)
         shares, levels = cross_finish(kind, rule, wanted, development, labels, parts)
-        order = calibrator.apply(development)
         reported = Predictions(labels, cases, shares, levels if cuts else None, order)
     return Says(reported, apply(finish, tests, test_truth), finish, seeds)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from stacker.blocks import array_of
+from stacker.blocks import sees_frozen
 from stacker.checkpoint import read_facts
 from stacker.errors import BackboneError
 from stacker.run import FROZEN, Run, file_sha256, read_json
@@ -15,7 +15,7 @@ from stacker.stored import Stack
 def needed(stack: Stack) -> list[str]:
     """Return the base models and frozen backbones that a stack looks at, as "backbone/fold"."""
     fine_tuned = [f"{name}/{fold}" for fold in stack.folds for name in stack.backbones]
-    if "frozen" not in {array_of(name, block) for name, block in stack.blocks.items()}:
+    if not sees_frozen(stack.blocks):
         return fine_tuned
     return fine_tuned + [name for name in stack.facts["checkpoints"] if name.endswith(f"/{FROZEN}")]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from stacker.admission import open_caches
-from stacker.blocks import array_of, resolve
+from stacker.blocks import resolve, sees_frozen
 from stacker.cache import Rows
 from stacker.features import Caches, Tables
 from stacker.figures import confusion_figure, reliability_figure, roc_figure, save_figure
@@ -40,7 +40,8 @@ def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) 
     """Fit the named meta-learners that are not fitted yet; return the run's metrics."""
     for name in names:
         run.config.stack.require(name)
-    caches = open_caches(run, manifest, folds, needs_frozen(run, run.config.stack.features))
+    config = run.config.stack
+    caches = open_caches(run, manifest, folds, sees_frozen(resolve(config.features, config)))
     keep_novelty(run, caches)
     for name in track(names, "fit meta-learners", total=len(names)):
         design = design_of(run, name)
@@ -53,12 +54,6 @@ def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) 
     return _summarise(run, manifest, folds, caches)
 
 
-def needs_frozen(run: Run, features: Sequence[str]) -> bool:
-    """Say whether some blocks are made of frozen backbones."""
-    blocks = resolve(features, run.config.stack)
-    return any(array_of(name, block) == "frozen" for name, block in blocks.items())
-
-
 def design_of(run: Run, name: str) -> Design:
     """Return how a meta-learner is fitted in a run."""
     config = run.config
@@ -67,8 +62,7 @@ def design_of(run: Run, name: str) -> Design:
 
 def identity_of(design: Design, caches: Caches, tables: Tables) -> dict[str, Any]:
     """Return all that decides a fitted meta-learner: equal identities mean equal models."""
-    blocks = resolve(design.features, design.config)
-    frozen = any(array_of(name, block) == FROZEN for name, block in blocks.items())
+    frozen = sees_frozen(resolve(design.features, design.config))
     ours = [key for key in caches.origins if frozen or not key.endswith(f"/{FROZEN}")]
     return {
         **design.identity(),

@@ -22,7 +22,7 @@ from stacker import meta
 from stacker.blocks import Arrays, Blocks, assemble, resolve
 from stacker.calibration import Calibrator
 from stacker.errors import RunError, StackError
-from stacker.fitting import ALL, Design, Finish, Fitted, Member, Says, say
+from stacker.fitting import Design, Finish, Fitted, Member, Says, of_scope, say
 from stacker.matrix import InMemory
 from stacker.metrics import Predictions
 from stacker.preparation import Preparation
@@ -64,10 +64,10 @@ class Stack:
         shares = []
         for fold in self.folds:
             values, _ = assemble(by_fold[fold], self.classes, self.blocks)
-            members = self.members[fold if fold in self.members else ALL]
-            shares.append(self.finish.calibrator.apply(say(members, InMemory(values))))
-        found: np.ndarray = np.mean(shares, axis=0)
-        return found
+            found = say(of_scope(self.members, fold), InMemory(values))
+            shares.append(self.finish.calibrator.apply(found))
+        mean: np.ndarray = np.mean(shares, axis=0)
+        return mean
 
     def decide(self, shares: np.ndarray) -> np.ndarray:
         """Return the class (N,) of each row: by the threshold where there are two classes."""
