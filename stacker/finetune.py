@@ -38,7 +38,7 @@ from stacker.losses import Loss
 from stacker.optimize import Schedule, make_optimizer
 from stacker.recipe import TrainConfig
 from stacker.snapshot import Snapshot, State, optimizer_state, restore_optimizer
-from stacker.validation import Epoch, merit, validate
+from stacker.validation import Epoch, merit, settle, validate
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +73,10 @@ def finetune(
 ) -> Epoch:
     """Train the model in place and leave it with its best weights; return the best epoch's record.
 
-    `on_epoch` hears every epoch's record with a function that takes a snapshot, `on_images` the size
-    of every batch. Raise BackboneError when the loss is not a number any more.
+    Where validation has few cases of a class, the last epoch counts as the best. `on_epoch` hears every
+    epoch's record with a function that takes a snapshot, `on_images` the size of every batch. Raise BackboneError when the loss is not a number any more.
     """
+    recipe = settle(recipe, validation, backbone.name)
     training = Training(backbone, fit, recipe, how)
     if snapshot is not None:
         training.restore(snapshot)

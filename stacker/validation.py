@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -15,8 +16,12 @@ from stacker.batches import Part
 from stacker.devices import autocast
 from stacker.losses import Loss
 from stacker.metrics import scores
+from stacker.recipe import TrainConfig
+
+log = logging.getLogger(__name__)
 
 Epoch = dict[str, Any]
+FEWEST_CASES = 5  # of a class, below which the scores of an epoch are those of a few patients
 
 
 @torch.inference_mode()
@@ -62,6 +67,27 @@ def validate(
         **{f"val_{name}": round(float(found[name][0]), 6) for name in wanted},
         "val_commonest": round(float(answers.max() / len(labels_N)), 6),
     }
+
+
+def settle(recipe: TrainConfig, part: Part, name: str) -> TrainConfig:
+    """Return the recipe as it is followed: with few validation cases, the last epoch is kept.
+
+    With fewer than five cases of a class, the epoch that looks best is the one that suits these
+    patients. The schedule then runs to its end, and validation is only watched.
+    """
+    if recipe.monitor == "last" or not len(part.cases):
+        return recipe
+    labels, cases = part.labels[part.rows], part.cases[part.rows]
+    counts = {int(label): len(np.unique(cases[labels == label])) for label in np.unique(part.labels)}
+    fewest = min(counts, key=lambda label: counts[label])
+    if counts[fewest] >= FEWEST_CASES:
+        return recipe
+    log.info(
+        "%s: %d validation cases of class %d, %d are needed to choose an epoch: all %d epochs are run "
+        "and the last is kept",
+        *(name, counts[fewest], fewest, FEWEST_CASES, recipe.epochs),
+    )
+    return recipe.model_copy(update={"monitor": "last", "patience": None})
 
 
 def merit(epoch: Epoch, monitor: str) -> tuple[float, float]:
