@@ -29,7 +29,7 @@ from stacker.matrix import Matrix, chunks, whole
 from stacker.progress import track
 from stacker.run import require_space
 from stacker.settings import MlpConfig, XgboostConfig
-from stacker.weighing import class_weights
+from stacker.weighing import row_weights
 
 OURS, MLP = "stacker xgboost", "stacker mlp"
 CLASSIFIER, PLAIN, QUANTILE = "XGBClassifier", "xgboost.train, DMatrix", "xgboost.train, QuantileDMatrix"
@@ -209,7 +209,7 @@ def _ours(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], n
 
     how = XgboostConfig(n_estimators=task.rounds)
     model = BoostedTrees(how, _names(rows.shape[1]), memory_gb=STREAMED, device="cpu")
-    return model.fit(rows, labels, np.zeros(len(labels))).predict_proba  # one case: no inner split
+    return _fitted(model, rows, labels)
 
 
 def _mlp(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], np.ndarray]:
@@ -217,7 +217,16 @@ def _mlp(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], np
 
     how = MlpConfig(epochs=task.epochs)
     model = MlpClassifier(how, _names(rows.shape[1]), memory_gb=STREAMED, device="cpu")
-    return model.fit(rows, labels, np.zeros(len(labels))).predict_proba
+    return _fitted(model, rows, labels)
+
+
+def _fitted(model: Any, rows: Any, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit on rows of one group, which leaves no inner split, the classes weighing the same."""
+    weights = row_weights(labels, labels, "classes")
+    found: Callable[[np.ndarray], np.ndarray] = model.fit(
+        rows, labels, np.zeros(len(labels)), weights
+    ).predict_proba
+    return found
 
 
 def _parameters() -> dict[str, Any]:
@@ -227,7 +236,7 @@ def _parameters() -> dict[str, Any]:
 def _classifier(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], np.ndarray]:
     import xgboost
 
-    weights = class_weights(labels, balance=True)[labels]
+    weights = row_weights(labels, labels, "classes")
     model = xgboost.XGBClassifier(n_estimators=task.rounds, tree_method="hist", **_parameters())
     found: Callable[[np.ndarray], np.ndarray] = model.fit(
         rows, labels, sample_weight=weights
@@ -238,7 +247,7 @@ def _classifier(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarr
 def _train(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], np.ndarray]:
     import xgboost
 
-    weights = class_weights(labels, balance=True)[labels]
+    weights = row_weights(labels, labels, "classes")
     if task.way == QUANTILE:
         data: Any = xgboost.QuantileDMatrix(
             rows, labels, weight=weights, max_bin=_parameters()["max_bin"]

@@ -6,9 +6,12 @@ A block is a view of something cached: maps by the names of their datasets (`map
 `stack.blocks`. Blocks look at one image at a time and learn nothing, so they may be made before anything
 is split; what is learnt from rows (scales, principal components) is `preparation`'s.
 
-A column says what it is: `vgg16/maps/malignant/r3c7`, `resnet50/logits/benign`, `resnet50/frozen/0012`,
-`resnet50/map_stats/malignant/entropy`, and, between backbones,
-`resnet50+vgg16/map_stats/malignant/overlap`.
+Of two classes there is one log-odds and one map, the difference: what logits and maps of both classes
+have in common differs between the models of two folds, and says nothing of the class.
+
+A column says what it is: `vgg16/maps/malignant-benign/r3c7`, `resnet50/logits/malignant-benign`,
+`resnet50/frozen/0012`, `resnet50/map_stats/malignant-benign/entropy`, and, between backbones,
+`resnet50+vgg16/map_stats/malignant-benign/overlap`.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def column_names(array: str, shape: tuple[int, ...], classes: Sequence[str]) -> 
     """Return the names of the columns of an array as it is cached, whose rows have this shape."""
     empty = np.empty((0, *shape), dtype=np.float32)
     if array.startswith("maps"):
-        _, names = _of_maps(empty, classes, BlockConfig(of=array))
+        _, names = _of_maps(empty, classes, BlockConfig(of=array, classes="all"))
     else:
         names = _plain_names(array, shape[0], classes)
     return [f"{array}/{name}" for name in names]
@@ -94,6 +97,16 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return shares
 
 
+def log_odds_of(logits: np.ndarray, classes: Sequence[str]) -> Piece:
+    """Return what logits (N, K) say of the class: of two the difference, else each less their mean.
+
+    Softmax leaves their sum free: it says which fold's model made a row, and nothing of the class.
+    """
+    if len(classes) == 2:
+        return logits[:, 1:] - logits[:, :1], [f"{classes[1]}-{classes[0]}"]
+    return logits - logits.mean(axis=1, keepdims=True), list(classes)
+
+
 def _of_one(found: Arrays, classes: Sequence[str], blocks: Blocks) -> Iterator[tuple[str, Piece]]:
     """Yield the blocks that a backbone has."""
     for name, block in blocks.items():
@@ -105,6 +118,8 @@ def _of_one(found: Arrays, classes: Sequence[str], blocks: Blocks) -> Iterator[t
             yield name, _of_maps(values, classes, block or BlockConfig(of=array))
         elif name == "probabilities":
             yield name, (probabilities(values).astype(np.float32), list(classes))
+        elif name == "logits":
+            yield name, log_odds_of(values.astype(np.float32), classes)
         else:
             yield name, (values.astype(np.float32), _plain_names(array, values.shape[1], classes))
 
@@ -129,7 +144,7 @@ def view(maps: np.ndarray, classes: Sequence[str], block: BlockConfig) -> tuple[
     if len(names) == len(classes):
         if block.classes == "difference":
             found, names = _differences(found, classes)
-        elif block.classes is not None:
+        elif block.classes != "all":
             found, names = found[:, [classes.index(c) for c in block.classes]], list(block.classes)
     if block.grid is not None:
         found = resample(found, block.grid)

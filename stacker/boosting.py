@@ -31,7 +31,7 @@ from stacker.errors import StackError
 from stacker.grouping import validation_rows
 from stacker.matrix import InMemory, Matrix, Rows2D, as_matrix, predict_in_pieces, size_gb, spans, whole
 from stacker.settings import XgboostConfig
-from stacker.weighing import class_weights
+from stacker.weighing import count_classes, or_ones
 
 log = logging.getLogger(__name__)
 
@@ -43,27 +43,32 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Histogram trees with early stopping; `booster_` and `classes_` are what fitting leaves behind."""
 
     suffix: ClassVar[str] = ".ubj"
+    weighs: ClassVar[bool] = True
 
     def __init__(
         self,
         settings: XgboostConfig,
         columns: Sequence[str],
-        balance: bool = True,
         memory_gb: float = 2.0,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
         self.settings = settings
         self.columns = columns
-        self.balance = balance
         self.memory_gb = memory_gb
         self.seed = seed
         self.device = device
 
-    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> BoostedTrees:
-        """Learn from rows (N, F) and class indices (N,), stopping by the cases in `groups` (N,)."""
+    def fit(
+        self,
+        X: Rows2D,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> BoostedTrees:
+        """Learn from rows (N, F) and class indices (N,), stopping by whole `groups` (N,)."""
         labels, how = np.asarray(y).astype(np.int64), self.settings
-        weights = class_weights(labels, self.balance)
+        classes, weights = count_classes(labels), or_ones(weights, labels)
         table = as_matrix(X)
         if size_gb(table) <= self.memory_gb:  # read once: the rows are gone through several times
             table = InMemory(whole(table, self.memory_gb, "xgboost"))
@@ -75,10 +80,10 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             found = self.best_rounds(table, labels, weights, apart)
             rounds = min(rounds, round(found * len(labels) / (~apart).sum()))
         data = self._bins(table, labels, weights, None)
-        self.booster_ = xgboost.train(self._parameters(len(weights)), data, num_boost_round=rounds)
+        self.booster_ = xgboost.train(self._parameters(classes), data, num_boost_round=rounds)
         self.booster_.set_attr(best_iteration=str(rounds - 1))
         self.booster_.set_param({"device": "cpu"})  # as when it is read from its file
-        self.classes_ = np.arange(len(weights))
+        self.classes_ = np.arange(classes)
         return self
 
     def best_rounds(
@@ -86,11 +91,11 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> int:
         """Return after how many rounds the rows that are kept apart are told best by the others."""
         learnt, others = np.flatnonzero(~apart), np.flatnonzero(apart)
-        data = self._bins(choose(table, learnt), labels[learnt], weights, None)
-        watched = self._bins(choose(table, others), labels[others], weights, data)
+        data = self._bins(choose(table, learnt), labels[learnt], weights[learnt], None)
+        watched = self._bins(choose(table, others), labels[others], weights[others], data)
         stopping = xgboost.callback.EarlyStopping(rounds=self.settings.patience)
         booster = xgboost.train(
-            self._parameters(len(weights)),
+            self._parameters(int(labels.max()) + 1),
             data,
             num_boost_round=self.settings.n_estimators,
             evals=[(watched, "inner")],
@@ -149,7 +154,7 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return rows as bins, cut as others are or at quantiles of their own."""
         bins = self.settings.max_bin
         cuts = like or xgboost.QuantileDMatrix(quantiles(table, bins), max_bin=bins)
-        pieces = _Pieces(table, labels, weights[labels])
+        pieces = _Pieces(table, labels, weights)
         return xgboost.QuantileDMatrix(pieces, max_bin=bins, ref=cuts)
 
 

@@ -8,67 +8,17 @@ both for each part of the images from the other parts only: what is scored has h
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax
 
-from stacker.metrics import BINS, Predictions, bin_of, stated
+from stacker.predictions import Calibrator, Finish, Finishes, Kind, log_odds, log_of
 
 log = logging.getLogger(__name__)
-Kind = Literal["none", "temperature", "platt"]
 Rule = Literal["none", "youden", "sensitivity"]
-LEAST = 1e-7  # probabilities are kept this far from nought and one before their logarithm is taken
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures; where classes are separated, the best would be nought
-FARTHEST = 30.0  # a sigmoid is not followed further out, where it is one or nought
-
-
-class Reliability(NamedTuple):
-    """A reliability diagram by bin of confidence; a bin without images has NaN in it."""
-
-    confidence: np.ndarray
-    frequency: np.ndarray
-    images: np.ndarray
-
-
-@dataclass(frozen=True)
-class Calibrator:
-    """A map from probabilities to better ones, in plain numbers.
-
-    The sigmoids have one slope and intercept for class 1 of two, else one for each class.
-    """
-
-    kind: Kind = "none"
-    temperature: float = 1.0
-    slopes: tuple[float, ...] = ()
-    intercepts: tuple[float, ...] = ()
-
-    def apply(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return calibrated probabilities (N, K)."""
-        if self.kind == "temperature":
-            cooled: np.ndarray = softmax(_log(probabilities) / self.temperature, axis=1)
-            return cooled
-        if self.kind == "platt":
-            logits = _logits(probabilities) * self.slopes + self.intercepts
-            shares: np.ndarray = expit(np.clip(logits, -FARTHEST, FARTHEST))
-            if shares.shape[1] == 1:
-                return np.column_stack([1 - shares, shares])
-            shares /= shares.sum(axis=1, keepdims=True)
-            return shares
-        return probabilities
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
-        return {**asdict(self), "slopes": list(self.slopes), "intercepts": list(self.intercepts)}
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Calibrator:
-        """Return the calibrator that `as_dict` wrote down."""
-        sigmoids = {name: tuple(found[name]) for name in ("slopes", "intercepts")}
-        return cls(**{**found, **sigmoids})
 
 
 def fit_calibrator(
@@ -91,30 +41,17 @@ def fit_calibrator(
     weights = weights[counted] / weights[counted].mean()
     if kind == "temperature":
         return Calibrator("temperature", temperature=_temperature(probabilities, labels, weights))
-    logits = _logits(probabilities)
+    logits = log_odds(probabilities)
     targets = [1] if logits.shape[1] == 1 else range(logits.shape[1])
-    sigmoids = [
-        _sigmoid(column, labels == k, weights) for k, column in zip(targets, logits.T, strict=True)
+    fitted = [
+        fit_sigmoid(column, labels == k, weights) for k, column in zip(targets, logits.T, strict=True)
     ]
-    slopes, intercepts = zip(*sigmoids, strict=True)
+    slopes, intercepts = zip(*fitted, strict=True)
     return Calibrator("platt", slopes=slopes, intercepts=intercepts)
 
 
-def _log(probabilities: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), LEAST, 1))
-    return found
-
-
-def _logits(probabilities: np.ndarray) -> np.ndarray:
-    """Return the log-odds of class 1 of two (N, 1), else of each class against the rest (N, K)."""
-    shares = probabilities[:, 1:] if probabilities.shape[1] == 2 else probabilities
-    shares = np.clip(shares.astype(np.float64), LEAST, 1 - LEAST)
-    found: np.ndarray = np.log(shares) - np.log1p(-shares)
-    return found
-
-
 def _temperature(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    logs, rows = _log(probabilities), np.arange(len(labels))
+    logs, rows = log_of(probabilities), np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
         scaled = log_softmax(logs / np.exp(log_temperature), axis=1)
@@ -126,7 +63,7 @@ def _temperature(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndar
     return float(np.exp(best.x)) if best.fun < loss(0.0) - 1e-12 else 1.0
 
 
-def _sigmoid(logits: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+def fit_sigmoid(logits: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Return Platt's slope and intercept of one class against the rest.
 
     His targets stop short of nought and one, which keeps the slope finite where classes are separated. A
@@ -186,38 +123,34 @@ def choose_threshold(
     return float(best[np.argmin(np.round(np.abs(best - 0.5), 12))])
 
 
+def fit_finish(
+    kind: Kind, rule: Rule, sensitivity: float, probabilities: np.ndarray, labels: np.ndarray
+) -> Finish:
+    """Return calibration and threshold, the latter chosen on calibrated probabilities."""
+    calibrator = fit_calibrator(kind, probabilities, labels)
+    if rule == "none" or probabilities.shape[1] != 2:
+        return Finish(calibrator)
+    shares = calibrator.apply(probabilities)[:, 1]
+    return Finish(calibrator, choose_threshold(rule, shares, labels, sensitivity))
+
+
 def cross_finish(
     kind: Kind,
     rule: Rule,
     sensitivity: float,
-    probabilities: np.ndarray,
+    raw: np.ndarray,
     labels: np.ndarray,
     parts: np.ndarray,
-    weights: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return calibrated probabilities (N, K) and thresholds (N,), each part's from the other parts only.
-
-    The threshold is chosen on the others' calibrated probabilities; beyond two classes it is 0.5, and
-    has no effect.
-    """
-    finished = np.empty(probabilities.shape, dtype=np.float64)
-    thresholds = np.full(len(labels), 0.5)
-    for part in np.unique(parts):
-        own, others = parts == part, parts != part
-        shares = None if weights is None else weights[others]
-        calibrator = fit_calibrator(kind, probabilities[others], labels[others], shares)
-        finished[own] = calibrator.apply(probabilities[own])
-        if probabilities.shape[1] == 2:
-            stated_others = calibrator.apply(probabilities[others])[:, 1]
-            thresholds[own] = choose_threshold(rule, stated_others, labels[others], sensitivity, shares)
-    return finished, thresholds
-
-
-def reliability(predictions: Predictions, bins: int = BINS) -> Reliability:
-    """Return mean confidence, frequency and number of images in bins of equal width, each (bins,)."""
-    confidence, came_true = stated(predictions)
-    place = bin_of(confidence, bins)
-    images = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        mean, frequency = (np.bincount(place, v, bins) / images for v in (confidence, came_true))
-    return Reliability(mean, frequency, images)
+) -> Finishes:
+    """Return a finish for each part of each cut (R, N), fitted on raw probabilities of the others."""
+    return Finishes(
+        tuple(
+            {
+                int(part): fit_finish(
+                    kind, rule, sensitivity, raw_NK[parts_N != part], labels[parts_N != part]
+                )
+                for part in np.unique(parts_N)
+            }
+            for raw_NK, parts_N in zip(raw, parts, strict=True)
+        )
+    )

@@ -182,9 +182,8 @@ def _score(found: Mapping[str, Any], score: str) -> str:
     value, interval = found.get(score), (found.get("interval") or {}).get(score)
     if value is None:
         return "not defined"
-    return f"{value:.3f}" + (
-        f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else " [no interval]"
-    )
+    why = (found.get("withheld") or {}).get(score, "no interval")
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f" [{why}]")
 
 
 def _differences(metrics: Mapping[str, Any], meta: str) -> Iterator[str]:
@@ -201,50 +200,66 @@ def _differences(metrics: Mapping[str, Any], meta: str) -> Iterator[str]:
             PARTS.get(row.get("part", "test"), row.get("part")),
             f"`{row['second']}`",
             f"{SCORES.get(row['score'], row['score'])} by {row['unit']}",
-            _score({"d": row["difference"], "interval": {"d": row["interval"]}}, "d"),
+            _gain(row),
         )
         for row in rows
     ]
     yield from _table(("on", "over", "score", "gain"), found)
 
 
+def _gain(row: Mapping[str, Any]) -> str:
+    """Return a difference with its interval, or with the reason why it has none."""
+    withheld = {"d": row["withheld"]} if row["withheld"] else {}
+    return _score(
+        {"d": row["difference"], "interval": {"d": row["interval"]}, "withheld": withheld}, "d"
+    )
+
+
 def _confusion(study: Study, meta: str, classes: Sequence[str]) -> Iterator[str]:
     """Count the test images by true and predicted class, from the file of the stack's predictions."""
-    path = study.run.stack_folder(meta) / "predictions.csv"
+    path = study.run.path / "predictions.csv"
     if not path.exists():
         return
-    counts = _pairs(path)
+    counts = _pairs(path, meta)
+    if not counts:
+        return
     yield "### Test images by class"
     yield ""
     header = ("true class", *(f"predicted {name}" for name in classes))
     yield from _table(header, ((true, *(counts[true, guess] for guess in classes)) for true in classes))
 
 
-def _pairs(path: Path) -> Counter[tuple[str, str]]:
+def _pairs(path: Path, meta: str) -> Counter[tuple[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return Counter((row["label"], row["predicted"]) for row in csv.DictReader(file))
+        rows = (row for row in csv.DictReader(file) if row["model"] == meta)
+        return Counter((row["label"], row["predicted"]) for row in rows)
 
 
 def _decision(study: Study, facts: Mapping[str, Any]) -> Iterator[str]:
-    calibrator, threshold, classes = facts["calibrator"], facts["threshold"], facts["classes"]
-    yield "## Decision"
-    yield ""
-    if calibrator["kind"] == "none":
-        yield "Its probabilities are not calibrated."
-    else:
-        yield f"Calibration: {calibrator['kind']}, fitted on what the stack said out of fold."
-    if threshold is None:
-        yield "The likeliest class is predicted."
-    else:
-        yield (
-            f"`{classes[1]}` is predicted from a probability of {threshold:.4f} on, which no test case "
-            f"had a say in; sensitivity is that of `{classes[1]}`."
-        )
+    classes = facts["classes"]
+    for unit, finish in {"An image": facts["finish"], "A case": facts["case_finish"]}.items():
+        if finish is not None:
+            yield f"{unit}: {_finish(finish, classes)}"
+            yield ""
     abstain = study.run.config.stack.abstain
     below = (
         f"below a confidence of {abstain:g}" if abstain > 0 else "never, unless asked to (`--abstain`)"
     )
     yield f"It abstains {below}."
+
+
+def _finish(finish: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """Say how probabilities are calibrated and cut."""
+    kind, threshold = finish["calibrator"]["kind"], finish["threshold"]
+    calibrated = "its probabilities are not calibrated"
+    if kind != "none":
+        calibrated = f"calibration by {kind}, fitted on what the stack said out of fold"
+    if threshold is None:
+        return f"{calibrated}; the likeliest class is predicted."
+    return (
+        f"{calibrated}; `{classes[1]}` is predicted from a probability of {threshold:.4f} on, which no "
+        f"test case had a say in; sensitivity is that of `{classes[1]}`."
+    )
 
 
 def _limits(study: Study, metrics: Mapping[str, Any] | None, meta: str) -> Iterator[str]:

@@ -46,9 +46,10 @@ def compare(
 ) -> None:
     """Fit every meta-learner on every choice of features of RUN, and write a leaderboard.
 
-    Beside them stand the base models, the mean of their probabilities, and controls that must be at
-    chance. Everything is scored out of fold and on the test cases, with intervals and paired
-    differences. What is fitted already is kept. Writes RUN/compare/ and RUN/figures/leaderboard.png.
+    Beside them stand the base models and the mean of their probabilities, and every entry is fitted
+    again on permuted labels and shuffled maps. Everything is scored out of fold and on the test cases,
+    with intervals and paired differences. What is fitted already is kept. Writes RUN/compare/ and
+    RUN/figures/leaderboard.png.
 
     With --protocols, whole runs are trained again under splits that leak, to measure what they pretend.
     """
@@ -83,13 +84,14 @@ def _leaderboard(study: Study, jobs: int, everything: bool, as_json: bool) -> No
     if as_json:
         click.echo(json.dumps(board, indent=1))
     else:
-        parts = dict.fromkeys(row["part"] for row in board["rows"] if row["kind"] != "control")
+        parts = dict.fromkeys(row["part"] for row in board["rows"])
         width = get_terminal_size((WIDE, 0)).columns if sys.stdout.isatty() else WIDE
         show(*(leaderboard_table(board, part, shown, width) for part in parts))
         if board["answers"]:
             show(answers_table(board))
         click.echo("\n" + "\n".join(verdicts(board)))
-        click.echo(f"\n{study.run.path}/compare/leaderboard.csv, differences.csv, answers.csv; {path}")
+        written = "leaderboard.csv, differences.csv, answers.csv, controls.csv"
+        click.echo(f"\n{study.run.path}/compare/{written}; {path}")
     if comparison.failures:
         listed = [f"{name}: {why}" for name, why in comparison.failures.items()]
         raise Failure("\n  ".join([f"{len(listed)} entries could not be fitted:", *listed]), 1)

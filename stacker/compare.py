@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stacker.admission import open_caches
 from stacker.blocks import resolve
 from stacker.cache import Rows
-from stacker.controls import Control, list_controls, run_control
+from stacker.controls import LABELS, MAPS, Control, list_controls, permute_labels, run_control
 from stacker.errors import StackerError
-from stacker.features import Caches
+from stacker.features import Caches, Tables
 from stacker.fitting import Design, Says, fit
+from stacker.metrics import area_within
 from stacker.progress import bar
-from stacker.run import Run, digest, read_json, write_json
+from stacker.run import digest, read_json, write_json
 from stacker.settings import RULES, StackConfig
-from stacker.stack import baselines, design_of, identity_of
-from stacker.stored import is_current, load_says, save_says
+from stacker.stack import baselines, identity_of
+from stacker.stored import facts_of_fit, is_current, load_says, save_says
 from stacker.studies import Study
 
 log = logging.getLogger(__name__)
@@ -39,25 +42,27 @@ Answer = tuple[str, bool, str | None]
 class Entry:
     """One row of the comparison: its name, what kind it is, what it says and what it took.
 
-    `kind` is base (a base model, the constant, the mean), meta, or rule.
+    `kind` is base (a base model, the constant, the mean), meta, or rule; base has no design.
     """
 
     name: str
     kind: str
     says: Says
     facts: dict[str, Any]
+    design: Design | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared: entries, the draws of each control, and why some entries are missing.
+    """What was compared: entries, the draws of the controls, and why some entries are missing.
 
-    `rows` are those that the entries speak of, of the development and of the test cases.
+    `rows` are those that the entries speak of, of the development and of the test cases. `controls` are
+    the draws of each kind, by entry.
     """
 
     rows: dict[str, Rows]
     entries: list[Entry]
-    controls: dict[str, list[dict[str, Any]]]
+    controls: dict[str, dict[str, list[dict[str, Any]]]]
     failures: dict[str, str]
 
 
@@ -69,29 +74,47 @@ def compare(study: Study, jobs: int = 0) -> Comparison:
         Design.of(name, features, config.stack, config.seed, config.device)
         for name, features in grid(config.stack, list(config.cam.maps), frozen=bool(config.frozen))
     ]
-    controls = list_controls(_design_of_controls(run))
     folder, draws = run.path / "compare", config.stack.compare.permutations
+    controls = [control for design in designs for control in list_controls(entry_name(design), design)]
     split = study.folds.label
     tasks: dict[str, Task] = {}
     for design in designs:
         tasks[entry_name(design)] = _Fit(design, caches, folder / slug(entry_name(design)), split)
     for control in controls:
-        tasks[control.name] = _Draw(control, caches, draws, folder / slug(control.name), split)
+        tasks[control.name] = _Draw(control, caches, draws, _draws_file(folder, control), split)
     failures = _work(tasks, jobs)
     plain = caches.tables(["logits"], config.stack)
-    entries = [
-        Entry(name, "base", says, {"meta": "", "features": []})
-        for name, says in baselines(caches, plain, run).items()
-    ]
+    before = baselines(caches, plain, run)
+    entries = [Entry(n, "base", says, {"meta": "", "features": []}) for n, says in before.items()]
     entries += [_entry(design, folder) for design in designs if entry_name(design) not in failures]
-    done = {
-        control.name: read_json(folder / slug(control.name) / "draws.json")["draws"]
-        for control in controls
-        if control.name not in failures
-    }
+    done: dict[str, dict[str, list[dict[str, Any]]]] = {LABELS: {}, MAPS: {}}
+    for control in controls:
+        if control.name not in failures and control.entry not in failures:
+            found = read_json(_draws_file(folder, control))["draws"]
+            done[control.kind][control.entry] = found
+    done[LABELS] |= null_of_plain(before, plain, config.seed, draws)
     tests = next(iter(plain.tests.values()))
     rows = {"development": plain.development.rows, "test": tests.rows}
     return Comparison(rows, entries, done, failures)
+
+
+def _draws_file(folder: Path, control: Control) -> Path:
+    return folder / slug(control.entry) / f"{slug(control.kind)}.json"
+
+
+def null_of_plain(
+    before: Mapping[str, Says], tables: Tables, seed: int, draws: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the permuted labels of models that need no fit: the same permutations, scored anew."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number in range(draws):
+        rng = np.random.default_rng([seed, number])
+        labels = permute_labels(tables, rng).development.rows.label
+        for name, says in before.items():
+            if says.development is not None and name != "constant":
+                area = area_within(replace(says.development, labels=labels))
+                found.setdefault(name, []).append({"part": "development", "image": area})
+    return found
 
 
 def grid(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[tuple[str, list[str]]]:
@@ -141,12 +164,6 @@ def slug(name: str) -> str:
     return name.replace(": ", "@").replace(" + ", "+").replace(" ", "_")
 
 
-def _design_of_controls(run: Run) -> Design:
-    """Return what the controls are controls of: the run's own stack."""
-    learners = [name for name in run.config.stack.meta if name not in RULES]
-    return design_of(run, learners[0] if learners else "logistic")
-
-
 @dataclass(frozen=True)
 class _Fit:
     """The task of fitting one entry."""
@@ -168,12 +185,7 @@ class _Fit:
             "digest": digest(identity),
             **identity,
             "split": self.split,
-            "calibrator": fitted.says.finish.calibrator.as_dict(),
-            "threshold": fitted.says.finish.threshold,
-            "seeds_auc": list(fitted.says.seeds),
-            "columns": fitted.columns,
-            "fit_seconds": fitted.fit_seconds,
-            "predict_seconds": fitted.predict_seconds,
+            **facts_of_fit(fitted),
         }
         write_json(self.folder / "stack.json", facts)
         return True
@@ -186,19 +198,18 @@ class _Draw:
     control: Control
     caches: Caches
     draws: int
-    folder: Path
+    path: Path
     split: str
 
     def __call__(self) -> bool:
         tables = self.caches.tables(self.control.design.features, self.control.design.config)
         identity = identity_of(self.control.design, self.caches, tables)
         memory = self.control.design.config.memory_gb  # decides how many cases a control has
-        identity |= {"draws": self.draws, "shuffled": self.control.shuffled, "memory_gb": memory}
-        path = self.folder / "draws.json"
-        if path.exists() and read_json(path)["digest"] == digest(identity):
+        identity |= {"draws": self.draws, "kind": self.control.kind, "memory_gb": memory}
+        if self.path.exists() and read_json(self.path)["digest"] == digest(identity):
             return False
         found = run_control(self.control, self.caches, self.draws)
-        write_json(path, {"digest": digest(identity), "split": self.split, "draws": found})
+        write_json(self.path, {"digest": digest(identity), "split": self.split, "draws": found})
         return True
 
 
@@ -242,4 +253,4 @@ def _entry(design: Design, folder: Path) -> Entry:
     name = entry_name(design)
     facts = read_json(folder / slug(name) / "stack.json")
     kind = "rule" if design.meta in RULES else "meta"
-    return Entry(name, kind, load_says(folder / slug(name), facts), facts)
+    return Entry(name, kind, load_says(folder / slug(name), design.config), facts, design)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from stacker.figures import LEAK_COLOUR, split_colour
 from stacker.leaderboard import PARTS
 
-COLOURS = {"base": "#1f6fb4", "meta": "black", "rule": "#2a9d5c", "control": "0.55"}
+COLOURS = {"base": "#1f6fb4", "meta": "black", "rule": "#2a9d5c"}
 
 
 def leaderboard_figure(board: Mapping[str, Any], shown: Sequence[str]) -> Figure:

@@ -1,56 +1,50 @@
 """Controls: what a comparison must not find, and finds if something leaks.
 
-Shuffled maps belong to other images than the row says; permuted labels belong to other cases. A stack
-that is fitted on either has nothing to learn and must be at chance, on development and test cases alike.
-A third control keeps everything but the maps: what shuffled maps gain beside the rest is what that many
-columns gain without any evidence in them. Where a table does not fit into memory, cases are drawn by
-lot. A single draw of a few cases says little, so each control is drawn many times; what is reported is
-the mean and the middle 95 % of the draws.
+Every entry is fitted again on labels that belong to other cases, and, where it looks at maps, on maps
+that belong to other images. Both are permuted within the rows of one fold's models: labels permuted
+across folds would keep what the folds have in common, and a learner that reads the fold would pass. The
+permutations of a draw are the same for all entries, so that the luckiest of many has a null of its own
+(`multiplicity`). Where a table does not fit into memory, cases are drawn by lot.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from stacker.blocks import array_of
+from stacker.bootstrap import points
 from stacker.errors import StackError
 from stacker.features import Caches, Table, Tables
-from stacker.fitting import COPIES, Design, fit, scopes
+from stacker.fitting import COPIES, Design, fit, out_of_fold, ready
 from stacker.matrix import whole
-from stacker.metrics import Predictions, replicate
-from stacker.settings import RULES
+from stacker.predictions import Predictions
+
+LABELS, MAPS = "permuted labels", "shuffled maps"
+Draw = dict[str, float]  # the AUC by unit, and the part that it is of
 
 
 @dataclass(frozen=True)
 class Control:
-    """One kind of control: a name, how it is fitted, and what is drawn by lot: maps or labels."""
+    """An entry that has nothing to learn from what is permuted: labels or maps."""
 
-    name: str
+    entry: str
+    kind: str
     design: Design
-    shuffled: str
+
+    @property
+    def name(self) -> str:
+        """The control as people call it."""
+        return f"{self.entry}, {self.kind}"
 
 
-def list_controls(design: Design) -> list[Control]:
-    """Return the controls of a design; without maps among its features they take `maps` for theirs."""
+def list_controls(entry: str, design: Design) -> list[Control]:
+    """Return the controls of an entry; each draw is fitted with one seed."""
     config = design.config.model_copy(update={"seeds": 1})
-    meta = "logistic" if design.meta in RULES else design.meta
-    features = ["maps", "logits"] if design.meta in RULES else list(design.features)
-    maps = [name for name in features if is_of_maps(name, design)] or ["maps"]
-    rest = [name for name in features if name not in maps]
-
-    def of(names: list[str]) -> Design:
-        return Design.of(meta, names, config, design.seed, design.device)
-
-    found = [
-        Control("shuffled maps", of(maps), "maps"),
-        Control("permuted labels", of(features), "labels"),
-    ]
-    if rest:
-        found.insert(1, Control(f"{' + '.join(rest)} + shuffled maps", of([*maps, *rest]), "maps"))
-    return found
+    single = replace(design, config=config)
+    kinds = [LABELS, *([MAPS] if any(is_of_maps(name, design) for name in design.features) else [])]
+    return [Control(entry, kind, single) for kind in kinds]
 
 
 def is_of_maps(name: str, design: Design) -> bool:
@@ -58,27 +52,37 @@ def is_of_maps(name: str, design: Design) -> bool:
     return array_of(name, design.config.blocks.get(name)).startswith("maps") or name == "map_stats"
 
 
-def run_control(control: Control, caches: Caches, draws: int) -> list[dict[str, Any]]:
-    """Return the scores of every draw: {part: {unit: {score: value}}}."""
+def run_control(control: Control, caches: Caches, draws: int) -> list[dict[str, float | str]]:
+    """Return what every draw comes to: its AUC by image and by case, out of fold where that is known."""
     config = control.design.config
     found = caches.tables(control.design.features, config)
     tables = _held(within(found, config.memory_gb / COPIES, control.design.seed))
-    chosen = np.array([_is_map_column(name, control) for name in tables.development.columns])
-    answers = []
+    chosen = np.array(
+        [is_of_maps(name.split("/")[1], control.design) for name in tables.development.columns]
+    )
+    answers: list[dict[str, float | str]] = []
     for number in range(draws):
         rng = np.random.default_rng([control.design.seed, number])
-        if control.shuffled == "maps":
+        if control.kind == MAPS:
             drawn = shuffle_columns(tables, chosen, rng)
         else:
             drawn = permute_labels(tables, rng)
-        says = fit(control.design, drawn).says
-        parts = {"development": says.development, "test": says.test}
-        answers.append({part: _points(p) for part, p in parts.items() if p is not None})
+        part, said = _say(control.design, drawn)
+        areas = {unit: scores.get("auc", np.nan) for unit, scores in points(said, {"auc"}).items()}
+        answers.append({"part": part, **areas})
     return answers
 
 
-def _is_map_column(column: str, control: Control) -> bool:
-    return is_of_maps(column.split("/")[1], control.design)
+def _say(design: Design, tables: Tables) -> tuple[str, Predictions]:
+    """Return what a design says out of fold, or of the test cases where too few can be cut."""
+    centred, _ = ready(design, tables)
+    found = out_of_fold(design, centred)
+    if found is None:
+        return "test", fit(design, tables).says.test
+    rows = tables.development.rows
+    shares = found.raw.mean(axis=0)
+    said = Predictions(rows.label, rows.case_id, shares, raw=found.raw, parts=found.parts)
+    return "development", said
 
 
 def within(tables: Tables, limit_gb: float, seed: int) -> Tables:
@@ -116,24 +120,25 @@ def _held(tables: Tables) -> Tables:
     return replace(tables, development=hold(tables.development), tests=tests)
 
 
-def _points(predictions: Predictions) -> dict[str, dict[str, float]]:
-    cases = len(np.unique(predictions.cases))
-    found = replicate(predictions, np.ones((1, cases)))
-    return {
-        unit: {name: float(value[0]) for name, value in scores.items()} for unit, scores in found.items()
-    }
-
-
 def shuffle_columns(tables: Tables, chosen: np.ndarray, rng: np.random.Generator) -> Tables:
-    """Give some columns (F,) of every row to another row; on the test rows of all folds alike."""
+    """Give some columns (F,) of every row to another row of its fold; on all folds' test rows alike."""
     tests = list(tables.tests.values())
-    order = rng.permutation(len(tables.development.rows))
+    order = _permute_within(tables.development.source, rng)
     order_of_tests = rng.permutation(len(tests[0].rows))
     return replace(
         tables,
         development=_shuffled(tables.development, chosen, order),
         tests={f: _shuffled(table, chosen, order_of_tests) for f, table in tables.tests.items()},
     )
+
+
+def _permute_within(strata: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return an order (N,) that leaves every row in its stratum."""
+    order = np.arange(len(strata))
+    for stratum in np.unique(strata):
+        mine = np.flatnonzero(strata == stratum)
+        order[mine] = rng.permutation(mine)
+    return order
 
 
 def _shuffled(table: Table, chosen: np.ndarray, order: np.ndarray) -> Table:
@@ -143,24 +148,29 @@ def _shuffled(table: Table, chosen: np.ndarray, order: np.ndarray) -> Table:
 
 
 def permute_labels(tables: Tables, rng: np.random.Generator) -> Tables:
-    """Give every case the label of another one; single rows, where a case has several labels.
+    """Give every case the label of another one of its fold; single rows, where a case has several.
 
     Whole cases, because that is how the truth is clustered: permuted rows would be easier to tell from
-    it. Within each fold, where each has a fit of its own: all of them keep their classes.
+    it. Within each fold, so that all of them keep their classes.
     """
     rows = tables.development.rows
-    labels = rows.label.copy()
-    for _, mine in scopes(tables):
-        labels[mine] = _permuted(rows.label[mine], tables.groups[mine], rng)
+    labels = permuted(rows.label, tables.groups, tables.development.source, rng)
     development = replace(tables.development, rows=replace(rows, label=labels))
     return replace(tables, development=development)
 
 
-def _permuted(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    names, place = np.unique(groups, return_inverse=True)
-    by_group = np.full(len(names), -1)
-    by_group[place] = labels
-    if np.array_equal(by_group[place], labels):
-        permuted: np.ndarray = by_group[rng.permutation(len(names))][place]
-        return permuted
-    return labels[rng.permutation(len(labels))]
+def permuted(
+    labels: np.ndarray, groups: np.ndarray, strata: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return labels (N,) that whole groups have exchanged within strata."""
+    found = labels.copy()
+    for stratum in np.unique(strata):
+        mine = strata == stratum
+        names, place = np.unique(groups[mine], return_inverse=True)
+        of_group = np.full(len(names), -1)
+        of_group[place] = labels[mine]
+        if np.array_equal(of_group[place], labels[mine]):
+            found[mine] = of_group[rng.permutation(len(names))][place]
+        else:
+            found[mine] = labels[mine][rng.permutation(int(mine.sum()))]
+    return found

@@ -53,15 +53,12 @@ def draws_lots(custom: CustomConfig) -> bool:
     )
 
 
-def build_estimator(name: str, custom: CustomConfig, seed: int, balance: bool) -> tuple[Any, bool]:
-    """Return the estimator, and whether its rows must be weighed for the classes to weigh the same."""
+def build_estimator(name: str, custom: CustomConfig, seed: int) -> Any:
+    """Return the estimator; raise StackError when it cannot be built or lacks a method."""
     kind = find_class(custom.estimator)
     parameters = dict(custom.parameters)
     if draws_lots(custom):
         parameters["random_state"] = seed
-    weighs_itself = takes(kind, "class_weight")
-    if balance and weighs_itself:
-        parameters.setdefault("class_weight", "balanced")
     try:
         found = kind(**parameters)
     except (TypeError, ValueError) as error:
@@ -76,4 +73,4 @@ def build_estimator(name: str, custom: CustomConfig, seed: int, balance: bool) -
             f"{name}: {custom.estimator} has no {' and no '.join(lacking)}, a meta-learner needs fit "
             "and predict_proba; take a classifier that gives probabilities, or change its parameters"
         )
-    return found, balance and not weighs_itself
+    return found

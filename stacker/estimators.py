@@ -19,16 +19,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils._param_validation import InvalidParameterError
 
+from stacker.calibration import fit_sigmoid
 from stacker.errors import StackerError, StackError
 from stacker.grouping import cut
 from stacker.matrix import Rows2D, predict_in_pieces, whole
+from stacker.predictions import sigmoids
 from stacker.settings import SvmConfig
-from stacker.weighing import class_weights, count_classes
+from stacker.weighing import count_classes, or_ones
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,9 @@ PARTS = 5  # of the rows, for a support vector machine's probabilities
 class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """An estimator that gets its table as one array; `estimator_` is the fitted copy.
 
-    `weigh` asks for sample weights by which all classes weigh the same, where the estimator's `fit`
-    takes them. `parallel` lets a fit take all cores; never a prediction, whose sums would come out in
-    another order each time. `columns` is how many a stored one must have. `path` is that of a class
-    which is not ours: what it raises is not a bug of this program.
+    `parallel` lets a fit take all cores; never a prediction, whose sums would come out in another order
+    each time. `columns` is how many a stored one must have. `path` is that of a class which is not ours:
+    what it raises is not a bug of this program.
     """
 
     suffix: ClassVar[str] = ".skops"
@@ -53,7 +53,6 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         estimator: Any,
         name: str,
         memory_gb: float = 2.0,
-        weigh: bool = False,
         parallel: bool = False,
         columns: int | None = None,
         path: str | None = None,
@@ -61,13 +60,23 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.estimator = estimator
         self.name = name
         self.memory_gb = memory_gb
-        self.weigh = weigh
         self.parallel = parallel
         self.columns = columns
         self.path = path
 
-    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
-        """Learn from rows (N, F) and class indices (N,); `groups` go to an estimator that takes them."""
+    @property
+    def weighs(self) -> bool:
+        """Say whether the estimator's `fit` takes weights."""
+        return "sample_weight" in inspect.signature(self.estimator.fit).parameters
+
+    def fit(
+        self,
+        X: Rows2D,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Self:
+        """Learn from rows (N, F) and class indices (N,); an estimator gets what its `fit` takes."""
         labels = np.asarray(y).astype(np.int64)
         classes = count_classes(labels)
         values = whole(X, self.memory_gb, self.name)
@@ -75,9 +84,9 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         extra, taken = {}, inspect.signature(model.fit).parameters
         if groups is not None and "groups" in taken:
             extra["groups"] = groups
-        if self.weigh and "sample_weight" in taken:
-            extra["sample_weight"] = class_weights(labels, balance=True)[labels]
-        elif self.weigh:
+        if weights is not None and self.weighs:
+            extra["sample_weight"] = weights
+        elif weights is not None and np.ptp(weights) > 0:
             say_once(f"{self.name} takes no weights: a rare class may be drowned")
         if self.parallel:
             model.set_params(n_jobs=-1)
@@ -147,55 +156,60 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A support vector machine whose distances become probabilities by a logistic regression.
+    """A support vector machine whose distances become probabilities by Platt's sigmoids.
 
-    The regression learns from the distances of rows that the machine has not seen: the rows are cut by
-    whole cases, a machine is fitted without each part. `machine_` learns from all, `scale_` comes after.
+    These learn from the distances of rows that the machine has not seen: the rows are cut by whole
+    groups, a machine is fitted without each part. A sigmoid never falls: where the distances of unseen
+    rows tell nothing, neither do the probabilities. `machine_` learns from all, `slopes_` and
+    `intercepts_` come after.
     """
 
     suffix: ClassVar[str] = ".skops"
+    weighs: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        settings: SvmConfig,
-        balance: bool = True,
-        memory_gb: float = 2.0,
-        columns: int | None = None,
-    ) -> None:
+    def __init__(self, settings: SvmConfig, memory_gb: float = 2.0, columns: int | None = None) -> None:
         self.settings = settings
-        self.balance = balance
         self.memory_gb = memory_gb
         self.columns = columns
 
-    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
-        """Learn from rows (N, F) and class indices (N,), cut by the cases in `groups` (N,)."""
+    def fit(
+        self,
+        X: Rows2D,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Self:
+        """Learn from rows (N, F) and class indices (N,), cut by `groups` (N,)."""
         labels = np.asarray(y).astype(np.int64)
-        classes = count_classes(labels)
+        classes, weights = count_classes(labels), or_ones(weights, labels)
         values = whole(X, self.memory_gb, "svm")
         parts = cut(labels, np.arange(len(labels)) if groups is None else groups, PARTS, seed=0)
         if parts is None:
             log.warning(
                 "svm: too few cases to cut; its probabilities rest on rows that it has learnt from"
             )
-        self.machine_ = self._machine().fit(values, labels)
+        self.machine_ = self._machine().fit(values, labels, weights)
         distances = _distances(self.machine_, values)
         for part in [] if parts is None else np.unique(parts):
             unseen = parts == part
-            machine = self._machine().fit(values[~unseen], labels[~unseen])
+            machine = self._machine().fit(values[~unseen], labels[~unseen], weights[~unseen])
             distances[unseen] = _distances(machine, values[unseen])
-        weight = "balanced" if self.balance else None
-        self.scale_ = LogisticRegression(class_weight=weight, max_iter=2000).fit(distances, labels)
+        targets = [1] if classes == 2 else range(classes)
+        fitted = [
+            fit_sigmoid(column, labels == k, weights / weights.mean())
+            for k, column in zip(targets, distances.T, strict=True)
+        ]
+        self.slopes_, self.intercepts_ = (list(each) for each in zip(*fitted, strict=True))
         self.classes_ = np.arange(classes)
         return self
 
     def _machine(self) -> SVC:
-        weight = "balanced" if self.balance else None
-        return SVC(C=self.settings.C, kernel=self.settings.kernel, class_weight=weight, cache_size=500)
+        return SVC(C=self.settings.C, kernel=self.settings.kernel, cache_size=500)
 
     def predict_proba(self, X: Rows2D) -> np.ndarray:
         """Return class probabilities (N, K)."""
         return predict_in_pieces(
-            lambda rows: self.scale_.predict_proba(_distances(self.machine_, rows)), X
+            lambda rows: sigmoids(_distances(self.machine_, rows), self.slopes_, self.intercepts_), X
         )
 
     def predict(self, X: Rows2D) -> np.ndarray:
@@ -204,18 +218,29 @@ class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return likeliest
 
     def save(self, path: Path) -> None:
-        """Write the machine and the regression with skops."""
-        about = {"machine": self.machine_, "scale": self.scale_, "classes": len(self.classes_)}
+        """Write the machine and the sigmoids with skops."""
         import skops.io
 
+        about = {
+            "machine": self.machine_,
+            "slopes": self.slopes_,
+            "intercepts": self.intercepts_,
+            "classes": len(self.classes_),
+        }
         skops.io.dump(about, path)
 
     def restore(self, path: Path, trusted: Sequence[str] = ()) -> Self:
         """Take what `save` wrote; raise StackError for types that are not scikit-learn's."""
         found = load_skops(path, "svm", trusted, ())
-        self.machine_, self.scale_ = found["machine"], found["scale"]
+        self.machine_ = found["machine"]
+        self.slopes_, self.intercepts_ = found.get("slopes", []), found.get("intercepts", [])
         _require(self.machine_, SVC, self.columns, path)
-        _require(self.scale_, LogisticRegression, None, path)
+        if (
+            not len(self.slopes_)
+            == len(self.intercepts_)
+            == (found["classes"] if found["classes"] > 2 else 1)
+        ):
+            raise StackError(f"{path} is damaged: it lacks sigmoids; run 'stacker stack' again")
         _check_machine(self.machine_, self.settings.kernel, found["classes"], path)
         self.classes_ = np.arange(found["classes"])
         return self

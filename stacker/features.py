@@ -58,8 +58,9 @@ class Source:
 class Table:
     """Features (N, F) with their column names, the rows' identities and who made them.
 
-    `source` and `place` say where each row lies, `made_by` is the fold whose base models made it. A
-    table is a `matrix.Matrix`: `read` gives float32, from memory where `values` are held.
+    `source` and `place` say where each row lies, `made_by` is the fold whose base models made it.
+    `centres` (sources, F) are taken off the columns of each source. A table is a `matrix.Matrix`: `read`
+    gives float32, from memory where `values` (centred already) are held.
     """
 
     sources: tuple[Source, ...]
@@ -70,6 +71,7 @@ class Table:
     classes: tuple[str, ...]
     columns: tuple[str, ...]
     values: np.ndarray | None = field(default=None, compare=False)
+    centres: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,7 +95,14 @@ class Table:
             mine = source == number
             arrays = self.sources[number].read(wanted, place[mine])
             found[mine], _ = assemble(arrays, self.classes, self.blocks)
-        return found
+        return found if self.centres is None else found - self.centres[source]
+
+    def centred(self, centres: np.ndarray) -> Table:
+        """Return the table with what each source has in common (sources, F) taken off."""
+        if self.values is None:
+            return replace(self, centres=centres)
+        values = self.values - centres[self.source]
+        return replace(self, values=values.astype(np.float32), centres=centres)
 
     def take(self, rows: np.ndarray) -> Table:
         """Return some of the rows, by mask or by rising index."""
@@ -124,6 +133,11 @@ class Tables:
     tests: dict[str, Table]
     groups: np.ndarray
     mixed: bool
+
+    @property
+    def crossed(self) -> bool:
+        """Say whether one fit learns from rows of several folds' models."""
+        return len(self.tests) > 1 and not self.mixed
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from stacker.calibration import reliability
 from stacker.heatmaps import upsample
-from stacker.metrics import Predictions, area_under_curve
+from stacker.metrics import area_under_curve
+from stacker.predictions import Predictions, reliability
 from stacker.run import publish
 
 STRONG_ALPHA = 0.75
@@ -91,7 +91,7 @@ def roc_figure(models: Mapping[str, Predictions], classes: Sequence[str], split:
         for name, found in models.items():
             if name == "constant":
                 continue
-            positive, score = found.labels == k, found.ranks[:, k]
+            positive, score = found.labels == k, found.ranked[0][0][:, k]
             area = area_under_curve(positive.astype(int), np.stack([1 - score, score], axis=1))
             axis.plot(*_roc_points(positive, score), label=f"{name} ({area:.3f})", linewidth=1.4)
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")

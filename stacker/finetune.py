@@ -74,7 +74,8 @@ def finetune(
     """Train the model in place and leave it with its best weights; return the best epoch's record.
 
     Where validation has few cases of a class, the last epoch counts as the best. `on_epoch` hears every
-    epoch's record with a function that takes a snapshot, `on_images` the size of every batch. Raise BackboneError when the loss is not a number any more.
+    epoch's record with a function that takes a snapshot, `on_images` the size of every batch. Raise
+    BackboneError when the loss is not a number any more.
     """
     recipe = settle(recipe, validation, backbone.name)
     training = Training(backbone, fit, recipe, how)

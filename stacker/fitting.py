@@ -3,8 +3,13 @@
 A `Design` is a meta-learner and the feature blocks that it looks at. It is fitted on the development
 rows (each made by base models that never saw the row's case), once per seed where it draws lots; where
 the columns of several folds lie in different bases, once per fold, too. What it would say of new cases
-is estimated out of fold: the rows are cut by case into parts, and each part is predicted by a fit on the
-others. Calibration and operating threshold come from these, and never from the test cases.
+is estimated out of fold: the rows come in parts, and each part is predicted by a fit on the others.
+
+Where one fit learns from rows of several folds' models, parts are the folds themselves, and so are the
+pieces of every cut inside. The models of two folds differ, and a learner tells them apart by their
+offsets; folds are stratified, so that what is left of a fold when a case is held out is mostly of the
+other class. Cut across the folds, a learner of pure noise recognises the fold and says the opposite of
+the truth. Columns are centred fold by fold for the same reason.
 """
 
 from __future__ import annotations
@@ -12,22 +17,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from stacker import meta
-from stacker.calibration import Calibrator, choose_threshold, cross_finish, fit_calibrator
+from stacker.calibration import cross_finish, fit_finish
 from stacker.errors import StackError
-from stacker.features import Table, Tables
+from stacker.features import Tables
 from stacker.grouping import cut
 from stacker.matrix import Matrix
-from stacker.metrics import Predictions, area_under_curve
-from stacker.preparation import Preparation, fit_preparation
-from stacker.settings import StackConfig
+from stacker.metrics import area_within
+from stacker.predictions import Finish, Predictions, by_case, finished, mean_over_folds
+from stacker.preparation import Preparation, fit_centres, fit_preparation
+from stacker.settings import RULES, StackConfig
+from stacker.weighing import class_factors, row_weights, unweigh
 
-SCHEMA = 1  # of what is fitted and said: another one makes what is stored out of date
+SCHEMA = 2  # of what is fitted and said: another one makes what is stored out of date
 COPIES = 3  # of a table that is held: itself, the rows of a part, and these made ready
 log = logging.getLogger(__name__)
 
@@ -69,7 +76,7 @@ class Design:
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the fit and what is made of it, as plain data."""
         own = {name: self.config.blocks[name] for name in self.features if name in self.config.blocks}
-        finish = ("parts", "calibration", "sensitivity")
+        own_settings = ("parts", "centre", "balance", "calibration", "sensitivity")
         return {
             "schema": SCHEMA,
             "meta": self.meta,
@@ -78,50 +85,61 @@ class Design:
             "parameters": meta.parameters(self.meta, self.config),
             "seeds": self.seeds,
             "cuts": self.config.seeds,
-            **{name: getattr(self.config, name) for name in finish},
+            **{name: getattr(self.config, name) for name in own_settings},
             "rule": self.config.threshold,
         }
 
 
 @dataclass(frozen=True)
 class Member:
-    """One fit: what was learnt of the columns, and the meta-learner."""
+    """One fit: what was learnt of the columns, the meta-learner, and how the classes were weighed."""
 
     preparation: Preparation
     learner: meta.MetaLearner
+    factors: np.ndarray
 
     def predict_proba(self, table: Matrix) -> np.ndarray:
-        """Return class probabilities (N, K)."""
-        return np.asarray(self.learner.predict_proba(self.preparation.of(table)), dtype=np.float64)
+        """Return class probabilities (N, K), as if the classes had not been weighed."""
+        shares = np.asarray(self.learner.predict_proba(self.preparation.of(table)), dtype=np.float64)
+        return unweigh(shares, self.factors)
 
 
 @dataclass(frozen=True)
-class Finish:
-    """What is made of probabilities: calibrated, and cut at a threshold where there are two classes."""
+class OutOfFold:
+    """Raw probabilities (R, N, K) of rows by fits that saw nothing of their cases.
 
-    calibrator: Calibrator
-    threshold: float | None
+    There are R cuts into `parts` (R, N). `areas` are the AUC of single seeds, or of single cuts.
+    """
+
+    raw: np.ndarray
+    parts: np.ndarray
+    areas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Says:
     """What a model says of the development cases, out of fold, and of the test cases; and its finish.
 
-    `development` is None where there are too few cases to cut. `seeds` are the AUC of single seeds on
-    the development cases.
+    `development` is None where there are too few cases to cut, `case_finish` where cases have several
+    labels. `areas` are the AUC of single seeds or cuts on the development cases.
     """
 
     development: Predictions | None
     test: Predictions
     finish: Finish
-    seeds: tuple[float, ...] = ()
+    case_finish: Finish | None
+    areas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted design: its members by scope (a fold, or all), and what it says."""
+    """A fitted design: its members by scope (a fold, or all), and what it says.
+
+    `centres` (F,) are what the models of each fold have in common, taken off before all else.
+    """
 
     members: dict[str, list[Member]]
+    centres: dict[str, np.ndarray]
     says: Says
     columns: int
     fit_seconds: float
@@ -130,42 +148,63 @@ class Fitted:
 
 def fit(design: Design, tables: Tables) -> Fitted:
     """Fit a design on all development rows, estimate it out of fold, and predict the test rows."""
-    table = tables.development.hold(design.config.memory_gb / COPIES)
-    labels = table.rows.label
+    tables, centres = ready(design, tables)
+    table = tables.development
     meta.build(design.meta, design.config, design.seed, table.columns)  # imports are not fitting
     started = time.perf_counter()
     members = {
-        scope: [fit_member(design, table.take(rows), tables.groups[rows], seed) for seed in design.seeds]
+        scope: [fit_member(design, tables, rows, seed) for seed in design.seeds]
         for scope, rows in scopes(tables)
     }
     fitted = time.perf_counter()
     tests = np.stack([say(of_scope(members, fold), test) for fold, test in tables.tests.items()])
     done = time.perf_counter()
-    found, parts = out_of_fold(design, tables, table)
     rows = next(iter(tables.tests.values())).rows
     says = conclude(
         design.config,
-        development=None if found is None else found.mean(axis=0),
-        parts=parts,
-        truth=(labels, table.rows.case_id),
-        tests=tests,
+        out_of_fold(design, tables),
+        truth=(table.rows.label, table.rows.case_id),
+        test=mean_over_folds(tests),
         test_truth=(rows.label, rows.case_id),
-        seeds=() if found is None else tuple(area_under_curve(labels, each) for each in found),
     )
     columns = len(next(iter(members.values()))[0].preparation.columns)
-    return Fitted(members, says, columns, fitted - started, done - fitted)
+    return Fitted(members, centres, says, columns, fitted - started, done - fitted)
 
 
-def fit_member(design: Design, table: Table, groups: np.ndarray, seed: int) -> Member:
-    """Fit once, on all rows of a table."""
-    name, config = design.meta, design.config
-    scaled = meta.is_scaled(name, config)
+def ready(design: Design, tables: Tables) -> tuple[Tables, dict[str, np.ndarray]]:
+    """Return the tables as they are fitted, centred fold by fold and held in memory if they may be."""
+    limit, centres = design.config.memory_gb / COPIES, {}
+    if tables.crossed and design.config.centre and design.meta not in RULES:
+        found = fit_centres(tables.development)
+        of_fold = {
+            source.fold: row for source, row in zip(tables.development.sources, found, strict=True)
+        }
+        centres = {fold: of_fold[fold] for fold in tables.tests}
+        tests = {fold: test.centred(found) for fold, test in tables.tests.items()}
+        tables = replace(tables, development=tables.development.centred(found), tests=tests)
+    return replace(tables, development=tables.development.hold(limit)), centres
+
+
+def fit_member(design: Design, tables: Tables, rows: np.ndarray, seed: int) -> Member:
+    """Fit once, on some development rows (N,); inner cuts follow the folds, where there are several."""
+    name, config, everything = design.meta, design.config, tables.development.rows.label
+    table, groups = tables.development.take(rows), tables.groups[rows]
+    labels, scaled = table.rows.label, meta.is_scaled(name, config)
     prepared = fit_preparation(table, table.columns, design.components, scaled, seed)
     learner = meta.build(name, config, seed, prepared.columns, design.device)
-    ready = prepared.of(table)
+    made = prepared.of(table)
     small = table.values is not None
-    learner.fit(ready.read(0, len(table.rows)) if small else ready, table.rows.label, groups=groups)
-    return Member(prepared, learner)
+    several = len(np.unique(table.source)) > 1
+    inside: np.ndarray | None = table.source if several else groups
+    if name in RULES and not several:
+        inside = None  # all rows are on one scale
+    weights = row_weights(labels, table.rows.case_id, config.balance)
+    learner.fit(made.read(0, len(labels)) if small else made, labels, groups=inside, weights=weights)
+    if name in RULES:
+        return Member(prepared, learner, np.ones(len(table.classes)))
+    frequency = np.bincount(everything, minlength=len(table.classes)) / len(everything)
+    own = weights if learner.weighs else np.ones(len(labels))
+    return Member(prepared, learner, class_factors(labels, own, frequency))
 
 
 def scopes(tables: Tables) -> Iterator[tuple[str, np.ndarray]]:
@@ -196,66 +235,116 @@ def say(members: Sequence[Member], table: Matrix) -> np.ndarray:
     return found
 
 
-def out_of_fold(
-    design: Design, tables: Tables, table: Table
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Return probabilities (S, N, K) of every row by fits that saw nothing of its case, and parts (N,).
+def cut_parts(tables: Tables, config: StackConfig, seed: int) -> np.ndarray | None:
+    """Return the parts (R, N) that development rows are estimated in; None where some class is too rare.
 
-    The cases are cut anew for every seed: with few of them, one cut decides too much. The parts are
-    those of the first. None and None where some class has too few cases to be cut.
+    Where each fold has a fit of its own, the rows of each are cut by case.
     """
-    labels, groups = table.rows.label, tables.groups
-    repeats = design.config.seeds
-    found = np.full((repeats, len(labels), len(table.classes)), np.nan)
-    parts = np.full((repeats, len(labels)), -1)
+    table = tables.development
+    labels, groups, classes = table.rows.label, tables.groups, len(table.classes)
+    if not tables.mixed:
+        return parts_of(labels, groups, table.source, classes, config, seed)
+    found = np.full((config.seeds, len(labels)), -1, dtype=np.int64)
+    for number, (_, rows) in enumerate(scopes(tables)):
+        one = np.zeros(int(rows.sum()), dtype=np.int64)
+        own = parts_of(labels[rows], groups[rows], one, classes, config, seed)
+        if own is None:
+            return None
+        found[:, rows] = own + number * config.parts
+    return found
+
+
+def parts_of(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    fold: np.ndarray,
+    classes: int,
+    config: StackConfig,
+    seed: int,
+) -> np.ndarray | None:
+    """Return the parts (R, N) of rows: the folds (N,) that made them, or pieces by case of one fold.
+
+    One fold's rows are cut anew for every seed: with few cases, one cut decides too much. None where a
+    class has too few folds, or cases, for all parts to be predicted by fits that know it.
+    """
+    if len(np.unique(fold)) > 1:
+        holders = [len(np.unique(fold[labels == k])) for k in range(classes)]
+        return fold[None].astype(np.int64) if min(holders) > 1 else None
+    cuts = [cut(labels, groups, config.parts, seed + repeat) for repeat in range(config.seeds)]
+    known = [one for one in cuts if one is not None]
+    return np.stack(known).astype(np.int64) if len(known) == len(cuts) else None
+
+
+def out_of_fold(design: Design, tables: Tables) -> OutOfFold | None:
+    """Return what is said of every row by fits that saw nothing of its case; None if none can be made.
+
+    Of one cut it is the mean over seeds, as on new images; of several, each has a seed of its own.
+    """
+    table = tables.development
+    parts = cut_parts(tables, design.config, design.seed)
+    if parts is None:
+        return None
+    tries = [(0, seed) for seed in design.seeds]
+    if len(parts) > 1:
+        tries = [(r, design.seeds[r % len(design.seeds)]) for r in range(len(parts))]
+    raw = np.stack([_predict_parts(design, tables, parts[r], seed) for r, seed in tries])
+    labels, cases = table.rows.label, table.rows.case_id
+    areas = tuple(
+        area_within(Predictions(labels, cases, one, raw=one[None], parts=parts[r][None]))
+        for one, (r, _) in zip(raw, tries, strict=True)
+    )
+    if len(parts) == 1:
+        raw = raw.mean(axis=0, keepdims=True)
+    return OutOfFold(raw, parts, areas)
+
+
+def _predict_parts(design: Design, tables: Tables, parts: np.ndarray, seed: int) -> np.ndarray:
+    """Return probabilities (N, K) of every part by a fit on the others of its scope."""
+    table = tables.development
+    found = np.full((len(parts), len(table.classes)), np.nan)
     for _, rows in scopes(tables):
-        for number in range(repeats):
-            own = cut(labels[rows], groups[rows], design.config.parts, design.seed + number)
-            if own is None:
-                return None, None
-            parts[number, rows] = own
-            seed = design.seeds[number % len(design.seeds)]
-            for part in np.unique(own):
-                inside, outside = (rows & (parts[number] == part), rows & (parts[number] != part))
-                member = fit_member(design, table.take(outside), groups[outside], seed)
-                found[number, inside] = member.predict_proba(table.take(inside))
-    return found, parts[0]
+        for part in np.unique(parts[rows]):
+            inside = rows & (parts == part)
+            member = fit_member(design, tables, rows & (parts != part), seed)
+            found[inside] = member.predict_proba(table.take(inside))
+    return found
 
 
 def conclude(
     config: StackConfig,
-    development: np.ndarray | None,
-    parts: np.ndarray | None,
+    development: OutOfFold | None,
     truth: tuple[np.ndarray, np.ndarray],
-    tests: np.ndarray,
+    test: np.ndarray,
     test_truth: tuple[np.ndarray, np.ndarray],
-    seeds: tuple[float, ...] = (),
 ) -> Says:
-    """Return what a model says once it is finished.
+    """Return what a model says once it is finished, by image and by case.
 
-    Takes its probabilities out of fold (N, K), with the parts that they were made in, and those of the
-    test rows by each fold (folds, N, K); `truth` is labels and cases. On the development rows each part
-    is calibrated, and gets its threshold, by the others: what is reported saw nothing of its case. They
-    are ranked as one calibration for all ranks them: parts that are cooled differently cannot be.
+    Takes its raw probabilities out of fold, and those of the test rows (N, K); `truth` is labels and
+    cases. On the development rows each part is calibrated, and gets its threshold, by the others: what
+    is reported saw nothing of its case. Cases are finished as images are, from their mean probability.
     """
-    labels, cases = truth
-    kind, rule, wanted = config.calibration, config.threshold, config.sensitivity
-    if development is None or parts is None:
-        finish, reported = Finish(Calibrator(), None), None
-    else:
-        calibrator = fit_calibrator(kind, development, labels)
-        cuts = tests.shape[2] == 2 and rule != "none"
-        if calibrator.slopes and not any(calibrator.slopes):
+    how = (config.calibration, config.threshold, config.sensitivity)
+    finish, case_finish, reported = Finish(), None, None
+    if development is not None:
+        raw, parts = development.raw, development.parts
+        plain = Predictions(*truth, raw.mean(axis=0), None, raw, parts)
+        finish = fit_finish(*how, *_rows_of(plain))
+        crossed, crossed_cases = cross_finish(*how, raw, truth[0], parts), None
+        cases = by_case(plain)
+        if cases is not None and cases.parts is not None and (cases.parts >= 0).all():
+            case_finish = fit_finish(*how, *_rows_of(cases))
+            crossed_cases = cross_finish(*how, cases.ranked[0], cases.labels, cases.parts)
+        reported = finished(*truth, raw, parts, crossed, crossed_cases)
+        if finish.calibrator.slopes and not any(finish.calibrator.slopes):
             log.warning("platt: its probabilities tell nothing out of fold, all images get the same one")
-        order = calibrator.apply(development)
-        level = choose_threshold(rule, order[:, 1], labels, wanted)
-        finish = Finish(calibrator, level if cuts else None)
-        shares, levels = cross_finish(kind, rule, wanted, development, labels, parts)
-        reported = Predictions(labels, cases, shares, levels if cuts else None, order)
-    return Says(reported, apply(finish, tests, test_truth), finish, seeds)
+    of_cases = None if case_finish is None else case_finish.everywhere()
+    parts_of_test = np.zeros((1, len(test)), dtype=np.int64)
+    tested = finished(*test_truth, test[None], parts_of_test, finish.everywhere(), of_cases)
+    areas = () if development is None else development.areas
+    return Says(reported, tested, finish, case_finish, areas)
 
 
-def apply(finish: Finish, tests: np.ndarray, truth: tuple[np.ndarray, np.ndarray]) -> Predictions:
-    """Return the mean over folds of calibrated probabilities (folds, N, K), ready to be scored."""
-    shares = np.mean([finish.calibrator.apply(each) for each in tests], axis=0)
-    return Predictions(*truth, shares, finish.threshold)
+def _rows_of(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Return the raw probabilities and labels of all cuts, one after the other."""
+    raw, _ = found.ranked
+    return raw.reshape(-1, raw.shape[2]), np.tile(found.labels, len(raw))

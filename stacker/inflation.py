@@ -96,6 +96,7 @@ def _rows(
         for score in SCORES:
             low, high = scores["image"]["interval"][score] or (None, None)
             row |= {score: scores["image"][score], f"{score}_low": low, f"{score}_high": high}
+            row[f"{score}_withheld"] = scores["image"]["withheld"].get(score)
             apart = None
             if honest is not None and None not in (scores["image"][score], honest["image"][score]):
                 apart = round(scores["image"][score] - honest["image"][score], 4)

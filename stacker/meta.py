@@ -1,7 +1,7 @@
 """The meta-learners by name: how each is built, what decides its result, how it is stored.
 
-All have scikit-learn's fit and predict_proba, take an array or a `Matrix`, let the classes weigh the
-same where the config wants it, and are written in a format that cannot run code when it is read: skops
+All have scikit-learn's fit and predict_proba, take an array or a `Matrix` and weights of its rows, and
+are written in a format that cannot run code when it is read: skops
 for scikit-learn and its like, UBJSON for XGBoost, safetensors for the networks, JSON for the rules. What
 a meta-learner is made of is imported when it is asked for: only the networks load torch.
 """
@@ -26,8 +26,18 @@ class MetaLearner(Protocol):
 
     suffix: str
 
-    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
-        """Learn from rows (N, F), class indices (N,) and the case of each row (N,)."""
+    @property
+    def weighs(self) -> bool:
+        """Say whether the weights of rows change what is learnt."""
+
+    def fit(
+        self,
+        X: Rows2D,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Self:
+        """Learn from rows (N, F), class indices (N,), weights (N,), cut by whole groups (N,)."""
 
     def predict_proba(self, X: Rows2D) -> np.ndarray:
         """Return class probabilities (N, K)."""
@@ -65,7 +75,7 @@ def _logistic(order: Order) -> Any:
     from stacker.estimators import WholeTable
 
     config = order.config
-    model = LogisticRegression(C=config.logistic.C, class_weight=_weight(config), max_iter=2000)
+    model = LogisticRegression(C=config.logistic.C, max_iter=2000)
     return WholeTable(model, order.name, config.memory_gb, columns=len(order.columns))
 
 
@@ -73,7 +83,7 @@ def _svm(order: Order) -> Any:
     from stacker.estimators import SupportVectors
 
     config = order.config
-    return SupportVectors(config.svm, config.balance, config.memory_gb, len(order.columns))
+    return SupportVectors(config.svm, config.memory_gb, len(order.columns))
 
 
 def _random_forest(order: Order) -> Any:
@@ -82,41 +92,29 @@ def _random_forest(order: Order) -> Any:
     from stacker.estimators import WholeTable
 
     config = order.config
-    model = RandomForestClassifier(
-        **config.random_forest.model_dump(), class_weight=_weight(config), random_state=order.seed
-    )
+    model = RandomForestClassifier(**config.random_forest.model_dump(), random_state=order.seed)
     return WholeTable(model, order.name, config.memory_gb, parallel=True, columns=len(order.columns))
-
-
-def _weight(config: StackConfig) -> str | None:
-    return "balanced" if config.balance else None
 
 
 def _xgboost(order: Order) -> Any:
     from stacker.boosting import BoostedTrees
 
     config = order.config
-    return BoostedTrees(
-        config.xgboost, order.columns, config.balance, config.memory_gb, order.seed, order.device
-    )
+    return BoostedTrees(config.xgboost, order.columns, config.memory_gb, order.seed, order.device)
 
 
 def _mlp(order: Order) -> Any:
     from stacker.mlp import MlpClassifier
 
     config = order.config
-    return MlpClassifier(
-        config.mlp, order.columns, config.balance, config.memory_gb, order.seed, order.device
-    )
+    return MlpClassifier(config.mlp, order.columns, config.memory_gb, order.seed, order.device)
 
 
 def _convnet(order: Order) -> Any:
     from stacker.convnet import ConvnetClassifier
 
     config = order.config
-    return ConvnetClassifier(
-        config.convnet, order.columns, config.balance, config.memory_gb, order.seed, order.device
-    )
+    return ConvnetClassifier(config.convnet, order.columns, config.memory_gb, order.seed, order.device)
 
 
 def _rule(order: Order) -> Any:
@@ -149,10 +147,8 @@ def build(
     from stacker.custom import build_estimator
     from stacker.estimators import WholeTable
 
-    estimator, weigh = build_estimator(name, custom, seed, config.balance)
-    found: MetaLearner = WholeTable(
-        estimator, name, config.memory_gb, weigh=weigh, path=custom.estimator
-    )
+    estimator = build_estimator(name, custom, seed)
+    found: MetaLearner = WholeTable(estimator, name, config.memory_gb, path=custom.estimator)
     return found
 
 

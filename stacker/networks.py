@@ -3,7 +3,7 @@
 Batches are drawn from all rows where the table may be held in memory. From a larger one, blocks of
 rows that lie side by side are read in random order, some are pooled and shuffled, and an epoch reads
 every row once. How long to train is decided on an inner split by whole cases: the state with the least
-validation loss is kept. Classes weigh the same in both losses where that is wanted.
+validation loss is kept. Rows have their weights in both losses.
 
 Nothing here touches the state of anybody's random numbers.
 """
@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self, TypeAlias
 
@@ -30,7 +31,7 @@ from stacker.errors import StackError
 from stacker.grouping import validation_rows
 from stacker.matrix import Matrix, Rows2D, as_matrix, chunks, predict_in_pieces, size_gb, spans, whole
 from stacker.settings import NetworkConfig
-from stacker.weighing import class_weights
+from stacker.weighing import count_classes, or_ones
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ BLOCK_BYTES = 8_000_000  # rows that are read together
 POOL = 32  # blocks that are shuffled together
 PREDICTED = 1024  # rows that go through a network at once
 
-Batches: TypeAlias = Iterator[tuple[Tensor, Tensor]]
+Batches: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]  # values, labels, weights
 
 
 class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -48,20 +49,19 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     suffix: ClassVar[str] = ".safetensors"
+    weighs: ClassVar[bool] = True
     kind: ClassVar[str]
 
     def __init__(
         self,
         settings: NetworkConfig,
         columns: Sequence[str],
-        balance: bool = True,
         memory_gb: float = 2.0,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
         self.settings = settings
         self.columns = columns
-        self.balance = balance
         self.memory_gb = memory_gb
         self.seed = seed
         self.device = device
@@ -73,10 +73,16 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def prepare(self, network: nn.Module, table: Matrix) -> None:
         """Let the network see the table before it learns, without the labels."""
 
-    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:
-        """Learn from rows (N, F) and class indices (N,), stopping by the cases in `groups` (N,)."""
+    def fit(
+        self,
+        X: Rows2D,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Self:
+        """Learn from rows (N, F) and class indices (N,), stopping by whole `groups` (N,)."""
         labels = np.asarray(y).astype(np.int64)
-        weights = class_weights(labels, self.balance)
+        classes, weights = count_classes(labels), or_ones(weights, labels)
         if X.shape[1] != len(self.columns):
             raise StackError(
                 f"{self.kind}: the table has {X.shape[1]} columns, names are given for "
@@ -84,11 +90,11 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         device = _choose_device(self.device)
         with _seeded(self.seed, device):
-            network = self._network(len(weights))
+            network = self._network(classes)
             self.prepare(network, as_matrix(X))
             self.epochs_ = self._learn(network.to(device), X, labels, groups, weights, device)
         self.network_ = network.cpu().eval()
-        self.classes_ = np.arange(len(weights))
+        self.classes_ = np.arange(classes)
         return self
 
     def _learn(
@@ -104,20 +110,19 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         how, rng = self.settings, np.random.default_rng(self.seed)
         apart = validation_rows(labels, groups, how.validation, self.seed)
         learnt = np.arange(len(labels)) if apart is None else np.flatnonzero(~apart)
-        draw, watch = _feeds(X, labels, learnt, apart, self.memory_gb, device)
-        weight = torch.tensor(weights, dtype=torch.float32, device=device)
+        draw, watch = _feeds(X, Targets(labels, weights), learnt, apart, self.memory_gb, device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=how.weight_decay)
         best, best_epoch, state = np.inf, 0, None
         for epoch in range(1, how.epochs + 1):
             network.train()
-            for values, wanted in draw(how.batch_size, rng):
-                loss = cross_entropy(network(values), wanted, weight)
+            for values, wanted, weight in draw(how.batch_size, rng):
+                loss = _weighted(network(values), wanted, weight).sum() / weight.sum()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
             if watch is None:
                 continue
-            found = _loss(network, watch(), weight)
+            found = _loss(network, watch())
             if found < best:
                 best, best_epoch, state = found, epoch, deepcopy(network.state_dict())
             if epoch - best_epoch >= how.patience:
@@ -202,65 +207,82 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What rows are to be (N,), and what each weighs (N,)."""
+
+    labels: np.ndarray
+    weights: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Targets:
+        """Return those of some rows."""
+        return Targets(self.labels[rows], self.weights[rows])
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return both on a device."""
+        weights = torch.from_numpy(self.weights.astype(np.float32))
+        return torch.from_numpy(self.labels).to(device), weights.to(device)
+
+
 def _feeds(
     X: Rows2D,
-    labels: np.ndarray,
+    targets: Targets,
     learnt: np.ndarray,
     apart: np.ndarray | None,
     memory_gb: float,
     device: torch.device,
 ) -> tuple[Callable[[int, np.random.Generator], Batches], Callable[[], Batches] | None]:
     """Return how batches to learn from are drawn, and how the rows kept apart are gone through."""
-    wanted = torch.from_numpy(labels)
     if size_gb(X) <= memory_gb:
         values = torch.from_numpy(np.ascontiguousarray(whole(X, memory_gb, ""), dtype=np.float32))
-        values, wanted = values.to(device), wanted.to(device)
+        values, (wanted, weights) = values.to(device), targets.tensors(device)
 
         def draw(size: int, rng: np.random.Generator) -> Batches:
             for rows in cut_batches(rng.permutation(learnt), size):
                 chosen = torch.from_numpy(rows).to(device)
-                yield values[chosen], wanted[chosen]
+                yield values[chosen], wanted[chosen], weights[chosen]
 
         if apart is None:
             return draw, None
         kept = torch.from_numpy(np.flatnonzero(apart)).to(device)
-        return draw, lambda: ((values[some], wanted[some]) for some in kept.split(PREDICTED))
+        return draw, lambda: ((values[s], wanted[s], weights[s]) for s in kept.split(PREDICTED))
     table = as_matrix(X)
 
     def read(size: int, rng: np.random.Generator) -> Batches:
-        for values, some in pooled(table.take(learnt), labels[learnt], size, rng):
-            yield torch.from_numpy(values).to(device), torch.from_numpy(some).to(device)
+        for values, some in pooled(table.take(learnt), targets.take(learnt), size, rng):
+            yield torch.from_numpy(values).to(device), *some.tensors(device)
 
     if apart is None:
         return read, None
-    watched, theirs = table.take(np.flatnonzero(apart)), torch.from_numpy(labels[apart]).to(device)
+    watched, theirs = table.take(np.flatnonzero(apart)), targets.take(apart).tensors(device)
 
     def go_through() -> Batches:
         start = 0
         for piece in chunks(watched, PREDICTED):
-            yield torch.from_numpy(piece).to(device), theirs[start : start + len(piece)]
+            rows = slice(start, start + len(piece))
+            yield torch.from_numpy(piece).to(device), theirs[0][rows], theirs[1][rows]
             start += len(piece)
 
     return read, go_through
 
 
 def pooled(
-    table: Matrix, labels: np.ndarray, size: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    table: Matrix, targets: Targets, size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, Targets]]:
     """Yield batches of all rows, shuffled within pools of blocks that are drawn in random order."""
     blocks = spans(table, max(1, BLOCK_BYTES // (4 * table.shape[1])))
     order = rng.permutation(len(blocks))
-    values, wanted = np.empty((0, table.shape[1]), np.float32), np.empty(0, np.int64)
+    values, places = np.empty((0, table.shape[1]), np.float32), np.empty(0, np.int64)
     for start in range(0, len(order), POOL):
         some = [blocks[number] for number in order[start : start + POOL]]
         values = np.concatenate([values, *(table.read(*block) for block in some)])
-        wanted = np.concatenate([wanted, *(labels[slice(*block)] for block in some)])
-        shuffled = rng.permutation(len(wanted))
+        places = np.concatenate([places, *(np.arange(*block) for block in some)])
+        shuffled = rng.permutation(len(places))
         more_to_come = start + POOL < len(order)
-        ready = len(wanted) - len(wanted) % size if more_to_come else len(wanted)
+        ready = len(places) - len(places) % size if more_to_come else len(places)
         for rows in cut_batches(shuffled[:ready], size):
-            yield values[rows], wanted[rows]
-        values, wanted = values[shuffled[ready:]], wanted[shuffled[ready:]]
+            yield values[rows], targets.take(places[rows])
+        values, places = values[shuffled[ready:]], places[shuffled[ready:]]
 
 
 def cut_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
@@ -269,13 +291,18 @@ def cut_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return found
 
 
+def _weighted(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted loss of each row."""
+    return cross_entropy(logits, wanted, reduction="none") * weight
+
+
 @torch.no_grad()
-def _loss(network: nn.Module, batches: Batches, weight: Tensor) -> float:
+def _loss(network: nn.Module, batches: Batches) -> float:
     """Return the weighted mean loss over all batches."""
     network.eval()
     total = torch.zeros((), dtype=torch.float64)
     weighed = torch.zeros((), dtype=torch.float64)
-    for values, wanted in batches:
-        total += cross_entropy(network(values), wanted, weight, reduction="sum").double().cpu()
-        weighed += weight[wanted].sum().double().cpu()
+    for values, wanted, weight in batches:
+        total += _weighted(network(values), wanted, weight).sum().double().cpu()
+        weighed += weight.sum().double().cpu()
     return float(total / weighed)

@@ -72,7 +72,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class CasePrediction:
-    """What the stack says of a case: by the mean of its images' probabilities.
+    """What the stack says of a case: by the mean of its images' raw probabilities, calibrated for cases.
 
     `shares` are those of the images that are predicted to be of each class.
     """
@@ -97,19 +97,19 @@ def named(classes: Sequence[str], shares: np.ndarray) -> dict[str, float]:
 
 @dataclass
 class Cases:
-    """The cases so far: sums of probabilities, and of how many images each class was predicted."""
+    """The cases so far: sums of raw probabilities, and of how many images each class was predicted."""
 
     sums: dict[str, np.ndarray] = field(default_factory=dict)
     votes: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, case: str, shares: np.ndarray, predicted: int) -> None:
+    def add(self, case: str, raw: np.ndarray, predicted: int) -> None:
         """Count one image (K,) of a case."""
-        zeros = np.zeros(len(shares))
-        self.sums[case] = self.sums.get(case, zeros) + shares
-        self.votes[case] = self.votes.get(case, zeros) + np.eye(len(shares))[predicted]
+        zeros = np.zeros(len(raw))
+        self.sums[case] = self.sums.get(case, zeros) + raw
+        self.votes[case] = self.votes.get(case, zeros) + np.eye(len(raw))[predicted]
 
     def means(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Yield each case with its mean probabilities (K,) and its images by predicted class (K,)."""
+        """Yield each case with mean raw probabilities (K,), and its images by predicted class (K,)."""
         for case in sorted(self.sums):
             # Equal probabilities stay ties for any number of images: sums differ in the last bit.
             yield case, np.round(self.sums[case] / self.votes[case].sum(), 12), self.votes[case]

@@ -34,7 +34,7 @@ from stacker.errors import RunError
 from stacker.needs import base_file, fitted_cases, needed, require_checkpoints
 from stacker.novelty import novelty_file
 from stacker.run import Run, publish, require_space
-from stacker.stored import default_meta, load_stack
+from stacker.stored import CENTRES, default_meta, load_stack
 from stacker.studies import Study
 from stacker.unpack import LIST, PIECE, SCHEMA
 
@@ -95,7 +95,7 @@ def pack(
             cases, all_of_them = fitted_cases(run, stack)
             facts |= {"fitted_cases": sorted(cases)} if all_of_them else {}
         add(f"stack/{name}/stack.json", [_json(facts)])
-        for path in _members(run, name, facts["members"]):
+        for path in [run.stack_folder(name) / CENTRES, *_members(run, name, facts["members"])]:
             add(f"stack/{name}/{path.name}", _pieces(path))
         if novelty_file(run).exists():
             add(f"stack/{novelty_file(run).name}", _pieces(novelty_file(run)))

@@ -5,8 +5,9 @@ of new images goes straight to the meta-learner, through the functions that fill
 base models are held while the images stream past in batches; threads decode the next batches meanwhile,
 and a row is there as soon as its batch is done, so that memory does not grow with the number of images.
 
-Confidence is the calibrated probability of the predicted class. Of two classes the threshold decides,
-which may be anywhere: a class that is predicted with a probability of 0.3 has a confidence of 0.3.
+Cases are finished from the mean raw probability of their images, with a calibration and a threshold of
+their own. Confidence is the calibrated probability of the predicted class. Of two classes the threshold
+decides, which may be anywhere: a class predicted with a probability of 0.3 has a confidence of 0.3.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Predictor:
         config = self.run.config.images
         for readings in read_ahead(images, config, self.ensemble.portion(config.shape)):
             yield from self._answer(readings, cases)
-        for case, shares, votes in cases.means():
-            (k,) = self.stack.decide(shares[None])
+        for case, raw, votes in cases.means():
+            (shares,), (k,) = self.stack.finish_cases(raw[None])
             yield CasePrediction(
                 case=case,
                 images=int(votes.sum()),
@@ -90,27 +91,27 @@ class Predictor:
             found = {b: {a: values[kept] for a, values in said.items()} for b, said in found.items()}
             places = places[kept]
         if len(places):
-            for n, row, shares in self._of_images([readings[n] for n in places], found):
+            for n, row, raw in self._of_images([readings[n] for n in places], found):
                 rows[int(places[n])] = row
                 if isinstance(row, Prediction) and row.case is not None:
-                    cases.add(row.case, shares, self.stack.classes.index(row.predicted))
+                    cases.add(row.case, raw, self.stack.classes.index(row.predicted))
         paths = [str(each.image.path) for each in readings]
         return [rows.get(n) or Skipped(path, reasons[n]) for n, path in enumerate(paths)]
 
     def _of_images(
         self, readings: Sequence[Reading], found: Mapping[str, Arrays]
     ) -> Iterator[tuple[int, Row, np.ndarray]]:
-        """Yield number, row and probabilities (K,) of each image."""
+        """Yield number, row and raw probabilities (K,) of each image."""
         classes = self.stack.classes
-        stacked = self.stack.predict_proba(_by_fold(self.stack, found))
-        decided = self.stack.decide(stacked)
+        raw = self.stack.raw(_by_fold(self.stack, found))
+        stacked, decided = self.stack.finish_images(raw)
         base = {name: probabilities(found[name]["logits"]) for name in self.bases}
         novelty = self._novelty(found)
         for n, (reading, shares, k) in enumerate(zip(readings, stacked, decided, strict=True)):
             image = reading.image
             if not np.isfinite(shares).all():
                 reason = f"{self.stack.name} gives it a probability that is no number"
-                yield n, Skipped(str(image.path), reason), shares
+                yield n, Skipped(str(image.path), reason), raw[n]
                 continue
             votes = {
                 name: Vote(classes[said[n].argmax()], named(classes, said[n]))
@@ -132,7 +133,7 @@ class Predictor:
                 base=votes,
                 overlay=self._draw(reading, int(k), shares, n, found, base),
             )
-            yield n, row, shares
+            yield n, row, raw[n]
 
     def _seen(self, image: Input) -> bool | None:
         """Say whether the stack was fitted on a case; None where the case, or that, is not known.

@@ -1,6 +1,8 @@
-"""What is learnt of the columns before a meta-learner sees them: principal components and scales.
+"""What is learnt of the columns before a meta-learner sees them: centres, components and scales.
 
-Both are fitted on the rows that the meta-learner is fitted on, and on no others, and are stored beside
+The models of two folds differ by offsets that say nothing of the class: each fold's columns are centred
+by its own rows, without a look at their labels, and on new images by the same constants. Components and
+scales are fitted on the rows that the meta-learner is fitted on, and on no others, and are stored beside
 it. Components replace the columns of one block of one backbone; scales bring every column that is left
 to mean 0 and deviation 1.
 """
@@ -13,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from stacker.blocks import array_of
 from stacker.errors import StackError
-from stacker.matrix import Changed, Matrix, chunks
-from stacker.run import read_arrays, write_arrays
+from stacker.features import Table
+from stacker.matrix import Changed, Matrix, chunks, spans
+from stacker.run import FROZEN, read_arrays, write_arrays
 
 MOST_ROWS = 20_000  # what components are fitted on; more rows would hardly turn them
 LEAST_SCALE = 1e-6
@@ -92,6 +96,36 @@ def fit_preparation(
     if scaled:
         mean, scale = _moments(Changed(table, lambda values: project(values, components), len(names)))
     return Preparation(tuple(columns), names, components, mean, scale)
+
+
+def fit_centres(table: Table) -> np.ndarray:
+    """Return the mean of each column (S, F) over the rows of each source, all cases weighing the same.
+
+    Labels are not looked at, so that a fold may be centred by the rows that are predicted. What nobody
+    trained, and hence has no offset, keeps a centre of nought.
+    """
+    sums = np.zeros((len(table.sources), table.shape[1]))
+    _, case, images = np.unique(
+        np.stack([table.source, np.unique(table.rows.case_id, return_inverse=True)[1]]),
+        axis=1,
+        return_inverse=True,
+        return_counts=True,
+    )
+    weight = 1 / images[case.ravel()]
+    for start, stop in spans(table):
+        rows = slice(start, stop)
+        source, piece = table.source[rows], table.read(start, stop)
+        for number in np.unique(source):
+            mine = source == number
+            sums[number] += weight[rows][mine] @ piece[mine]
+    totals = np.bincount(table.source, weight, len(sums))
+    centres = sums / np.where(totals > 0, totals, 1)[:, None]
+    blocks = [
+        array_of(name.split("/")[1], table.blocks.get(name.split("/")[1])) for name in table.columns
+    ]
+    centres[:, [block == FROZEN for block in blocks]] = 0
+    found: np.ndarray = centres.astype(np.float32)
+    return found
 
 
 def project(values: np.ndarray, components: Sequence[Components]) -> np.ndarray:

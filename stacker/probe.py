@@ -8,8 +8,7 @@ that train the fold's base model. What fine-tuning gains over that is then a pai
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,47 +18,53 @@ from sklearn.preprocessing import StandardScaler
 
 from stacker.admission import open_caches
 from stacker.backbone import create
+from stacker.bootstrap import Resampling
 from stacker.devices import autocast
 from stacker.errors import CacheError, RunError
 from stacker.finetune import How
-from stacker.metrics import Predictions, differences, evaluate
+from stacker.fitting import Says, parts_of
 from stacker.pixels import Pixels
 from stacker.progress import bar
 from stacker.run import write_json
-from stacker.stack import by_unit
+from stacker.stack import baselines, by_unit, say_plainly
 from stacker.studies import Study
 
 log = logging.getLogger(__name__)
 
 BATCH = 32
+Answers: TypeAlias = tuple[np.ndarray, ...]  # out of fold (N, K), of test rows (folds, N, K)
 
 
 def probe(study: Study, strength: float) -> dict[str, Any]:
     """Score the probes of all backbones, beside the base models that are cached already."""
     config, manifest = study.run.config, study.manifest
     pixels = study.pixels()
-    held_out: dict[str, Predictions] = {}
-    test: dict[str, Predictions] = {}
+    answers: dict[str, Answers] = {}
     with bar("probe", len(pixels) * len(config.backbones)) as advance:
         for name in config.backbones:
             features = _embed(study, name, pixels, advance)
-            held_out[f"{name}, frozen"], test[f"{name}, frozen"] = _fit(study, features, strength)
-    if len(held_out) > 1:
-        held_out["mean, frozen"], test["mean, frozen"] = _mean_of(held_out), _mean_of(test)
-    tuned_held_out, tuned_test = _tuned(study)
-    pairs = [(name, f"{name}, frozen") for name in tuned_held_out]
-    draws, seed = config.stack.bootstrap, config.seed
-    parts = {"held_out": {**held_out, **tuned_held_out}, "test": {**test, **tuned_test}}
+            answers[f"{name}, frozen"] = _fit(study, features, strength)
+    if len(answers) > 1:
+        answers["mean, frozen"] = tuple(
+            np.mean(each, axis=0) for each in zip(*answers.values(), strict=True)
+        )
+    rows = split_rows(study)
+    says = {name: _say(study, rows, *found) for name, found in answers.items()}
+    tuned = _tuned(study)
+    says |= tuned
+    held_out = {name: found.development for name, found in says.items() if found.development}
+    test = {name: found.test for name, found in says.items()}
+    pairs = [(name, f"{name}, frozen") for name in tuned if name in held_out]
+    how = Resampling(config.stack.bootstrap, config.seed, manifest.classes, manifest.unit)
     metrics: dict[str, Any] = {
         "split": study.folds.label,
         "classes": manifest.classes,
         "unit": manifest.unit,
         "C": strength,
-        "intervals": f"95%, {draws} bootstrap draws of whole {manifest.unit}s",
-        **{
-            part: by_unit(evaluate(models, draws, seed), manifest.unit) for part, models in parts.items()
-        },
-        "differences": differences(parts["held_out"], pairs, draws, seed),
+        "intervals": how.description,
+        "held_out": by_unit(how.evaluate(held_out), manifest.unit),
+        "test": by_unit(how.evaluate(test), manifest.unit),
+        "differences": how.differences(held_out, pairs),
     }
     write_json(study.run.path / "probe.json", metrics)
     return metrics
@@ -85,49 +90,55 @@ def _embed(study: Study, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
     return features
 
 
-def _fit(study: Study, features: np.ndarray, strength: float) -> tuple[Predictions, Predictions]:
-    """Return out-of-fold probabilities of the held-out images, and mean ones of the test images."""
-    manifest, folds = study.manifest, study.folds
-    tests = manifest.rows_of(folds.group, folds.test)
-    held_out_rows, held_out, test = [], [], []
-    for fold in folds.folds:
-        trained = manifest.rows_of(folds.group, (*fold.fit, *fold.validation))
-        rows = manifest.rows_of(folds.group, fold.held_out)
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
-        model.fit(features[trained], manifest.labels[trained])
-        held_out_rows.append(rows)
-        held_out.append(model.predict_proba(features[rows]))
-        test.append(model.predict_proba(features[tests]))
-    rows = np.concatenate(held_out_rows)
-    return (
-        _predictions(study, rows, np.concatenate(held_out)),
-        _predictions(study, tests, np.mean(test, axis=0)),
+def split_rows(study: Study) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the rows that each fold holds out, and the test rows."""
+    folds, rows_of = study.folds, study.manifest.rows_of
+    return [rows_of(folds.group, fold.held_out) for fold in folds.folds], rows_of(
+        folds.group, folds.test
     )
 
 
-def _predictions(study: Study, rows: np.ndarray, shares: np.ndarray) -> Predictions:
-    cases = np.array([study.manifest.clusters[row].encode() for row in rows])
-    return Predictions(study.manifest.labels[rows], cases, shares)
+def _fit(study: Study, features: np.ndarray, strength: float) -> Answers:
+    """Return out-of-fold probabilities (N, K), fold after fold, and those of test rows (folds, N, K)."""
+    manifest, folds = study.manifest, study.folds
+    held_out_rows, tests = split_rows(study)
+    held_out, test = [], []
+    for fold, rows in zip(folds.folds, held_out_rows, strict=True):
+        trained = manifest.rows_of(folds.group, (*fold.fit, *fold.validation))
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
+        model.fit(features[trained], manifest.labels[trained])
+        held_out.append(model.predict_proba(features[rows]))
+        test.append(model.predict_proba(features[tests]))
+    return np.concatenate(held_out), np.stack(test)
 
 
-def _mean_of(found: Mapping[str, Predictions]) -> Predictions:
-    """Return the mean of several models' probabilities on the same rows."""
-    first = next(iter(found.values()))
-    shares = np.mean([each.probabilities for each in found.values()], axis=0)
-    return Predictions(first.labels, first.cases, shares)
+def _say(
+    study: Study, rows: tuple[list[np.ndarray], np.ndarray], held_out: np.ndarray, test: np.ndarray
+) -> Says:
+    """Return what a probe says, finished and scored as the base models of the run are."""
+    manifest, config = study.manifest, study.run.config
+    by_fold, tests = rows
+    fold = np.repeat(np.arange(len(by_fold)), [len(each) for each in by_fold])
+    own = np.concatenate(by_fold)
+    cases = np.array([cluster.encode() for cluster in manifest.clusters])
+    labels, groups = manifest.labels[own], np.array(manifest.groups(study.folds.group))[own]
+    parts = parts_of(labels, groups, fold, len(manifest.classes), config.stack, config.seed)
+    return say_plainly(
+        config.stack,
+        parts,
+        (labels, cases[own]),
+        held_out,
+        (manifest.labels[tests], cases[tests]),
+        test,
+    )
 
 
-def _tuned(study: Study) -> tuple[Mapping[str, Predictions], Mapping[str, Predictions]]:
+def _tuned(study: Study) -> dict[str, Says]:
     """Return what the run's base models say of the same images in the same order, if cached."""
     try:
         caches = open_caches(study.run, study.manifest, study.folds, frozen=False)
     except (CacheError, RunError) as error:
         log.info("no base models beside the probes: %s", error)
-        return {}, {}
-    tables = caches.tables(["logits"], study.run.config.stack)
-    rows, tests = tables.development.rows, next(iter(tables.tests.values())).rows
-    development, test = caches.base()
-    return (
-        {n: Predictions(rows.label, rows.case_id, p) for n, p in development.items()},
-        {n: Predictions(tests.label, tests.case_id, p.mean(axis=0)) for n, p in test.items()},
-    )
+        return {}
+    found = baselines(caches, caches.tables(["logits"], study.run.config.stack), study.run)
+    return {name: found[name] for name in caches.backbones}

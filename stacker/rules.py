@@ -16,7 +16,8 @@ import numpy as np
 
 from stacker.errors import StackError
 from stacker.matrix import Rows2D, predict_in_pieces
-from stacker.metrics import area_under_curve
+from stacker.metrics import area_within
+from stacker.predictions import Predictions
 from stacker.weighing import count_classes
 
 PROBABILITY = re.compile(r"(?P<backbone>.+)/probabilities/(?P<name>[^/]+)")
@@ -31,6 +32,7 @@ class Rule:
     """
 
     suffix: ClassVar[str] = ".json"
+    weighs: ClassVar[bool] = False
 
     def __init__(self, rule: str, columns: Sequence[str]) -> None:
         self.rule = rule
@@ -46,8 +48,18 @@ class Rule:
             setattr(self, name, value)
         return self
 
-    def fit(self, X: Rows2D, y: np.ndarray, groups: np.ndarray | None = None) -> Self:  # noqa: ARG002
-        """Find the best base model on rows (N, F) with class indices (N,), the first of equal ones."""
+    def fit(
+        self,
+        X: Rows2D,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        weights: np.ndarray | None = None,  # noqa: ARG002  # a rule weighs nothing
+    ) -> Self:
+        """Find the best base model on rows (N, F) with class indices (N,), the first of equal ones.
+
+        Rows are compared within their groups, if they have any: those of another fold's models are on
+        another scale.
+        """
         places, labels = self._places(), np.asarray(y).astype(np.int64)
         classes = count_classes(labels)
         for backbone, columns in places.items():
@@ -58,12 +70,13 @@ class Rule:
                 )
         self.best_ = next(iter(places))
         if self.rule == "best_base":
-            areas = {
-                backbone: area_under_curve(
-                    labels, predict_in_pieces(partial(np.take, indices=of, axis=1), X)
-                )
-                for backbone, of in places.items()
-            }
+            within = np.zeros(len(labels), int) if groups is None else groups
+            parts = np.unique(within, return_inverse=True)[1][None]
+            areas = {}
+            for backbone, of in places.items():
+                shares = predict_in_pieces(partial(np.take, indices=of, axis=1), X)
+                found = Predictions(labels, labels, shares, raw=shares[None], parts=parts)
+                areas[backbone] = area_within(found)
             self.best_ = max(areas, key=lambda backbone: areas[backbone])
         self.classes_ = np.arange(classes)
         return self

@@ -66,14 +66,6 @@ class CamConfig(Section):
     part_rows: int = Field(1024, ge=1)
     memory_gb: float = Field(4.0, gt=0)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_method_of_older_runs(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and "method" in raw and "methods" not in raw:
-            rest = {key: value for key, value in raw.items() if key != "method"}
-            return {**rest, "methods": [raw["method"]]}
-        return raw
-
     @field_validator("methods")
     @classmethod
     def _each_method_once(cls, methods: list[MethodName]) -> list[MethodName]:
@@ -99,16 +91,17 @@ class BlockConfig(Section):
 
     `of` is a dataset of maps, `embeddings` or `frozen`. Maps are taken signed, cut off below zero
     (relu), scaled to reach from 0 to 1 each (normalised), or summed up (stats); at their own grid or
-    brought to a common one of `grid` x `grid` cells; of all classes, of some, or as the difference that
-    speaks for a class (`difference`: against the others). `pca` puts so many principal components in the
-    place of the columns, for each backbone by itself, fitted on the rows that the meta-learner learns
-    from.
+    brought to a common one of `grid` x `grid` cells; as the difference that speaks for a class and
+    against the others (of two classes, one map), of all classes, or of some. What the maps of all
+    classes have in common tells the fold's model and nothing of the class. `pca` puts so many principal
+    components in the place of the columns, for each backbone by itself, fitted on the rows that the
+    meta-learner learns from.
     """
 
     of: str
     view: Literal["signed", "relu", "normalised", "stats"] = "signed"
     grid: int | None = Field(None, ge=1, le=64)
-    classes: Annotated[list[str], Field(min_length=1)] | Literal["difference"] | None = None
+    classes: Annotated[list[str], Field(min_length=1)] | Literal["difference", "all"] = "difference"
     pca: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -116,7 +109,7 @@ class BlockConfig(Section):
         if not self.of.startswith("maps"):
             if self.of not in ("embeddings", "frozen"):
                 raise ValueError(f"of: {self.of!r} has no views; take maps, embeddings or frozen")
-            usual = {"view": "signed", "grid": None, "classes": None}
+            usual = {"view": "signed", "grid": None, "classes": "difference"}
             changed = [name for name, value in usual.items() if getattr(self, name) != value]
             if changed:
                 raise ValueError(f"{', '.join(changed)}: for maps alone, {self.of} are none")
@@ -221,11 +214,13 @@ class StackConfig(Section):
     """Which features stage three sees, which meta-learners it trains, and how it scores them.
 
     A meta-learner is one of ours, a name under `custom`, or the dotted path of a class. Those that draw
-    lots are fitted `seeds` times and averaged. `parts` is into how many pieces by case the development
-    rows are cut for the out-of-fold estimate, which calibration and threshold come from: `none` is the
-    more probable class, `youden` the best sum of sensitivity and specificity, `sensitivity` the wanted
-    one. `balance` lets the classes weigh the same. `abstain`: below this confidence `predict` does not
-    decide. `memory_gb` bounds what of a table is held at once.
+    lots are fitted `seeds` times and averaged. The out-of-fold estimate, which calibration and threshold
+    come from, leaves out one base fold after the other; under `holdout` the rows are cut by case into
+    `parts`, `seeds` times. The threshold `none` is the more probable class, `youden` the best sum of
+    sensitivity and specificity, `sensitivity` the wanted one. `centre` takes off each column's mean
+    within a base fold. `balance` lets all classes weigh the same and within them all cases (`cases`), or
+    all images (`classes`); what that does to the probabilities is taken back. `abstain`: below this
+    confidence `predict` does not decide. `memory_gb` bounds what of a table is held at once.
     """
 
     features: list[str] = Field(["map_stats", "logits"], min_length=1)
@@ -238,7 +233,8 @@ class StackConfig(Section):
     mlp: MlpConfig = MlpConfig()
     convnet: ConvnetConfig = ConvnetConfig()
     xgboost: XgboostConfig = XgboostConfig()
-    balance: bool = True
+    centre: bool = True
+    balance: Literal["cases", "classes", "none"] = "cases"
     seeds: int = Field(3, ge=1)
     parts: int = Field(5, ge=2)
     calibration: Literal["none", "temperature", "platt"] = "temperature"

@@ -21,10 +21,11 @@ from PIL import Image as Picture
 from PIL import UnidentifiedImageError
 
 from stacker.assignment import Contents, assign
+from stacker.bootstrap import Resampling
 from stacker.errors import DataError
 from stacker.fingerprints import Measures
 from stacker.manifest import Image, Manifest
-from stacker.metrics import Predictions, evaluate
+from stacker.predictions import Predictions
 
 MOST_ROWS = 20_000  # a shallow model does not learn more from more
 FOLDS = 5
@@ -54,7 +55,9 @@ def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[s
         if (values == values[0]).all():
             continue
         shares = _out_of_fold(values.astype(np.float32), manifest.labels[rows], folds)
-        scores = evaluate({name: Predictions(manifest.labels[rows], clusters, shares)}, 500, seed)
+        labels, parts = manifest.labels[rows], folds[None]
+        said = Predictions(labels, clusters, shares, raw=shares[None], parts=parts)
+        scores = Resampling(500, seed, manifest.classes, manifest.unit).evaluate({name: said})
         image = scores[name]["image"]
         found[name] = {
             "auc": image["auc"],

@@ -3,12 +3,11 @@
 DeLong's test compares two areas under the ROC curve, McNemar's two lists of right and wrong answers.
 Both are what readers of the field expect, and both take images as independent. Beside each stands one
 that does not: Obuchowski's variance adds up by case what DeLong's adds up by image, and the exchange
-test swaps the two models' answers for whole cases. Of one image in each case, they are the same tests.
+test swaps the two models' answers for whole cases. Areas are those of pairs within parts.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,14 +15,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from stacker.metrics import Predictions, vote
+from stacker.influence import influence
+from stacker.predictions import Predictions, aligned, by_case
 
 CAVEAT = (
     "DeLong's and McNemar's tests take images as independent, which images of one case are not: "
     "by image, their p-values are too small."
 )
 FEW_DISCORDANT = 25  # fewer discordant pairs than this are tested exactly
-ROUNDING = 1e-15  # a variance below this is nought, computed in floating point
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def delong(first: Predictions, second: Predictions) -> AreaTest | None:
 def clustered_delong(first: Predictions, second: Predictions) -> AreaTest | None:
     """Compare two AUCs by Obuchowski 1997, whole cases being independent; None as in `delong`.
 
-    Two cases with images of class 1 and two with images of class 0 are needed. It is a test of large
-    samples: of a score of cases, its p-values are a little too small as well.
+    Two cases with images of class 1 and two with images of class 0 are needed; p comes from a
+    t-distribution, because a normal one promises too much of a score of cases.
     """
     _, unit = np.unique(first.cases, return_inverse=True)
     return _compare_areas(first, second, unit, "Obuchowski")
@@ -80,64 +79,21 @@ def clustered_delong(first: Predictions, second: Predictions) -> AreaTest | None
 def _compare_areas(
     first: Predictions, second: Predictions, unit: np.ndarray, method: str
 ) -> AreaTest | None:
-    _same_images(first, second)
-    positive = first.labels == 1
-    enough = all(len(np.unique(unit[side])) > 1 for side in (positive, ~positive))
-    if first.probabilities.shape[1] != 2 or not enough:
+    one, other = aligned(first, second)
+    if first.probabilities.shape[1] != 2:
         return None
-    shares = np.stack([first.ranks[:, 1], second.ranks[:, 1]])
-    areas, components = _components(positive, shares)
-    weights = np.array([1.0, -1.0])
-    variance = float(weights @ _covariance(positive, areas, components, unit) @ weights)
-    variance = variance if variance > ROUNDING else 0.0
-    difference = float(areas[0] - areas[1])
-    z, p = None, None
-    if variance > 0:
-        z = difference / math.sqrt(variance)
-        p = float(2 * stats.norm.sf(abs(z)))
-    elif abs(difference) < ROUNDING:
-        z, p = 0.0, 1.0
-    return AreaTest(method, float(areas[0]), float(areas[1]), difference, variance, z, p)
-
-
-def _components(positive: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return AUCs (M,) and structural components (M, N) from midranks (Sun & Xu 2014, algorithm 2).
-
-    The component of a positive is the share of negatives that it outscores, that of a negative the share
-    of positives that outscore it; ties count half.
-    """
-    ranks = stats.rankdata(shares, axis=1)
-    components = np.empty_like(ranks)
-    for side, sign in ((positive, 1), (~positive, -1)):
-        own = stats.rankdata(shares[:, side], axis=1)
-        beaten = (ranks[:, side] - own) / (~side).sum()
-        components[:, side] = beaten if sign > 0 else 1 - beaten
-    return components[:, positive].mean(axis=1), components
-
-
-def _covariance(
-    positive: np.ndarray, areas: np.ndarray, components: np.ndarray, unit: np.ndarray
-) -> np.ndarray:
-    """Return the covariance (M, M) of the AUCs when whole units are independent (Obuchowski 1997).
-
-    With one image in each unit the mixed term is nought, since a unit has images of one class only, and
-    what is left is DeLong's estimate, its factors m/(m-1) and n/(n-1) included.
-    """
     units = int(unit.max()) + 1
-    deviations = components - areas[:, None]
-    found = []
-    for side in (positive, ~positive):
-        sums = np.stack([np.bincount(unit[side], d[side], units) for d in deviations])
-        having = len(np.unique(unit[side]))
-        found.append((sums / side.sum(), having / (having - 1)))
-    (of_positives, factor_10), (of_negatives, factor_01) = found
-    mixed = of_positives @ of_negatives.T * units / (units - 1)
-    covariance: np.ndarray = (
-        factor_10 * (of_positives @ of_positives.T)
-        + factor_01 * (of_negatives @ of_negatives.T)
-        + (mixed + mixed.T)
-    )
-    return covariance
+    ours, theirs = influence(one, unit, units), influence(other, unit, units)
+    if ours is None or theirs is None or min(ours.carriers) < 2:
+        return None
+    found = ours.less(theirs)
+    z, p = None, found.p
+    if found.variance > 0:
+        z = found.area / found.error
+        p = p if method == "Obuchowski" else float(2 * stats.norm.sf(abs(z)))
+    elif p is not None:
+        z = 0.0
+    return AreaTest(method, ours.area, theirs.area, found.area, found.variance, z, p)
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
@@ -163,7 +119,7 @@ def exchange_test(first: Predictions, second: Predictions) -> ExchangeTest:
     are whole numbers, so that the distribution of their sum over all 2^cases swaps is had exactly, by
     convolution, with no draws and no seed. With one image in each case this is McNemar's exact test.
     """
-    _same_images(first, second)
+    aligned(first, second)  # of the same images
     _, case = np.unique(first.cases, return_inverse=True)
     gain = (first.predicted == first.labels) * 1 - (second.predicted == second.labels)
     surplus = np.rint(np.bincount(case, gain)).astype(np.int64)
@@ -203,7 +159,7 @@ def compare_pair(first: Predictions, second: Predictions) -> dict[str, Any]:
         "exchange": exchange_test(first, second),
     }
     result: dict[str, Any] = {"image": _plain(by_image), "case": None, "caveat": CAVEAT}
-    one, other = vote(first), vote(second)
+    one, other = by_case(first), by_case(second)
     if one is not None and other is not None:
         right = (one.predicted == one.labels, other.predicted == other.labels)
         result["case"] = _plain({"delong": delong(one, other), "mcnemar": mcnemar(*right)})
@@ -212,9 +168,3 @@ def compare_pair(first: Predictions, second: Predictions) -> dict[str, Any]:
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
     return {name: None if test is None else asdict(test) for name, test in found.items()}
-
-
-def _same_images(first: Predictions, second: Predictions) -> None:
-    same = np.array_equal(first.cases, second.cases) and np.array_equal(first.labels, second.labels)
-    if not same:
-        raise ValueError("the two models are not compared on the same images")

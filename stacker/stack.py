@@ -8,29 +8,28 @@ beside it, on the same images, calibrated and cut in the same way.
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stacker.admission import open_caches
 from stacker.blocks import resolve, sees_frozen
-from stacker.cache import Rows
+from stacker.bootstrap import Resampling
 from stacker.features import Caches, Tables
 from stacker.figures import confusion_figure, reliability_figure, roc_figure, save_figure
-from stacker.fitting import Design, Says, conclude, fit
+from stacker.fitting import Design, OutOfFold, Says, conclude, cut_parts, fit
 from stacker.folds import Folds
-from stacker.grouping import cut
 from stacker.heatmaps import localise
 from stacker.manifest import Manifest
-from stacker.metrics import Predictions, differences, evaluate
 from stacker.novelty import keep_novelty
+from stacker.predictions import Predictions, mean_over_folds
 from stacker.progress import track
-from stacker.run import FROZEN, Run, digest, publish, read_json, versions, write_json
+from stacker.run import FROZEN, Run, digest, read_json, versions, write_json
+from stacker.says_files import write_predictions
+from stacker.settings import StackConfig
 from stacker.stored import fitted_names, is_current, load_says, save_stack, stack_facts
 
 log = logging.getLogger(__name__)
@@ -77,10 +76,6 @@ def _fit_one(
 ) -> None:
     fitted = fit(design, tables)
     folder = run.stack_folder(design.meta)
-    rows = next(iter(tables.tests.values())).rows
-    write_predictions(
-        folder / "predictions.csv", {design.meta: fitted.says.test}, rows, caches.classes, split
-    )
     facts = {
         "classes": caches.classes,
         "split": split,
@@ -106,23 +101,41 @@ def _fit_one(
 
 def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
     """Return what is always in the comparison: the constant, each base model, and their mean."""
-    rows, test_rows = tables.development.rows, next(iter(tables.tests.values())).rows
-    config = run.config.stack
-    parts = cut(rows.label, tables.groups, config.parts, run.config.seed)
+    config, rows = run.config.stack, tables.development.rows
+    test_rows = next(iter(tables.tests.values())).rows
     development, tests = caches.base()
     development["mean"] = np.mean(list(development.values()), axis=0)
     tests["mean"] = np.mean(list(tests.values()), axis=0)
-    truth, test_truth = (rows.label, rows.case_id), (test_rows.label, test_rows.case_id)
     frequency = np.bincount(rows.label, minlength=len(caches.classes)) / len(rows)
-    plain = config.model_copy(update={"calibration": "none", "threshold": "none"})
     constant = np.tile(frequency, (len(rows), 1)), np.tile(frequency, (1, len(test_rows), 1))
+    plain = config.model_copy(update={"calibration": "none", "threshold": "none"})
+    parts = cut_parts(tables, config, run.config.seed)
+    truth, test_truth = (rows.label, rows.case_id), (test_rows.label, test_rows.case_id)
     return {
-        "constant": conclude(plain, constant[0], parts, truth, constant[1], test_truth),
+        "constant": say_plainly(plain, parts, truth, constant[0], test_truth, constant[1]),
         **{
-            name: conclude(config, development[name], parts, truth, tests[name], test_truth)
+            name: say_plainly(config, parts, truth, development[name], test_truth, tests[name])
             for name in tests
         },
     }
+
+
+def say_plainly(
+    config: StackConfig,
+    parts: np.ndarray | None,
+    truth: tuple[np.ndarray, np.ndarray],
+    development: np.ndarray,
+    test_truth: tuple[np.ndarray, np.ndarray],
+    tests: np.ndarray,
+) -> Says:
+    """Return what a model says that needs no fit: (N, K) out of fold, (folds, N, K) of test rows.
+
+    It is finished and scored in the same `parts` (R, N) as a stack is.
+    """
+    found = None
+    if parts is not None:
+        found = OutOfFold(np.repeat(development[None], len(parts), axis=0), parts)
+    return conclude(config, found, truth, mean_over_folds(tests), test_truth)
 
 
 def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
@@ -135,7 +148,7 @@ def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
             design = replace(design_of(run, name), drawn=tuple(facts["seeds"]))  # nothing is imported
             identity = identity_of(design, caches, caches.tables(design.features, run.config.stack))
             if is_current(folder, identity):
-                found[name] = load_says(folder, facts)
+                found[name] = load_says(folder, run.config.stack)
                 continue
         others.append(name)
     if others:
@@ -158,33 +171,31 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, caches: Caches) -> di
     says = before | stacks
     test = {name: found.test for name, found in says.items()}
     held_out = {name: found.development for name, found in says.items() if found.development}
-    draws, seed = run.config.stack.bootstrap, run.config.seed
-    development = evaluate(held_out, draws, seed)
+    how = Resampling(run.config.stack.bootstrap, run.config.seed, manifest.classes, manifest.unit)
+    development = how.evaluate(held_out)
     best = best_base(caches.backbones, development)
-    pairs = [(name, rival) for name in stacks for rival in (best, "mean") if name != rival]
-    both = {"held_out": held_out, "test": test}
     metrics: dict[str, Any] = {
         "split": folds.label,
         "classes": manifest.classes,
         "unit": manifest.unit,
-        "intervals": f"95%, {draws} bootstrap draws of whole {manifest.unit}s",
-        "test": by_unit(evaluate(test, draws, seed), manifest.unit),
+        "intervals": how.description,
+        "test": by_unit(how.evaluate(test), manifest.unit),
         "held_out": by_unit(development, manifest.unit),
         "best_base": best,
-        "differences": [
-            {"part": part, **row}
-            for part, models in both.items()
-            for row in differences(models, [p for p in pairs if p[0] in models], draws, seed)
-        ],
-        "thresholds": {name: found.finish.threshold for name, found in says.items()},
-        "calibrators": {name: found.finish.calibrator.as_dict() for name, found in says.items()},
-        "seeds_auc": {name: found.seeds for name, found in stacks.items() if len(found.seeds) > 1},
+        "differences": _differences(how, held_out, test, list(stacks), caches.backbones),
+        "finish": {name: found.finish.as_dict() for name, found in says.items()},
+        "case_finish": {
+            name: found.case_finish.as_dict() for name, found in says.items() if found.case_finish
+        },
+        "seeds_auc": {name: found.areas for name, found in stacks.items() if len(found.areas) > 1},
     }
     if run.config.data.masks is not None:
         metrics["localisation"] = localise(run, manifest, folds)
-    rows, test_rows = plain.development.rows, next(iter(plain.tests.values())).rows
-    write_predictions(run.path / "predictions.csv", test, test_rows, manifest.classes, folds.label)
-    write_predictions(run.path / "out_of_fold.csv", held_out, rows, manifest.classes, folds.label)
+    tables = {"out_of_fold": plain.development, "predictions": next(iter(plain.tests.values()))}
+    for name, models in {"out_of_fold": held_out, "predictions": test}.items():
+        table = tables[name]
+        made_by = table.made_by if name == "out_of_fold" else None
+        write_predictions(run.path / f"{name}.csv", models, table.rows, made_by, manifest, folds.label)
     for name, figure in {"confusion": confusion_figure, "roc": roc_figure}.items():
         save_figure(figure(test, manifest.classes, folds.label), run.figures / f"{name}.png")
     named = "Development images, out of fold" if held_out else "Test images"
@@ -192,6 +203,26 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, caches: Caches) -> di
     save_figure(shown, run.figures / "reliability.png")
     write_json(run.path / "metrics.json", metrics)
     return metrics
+
+
+def _differences(
+    how: Resampling,
+    held_out: Mapping[str, Predictions],
+    test: Mapping[str, Predictions],
+    stacks: Sequence[str],
+    backbones: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Return what each stack gains over the mean, and over the best base model, chosen in every draw."""
+    rows = []
+    for part, models in {"held_out": held_out, "test": test}.items():
+        known = [name for name in stacks if name in models]
+        found = how.differences(models, [(name, "mean") for name in known if name != "mean"])
+        if held_out:
+            bases = {name: (held_out[name], models[name]) for name in backbones}
+            own = {name: models[name] for name in known}
+            found += how.over_best(own, bases, same_cases=part == "held_out")
+        rows += [{"part": part, **row} for row in found]
+    return rows
 
 
 def best_base(backbones: Sequence[str], development: Mapping[str, Any]) -> str:
@@ -211,19 +242,3 @@ def by_unit(found: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, 
         }
         for name, scores in found.items()
     }
-
-
-def write_predictions(
-    path: Path, models: Mapping[str, Predictions], rows: Rows, classes: Sequence[str], split: str
-) -> None:
-    """Publish one line per image and model."""
-    shares = [f"p_{name}" for name in classes]
-    header = ["image_id", "case_id", "label", "model", "predicted", *shares, "split"]
-    with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for name, found in models.items():
-            for i, (guess, p) in enumerate(zip(found.predicted, found.probabilities, strict=True)):
-                image, case = rows.image_id[i].decode(), rows.case_id[i].decode()
-                label, said = classes[rows.label[i]], classes[guess]
-                writer.writerow([image, case, label, name, said, *(f"{each:.6f}" for each in p), split])

@@ -1,10 +1,10 @@
 """A fitted stack on disk: its members, what it says of itself, and what it said of the run's cases.
 
-    stack/<meta>/stack.json           what it was fitted with and on, its calibration and its threshold
+    stack/<meta>/stack.json           what it was fitted with and on, calibrations and thresholds
+                 centres.npz          what is taken off the columns of each fold's models
                  <scope>-<seed>.npz   scales and components of one member
                  <scope>-<seed>.*     its meta-learner: skops, UBJSON, safetensors or JSON, never pickle
-                 says.npz             probabilities and thresholds of development and test rows
-                 predictions.csv      the same of the test rows, to be read
+                 says.npz             raw probabilities of development and test rows
 
 `stack.json` is written last and removed first, so that it never speaks of other files.
 """
@@ -20,14 +20,15 @@ import numpy as np
 
 from stacker import meta
 from stacker.blocks import Arrays, Blocks, assemble, resolve
-from stacker.calibration import Calibrator
 from stacker.errors import RunError, StackError
-from stacker.fitting import Design, Finish, Fitted, Member, Says, of_scope, say
+from stacker.fitting import Design, Fitted, Member, OutOfFold, Says, conclude, of_scope, say
 from stacker.matrix import InMemory
-from stacker.metrics import Predictions
+from stacker.predictions import Finish, Predictions, mean_over_folds
 from stacker.preparation import Preparation
 from stacker.run import Run, digest, read_arrays, read_json, write_arrays, write_json
 from stacker.settings import StackConfig
+
+CENTRES = "centres.npz"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Stack:
     facts: dict[str, Any]
     blocks: Blocks
     members: dict[str, list[Member]]
+    centres: dict[str, np.ndarray]
     finish: Finish
+    case_finish: Finish
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,24 +58,33 @@ class Stack:
         """The backbones that were fine-tuned, in the order of its columns."""
         return list(self.facts["backbones"])
 
-    def predict_proba(self, by_fold: Mapping[str, Mapping[str, Arrays]]) -> np.ndarray:
-        """Return calibrated probabilities (N, K) from the arrays of every fold's backbones.
+    def raw(self, by_fold: Mapping[str, Mapping[str, Arrays]]) -> np.ndarray:
+        """Return raw probabilities (N, K) from the arrays of every fold's backbones.
 
-        They are averaged over the folds, each of which sees its own features: averaged features would
-        be smoother than those that the stack was fitted on.
+        Each fold's model yields features of its own, centred by its own constants: averaged features
+        would be smoother than those that the stack was fitted on. What it says of them is averaged.
         """
         shares = []
         for fold in self.folds:
             values, _ = assemble(by_fold[fold], self.classes, self.blocks)
-            found = say(of_scope(self.members, fold), InMemory(values))
-            shares.append(self.finish.calibrator.apply(found))
-        mean: np.ndarray = np.mean(shares, axis=0)
-        return mean
+            if fold in self.centres:
+                values = values - self.centres[fold]
+            shares.append(say(of_scope(self.members, fold), InMemory(values)))
+        return mean_over_folds(np.stack(shares))
 
-    def decide(self, shares: np.ndarray) -> np.ndarray:
-        """Return the class (N,) of each row: by the threshold where there are two classes."""
-        rows = np.zeros(len(shares), dtype=np.int64)
-        return Predictions(rows, rows, shares, self.finish.threshold).predicted
+    def finish_images(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities (N, K) and classes (N,) of images."""
+        return _decided(self.finish, raw)
+
+    def finish_cases(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same of cases, from the mean raw probabilities of their images."""
+        return _decided(self.case_finish, raw)
+
+
+def _decided(finish: Finish, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shares = finish.calibrator.apply(raw)
+    rows = np.zeros(len(raw), dtype=np.int64)
+    return shares, Predictions(rows, rows, shares, finish.threshold).predicted
 
 
 def save_stack(
@@ -87,22 +99,31 @@ def save_stack(
             stem = folder / f"{scope}-{number}"
             member.preparation.save(stem.with_name(f"{stem.name}.npz"))
             meta.save_meta(member.learner, stem)
+    write_arrays(folder / CENTRES, fitted.centres)
     save_says(folder, fitted.says)
-    finish = fitted.says.finish
     content = {
         "digest": digest(identity),
         **identity,
         **facts,
         "members": {scope: len(members) for scope, members in fitted.members.items()},
-        "calibrator": finish.calibrator.as_dict(),
-        "threshold": finish.threshold,
+        "factors": {scope: [list(m.factors) for m in found] for scope, found in fitted.members.items()},
         "settings": design.config.model_dump(mode="json"),
+        **facts_of_fit(fitted),
+    }
+    write_json(folder / "stack.json", content)
+
+
+def facts_of_fit(fitted: Fitted) -> dict[str, Any]:
+    """Return what a fit took and came to, as JSON can hold it."""
+    says = fitted.says
+    return {
+        "finish": says.finish.as_dict(),
+        "case_finish": None if says.case_finish is None else says.case_finish.as_dict(),
         "columns_used": fitted.columns,
-        "seeds_auc": [round(each, 4) for each in fitted.says.seeds],
+        "seeds_auc": [round(each, 4) for each in says.areas],
         "fit_seconds": round(fitted.fit_seconds, 3),
         "predict_seconds": round(fitted.predict_seconds, 3),
     }
-    write_json(folder / "stack.json", content)
 
 
 def is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
@@ -116,16 +137,26 @@ def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
     folder, facts = run.stack_folder(name), stack_facts(run, name)
     config = StackConfig.model_validate(facts["settings"])
     members = {
-        scope: [_load_member(folder / f"{scope}-{n}", name, config, trusted) for n in range(count)]
+        scope: [
+            _load_member(
+                folder / f"{scope}-{n}", name, config, np.array(facts["factors"][scope][n]), trusted
+            )
+            for n in range(count)
+        ]
         for scope, count in facts["members"].items()
     }
-    finish = Finish(Calibrator.from_dict(facts["calibrator"]), facts["threshold"])
-    return Stack(name, facts, resolve(facts["features"], config), members, finish)
+    finish = Finish.from_dict(facts["finish"])
+    case_finish = Finish.from_dict(facts["case_finish"]) if facts["case_finish"] else finish
+    blocks = resolve(facts["features"], config)
+    return Stack(name, facts, blocks, members, read_arrays(folder / CENTRES), finish, case_finish)
 
 
-def _load_member(stem: Path, name: str, config: StackConfig, trusted: Sequence[str]) -> Member:
+def _load_member(
+    stem: Path, name: str, config: StackConfig, factors: np.ndarray, trusted: Sequence[str]
+) -> Member:
     preparation = Preparation.load(stem.with_name(f"{stem.name}.npz"))
-    return Member(preparation, meta.load_meta(name, config, stem, preparation.columns, trusted))
+    learner = meta.load_meta(name, config, stem, preparation.columns, trusted)
+    return Member(preparation, learner, factors)
 
 
 def stack_facts(run: Run, name: str) -> dict[str, Any]:
@@ -134,7 +165,7 @@ def stack_facts(run: Run, name: str) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
     facts: dict[str, Any] = read_json(path)
-    if "calibrator" not in facts:
+    if "case_finish" not in facts:
         raise RunError(f"{path} was written by an older version; run 'stacker stack CONFIG' again")
     return facts
 
@@ -155,39 +186,26 @@ def default_meta(run: Run) -> str:
 
 
 def save_says(folder: Path, says: Says) -> None:
-    """Publish what a model says of the run's cases, to be read again to the bit."""
-    arrays = {f"test_{key}": value for key, value in _as_arrays(says.test).items()}
-    if says.development is not None:
-        arrays |= {f"development_{key}": v for key, v in _as_arrays(says.development).items()}
-    write_arrays(folder / "says.npz", arrays)
+    """Publish what a model says of the run's cases, raw, to be read again to the bit."""
+    arrays: dict[str, np.ndarray] = {}
+    for part, found in {"development": says.development, "test": says.test}.items():
+        if found is not None:
+            raw, parts = found.ranked
+            cases = found.cases.view(f"S{found.cases.itemsize}")  # h5py marks its own type
+            own = {"labels": found.labels, "cases": cases, "raw": raw, "parts": parts}
+            arrays |= {f"{part}_{key}": value for key, value in own.items()}
+    write_arrays(folder / "says.npz", arrays | {"areas": np.array(says.areas)})
 
 
-def _as_arrays(found: Predictions) -> dict[str, np.ndarray]:
-    arrays = {
-        "labels": found.labels,
-        "cases": found.cases.view(f"S{found.cases.itemsize}"),  # h5py marks its own type
-        "probabilities": found.probabilities,
-    }
-    beside = {"threshold": found.threshold, "order": found.order}
-    return arrays | {name: np.asarray(value) for name, value in beside.items() if value is not None}
-
-
-def load_says(folder: Path, facts: Mapping[str, Any]) -> Says:
+def load_says(folder: Path, config: StackConfig) -> Says:
     """Read what a stack said of the run's cases; raise StackError when that is missing or damaged."""
     found = read_arrays(folder / "says.npz")
-    both = []
-    for part in ("development", "test"):
-        mine = {k.removeprefix(f"{part}_"): v for k, v in found.items() if k.startswith(part)}
-        both.append(_predictions(mine) if mine else None)
-    development, test = both
-    if test is None:
+    if "test_raw" not in found:
         raise StackError(f"{folder} has no test rows; delete it and run 'stacker stack CONFIG' again")
-    finish = Finish(Calibrator.from_dict(facts["calibrator"]), facts["threshold"])
-    return Says(development, test, finish, tuple(facts["seeds_auc"]))
-
-
-def _predictions(arrays: Mapping[str, np.ndarray]) -> Predictions:
-    found = arrays.get("threshold")
-    threshold = float(found) if found is not None and found.ndim == 0 else found
-    own = (arrays["labels"], arrays["cases"], arrays["probabilities"])
-    return Predictions(*own, threshold, arrays.get("order"))
+    areas = tuple(float(each) for each in found.get("areas", ()))
+    development, truth = None, (found["test_labels"], found["test_cases"])
+    if "development_raw" in found:
+        truth = (found["development_labels"], found["development_cases"])
+        development = OutOfFold(found["development_raw"], found["development_parts"], areas)
+    test_truth = (found["test_labels"], found["test_cases"])
+    return conclude(config, development, truth, found["test_raw"][0], test_truth)

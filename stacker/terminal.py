@@ -45,7 +45,7 @@ def scores_table(metrics: dict[str, Any], part: str = "test") -> Table:
         mark += " (!)" if scores["constant_prediction"] else ""
         table.add_row(name + mark, *(_with_interval(scores[of], score) for of, score in columns))
     star = "* best base model on held-out cases; " if "best_base" in metrics else ""
-    marks = f"{star}(!) predicts one class"
+    marks = f"{star}(!) predicts one class. AUC: pairs of images of one part"
     table.caption = f"Intervals: {metrics['intervals']}. {marks}"
     table.caption_justify = "left"
     return table
@@ -58,7 +58,10 @@ def title_of(start: str, split: str) -> Text:
 
 def _with_interval(scores: dict[str, Any], score: str) -> str:
     value = scores.get(score)
-    return "-" if value is None else f"{value:.3f} {_interval(scores['interval'][score])}"
+    if value is None:
+        return "-"
+    why = scores["withheld"].get(score)
+    return f"{value:.3f} " + (f"({why})" if why else _interval(scores["interval"][score]))
 
 
 def _interval(bounds: Sequence[float] | None) -> str:
@@ -74,7 +77,7 @@ def differences_table(metrics: dict[str, Any]) -> Table:
         table.add_column(heading)
     for row in metrics["differences"]:
         gain = "-" if row["difference"] is None else f"{row['difference']:+.3f}"
-        bounds = _interval(row["interval"])
+        bounds = f"({row['withheld']})" if row["withheld"] else _interval(row["interval"])
         part = [PARTS[row["part"]].split(",")[0]] if parts else []
         table.add_row(*part, row["first"], row["second"], row["score"], f"{gain} {bounds}")
     return table

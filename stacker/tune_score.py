@@ -21,8 +21,9 @@ from stacker.finetune import How, finetune
 from stacker.folds import Folds, make_folds
 from stacker.jobs import Job
 from stacker.manifest import Manifest
-from stacker.metrics import Predictions, scores, vote
+from stacker.metrics import scores
 from stacker.pixels import Pixels
+from stacker.predictions import Predictions, by_case
 from stacker.recipe import TuneConfig
 from stacker.run import digest
 from stacker.studies import Study
@@ -150,10 +151,10 @@ def by_unit(manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, uni
         raise DataError(
             f"tune.unit=case: the cases are not known, only the {manifest.unit}s; take tune.unit=image"
         )
-    by_case = vote(by_image)
-    if by_case is None:
+    of_cases = by_case(by_image)
+    if of_cases is None:
         raise DataError(
             "tune.unit=case: there are cases with images of several classes, which have no label of "
             "their own; take tune.unit=image"
         )
-    return by_case
+    return of_cases

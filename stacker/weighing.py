@@ -1,10 +1,21 @@
-"""What a row weighs: of a rare class as much more as it is rarer, so that no class is drowned."""
+"""What a row weighs, and how that is taken back from the probabilities.
+
+Classes weigh the same, so that none is drowned, and so do the cases of a class: one of many images is
+not learnt by heart. What is fitted so answers for a world in which the classes are equally frequent; as
+the weights are known, its probabilities are corrected by them, and by nothing that is estimated. The
+fits of all parts are corrected to the frequencies of all development rows: to those of its own rows,
+each would answer the lower for a part the more of it is of the last class.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
 from stacker.errors import StackError
+
+Balance = Literal["cases", "classes", "none"]
 
 
 def count_classes(labels: np.ndarray) -> int:
@@ -14,15 +25,41 @@ def count_classes(labels: np.ndarray) -> int:
         found = ", ".join(f"{count} of class {number}" for number, count in enumerate(counts)) or "none"
         raise StackError(
             f"a meta-learner needs rows of every class: found {found}, expected some of each of at "
-            "least two; look at the split with 'stacker data audit', or take fewer folds"
+            "least two; look at the split with 'stacker data split', or take fewer folds"
         )
     return len(counts)
 
 
-def class_weights(labels: np.ndarray, balance: bool) -> np.ndarray:
-    """Return the weight (K,) of each class: all classes weigh the same in sum, or all rows do."""
+def row_weights(labels: np.ndarray, cases: np.ndarray, balance: Balance) -> np.ndarray:
+    """Return the weight (N,) of each row; they add up to the number of rows."""
+    if balance == "none":
+        return np.ones(len(labels))
+    found = np.empty(len(labels))
     classes = count_classes(labels)
-    if not balance:
-        return np.ones(classes)
-    weights: np.ndarray = len(labels) / (classes * np.bincount(labels))
-    return weights
+    for k in range(classes):
+        mine = labels == k
+        share = np.ones(int(mine.sum()))
+        if balance == "cases":
+            _, place, images = np.unique(cases[mine], return_inverse=True, return_counts=True)
+            share = 1 / images[place]
+        found[mine] = share * len(labels) / (classes * share.sum())
+    return found
+
+
+def or_ones(weights: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
+    """Return weights as float64; without them all rows weigh the same."""
+    return np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+
+
+def class_factors(labels: np.ndarray, weights: np.ndarray, frequency: np.ndarray) -> np.ndarray:
+    """Return by how much more each class (K,) weighs in a fit than it is frequent (K,)."""
+    found: np.ndarray = np.bincount(labels, weights, len(frequency)) / weights.sum() / frequency
+    return found
+
+
+def unweigh(probabilities: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Return probabilities (N, K) as they are where classes are as frequent as they were found."""
+    shares = probabilities / factors
+    total = shares.sum(axis=1, keepdims=True)
+    found: np.ndarray = np.divide(shares, total, out=shares, where=total > 0)
+    return found

@@ -12,7 +12,8 @@ ORDER = (  # every module imports only from modules above it
     *("__init__", "errors", "recipe", "settings", "config", "configfile", "run", "progress"),
     *("tissue", "lesions", "synthetic", "manifest", "breakhis", "pcam", "tables", "readers"),
     *("images", "pixels", "store", "assignment", "folds"),
-    *("ranking", "metrics", "significance", "calibration", "grouping", "matrix"),
+    *("ranking", "predictions", "metrics", "influence", "bootstrap", "significance", "multiplicity"),
+    *("calibration", "grouping", "matrix"),
     *("findings", "census", "fingerprints", "copies", "shortcuts", "audit"),
     *("devices", "alexnet", "weights", "cut", "backbone", "checkpoint", "layers", "optimize", "losses"),
     *("studies", "augment", "batches", "validation", "snapshot", "finetune"),
@@ -21,7 +22,7 @@ ORDER = (  # every module imports only from modules above it
     *("export", "tune_space", "tune_score", "tune_figures", "tune"),
     *("blocks", "features", "admission", "preparation"),
     *("weighing", "rules", "estimators", "custom", "boosting", "networks", "mlp", "convnet"),
-    *("meta", "fitting", "stored", "novelty", "stack"),
+    *("meta", "fitting", "stored", "novelty", "says_files", "stack"),
     *("controls", "compare", "leaderboard", "compare_figures"),
     *(
         "inspection",
@@ -57,7 +58,7 @@ TORCH_HALF = {
 SKLEARN_HALF = {
     *("matrix", "grouping", "blocks", "features", "admission", "preparation"),
     *("weighing", "rules", "estimators", "custom", "boosting", "networks", "mlp", "convnet"),
-    *("meta", "fitting", "stored", "novelty", "stack", "controls", "compare", "leaderboard"),
+    *("meta", "fitting", "stored", "novelty", "says_files", "stack", "controls", "compare", "leaderboard"),
 }
 
 

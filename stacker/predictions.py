@@ -1,0 +1,284 @@
+"""What a model says of some images, before and after it is finished, by image and by case.
+
+A model gives raw probabilities. Out of fold they come in parts, each by a fit of its own, and the cases
+may be cut into parts more than once. Fits differ in scale: two images are compared only where one fit
+made both raw probabilities. A finish makes of them what is reported: calibrated probabilities, and a
+threshold where there are two classes. Cases have a finish of their own, because the mean of many images
+is not distributed as one image is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy.special import expit, softmax
+
+Kind = Literal["none", "temperature", "platt"]
+Threshold = float | np.ndarray | None
+BINS = 10  # of the calibration error
+LEAST = 1e-7  # probabilities are kept this far from nought and one before their logarithm is taken
+SURELY = 1e-4  # the same where fits are averaged: one that is too sure must not decide alone
+FARTHEST = 30.0  # a sigmoid is not followed further out, where it is one or nought
+
+
+class Reliability(NamedTuple):
+    """A reliability diagram by bin of confidence; a bin without images has NaN in it."""
+
+    confidence: np.ndarray
+    frequency: np.ndarray
+    images: np.ndarray
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """A map from probabilities to better ones, in plain numbers.
+
+    The sigmoids have one slope and intercept for class 1 of two, else one for each class.
+    """
+
+    kind: Kind = "none"
+    temperature: float = 1.0
+    slopes: tuple[float, ...] = ()
+    intercepts: tuple[float, ...] = ()
+
+    def apply(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return calibrated probabilities (N, K)."""
+        if self.kind == "temperature":
+            cooled: np.ndarray = softmax(log_of(probabilities) / self.temperature, axis=1)
+            return cooled
+        if self.kind == "platt":
+            return sigmoids(log_odds(probabilities), self.slopes, self.intercepts)
+        return probabilities
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {**asdict(self), "slopes": list(self.slopes), "intercepts": list(self.intercepts)}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Calibrator:
+        """Return the calibrator that `as_dict` wrote down."""
+        both = {name: tuple(found[name]) for name in ("slopes", "intercepts")}
+        return cls(**{**found, **both})
+
+
+def sigmoids(values: np.ndarray, slopes: Any, intercepts: Any) -> np.ndarray:
+    """Return probabilities (N, K) of one value a row (N, 1) for class 1 of two, or of one a class."""
+    scaled = values * np.asarray(slopes) + np.asarray(intercepts)
+    shares: np.ndarray = expit(np.clip(scaled, -FARTHEST, FARTHEST))
+    if shares.shape[1] == 1:
+        return np.column_stack([1 - shares, shares])
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares
+
+
+def log_of(probabilities: np.ndarray, least: float = LEAST) -> np.ndarray:
+    """Return the logarithm of probabilities, none of them nought."""
+    found: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), least, 1))
+    return found
+
+
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Return the log-odds of class 1 of two (N, 1), else of each class against the rest (N, K)."""
+    shares = probabilities[:, 1:] if probabilities.shape[1] == 2 else probabilities
+    shares = np.clip(shares.astype(np.float64), LEAST, 1 - LEAST)
+    found: np.ndarray = np.log(shares) - np.log1p(-shares)
+    return found
+
+
+def mean_over_folds(shares: np.ndarray) -> np.ndarray:
+    """Return one model's probabilities (N, K) from those of every fold (folds, N, K): by log-odds.
+
+    What is calibrated are the log-odds that one fold's models give; their mean stays on that scale. The
+    mean of probabilities would be drawn to the middle, and every threshold would lie too far out.
+    """
+    if len(shares) == 1:
+        only: np.ndarray = shares[0]
+        return only
+    found: np.ndarray = softmax(log_of(shares, SURELY).mean(axis=0), axis=1)
+    return found
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is made of raw probabilities: calibrated, and of two classes cut at a threshold."""
+
+    calibrator: Calibrator = Calibrator()
+    threshold: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {"calibrator": self.calibrator.as_dict(), "threshold": self.threshold}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Finish:
+        """Return the finish that `as_dict` wrote down."""
+        return cls(Calibrator.from_dict(found["calibrator"]), found["threshold"])
+
+    def everywhere(self) -> Finishes:
+        """Return this finish for rows that are not cut into parts."""
+        return Finishes(({0: self},))
+
+
+@dataclass(frozen=True)
+class Finishes:
+    """A finish for each part of each cut: what is reported of a part comes from the other parts."""
+
+    of: tuple[Mapping[int, Finish], ...]
+
+    def apply(self, raw_RNK: np.ndarray, parts_RN: np.ndarray) -> tuple[np.ndarray, Threshold]:
+        """Return probabilities (N, K) and thresholds (N,) or None, averaged over the cuts."""
+        shares, levels = np.zeros(raw_RNK.shape[1:]), np.zeros(raw_RNK.shape[1])
+        cuts = True
+        for by_part, raw_NK, parts_N in zip(self.of, raw_RNK, parts_RN, strict=True):
+            for part in np.unique(parts_N):
+                own, finish = parts_N == part, by_part[int(part)]
+                shares[own] += finish.calibrator.apply(raw_NK[own]) / len(raw_RNK)
+                cuts = cuts and finish.threshold is not None
+                levels[own] += (finish.threshold or 0) / len(raw_RNK)
+        if not cuts:
+            return shares, None
+        one = np.unique(levels)
+        return shares, float(one[0]) if len(one) == 1 else levels
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Class probabilities (N, K) of some images, with their labels and cases.
+
+    Of two classes, class 1 is predicted from the threshold on; it is one for all, or one for each image.
+    `raw` (R, N, K) is what the images are ranked by: R cuts into `parts` (R, N), each with fits of its
+    own. Without them the probabilities are ranked, as one part. `case_finish` is made of the mean raw
+    probabilities of cases; without it a case has the mean of its images' probabilities and thresholds.
+    """
+
+    labels: np.ndarray
+    cases: np.ndarray
+    probabilities: np.ndarray
+    threshold: Threshold = None
+    raw: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    case_finish: Finishes | None = None
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The decisions (N,): the likeliest class, or class 1 where it reaches the threshold."""
+        if self.threshold is None or self.probabilities.shape[1] != 2:
+            likeliest: np.ndarray = self.probabilities.argmax(axis=1)
+            return likeliest
+        return (self.probabilities[:, 1] >= self.threshold).astype(np.int64)
+
+    @property
+    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
+        """What images are ranked by (R, N, K), and the parts (R, N) within which they are compared."""
+        if self.raw is None or self.parts is None:
+            return self.probabilities[None], np.zeros((1, len(self.labels)), dtype=np.int64)
+        return self.raw, self.parts
+
+    def at(self, rows: np.ndarray) -> Predictions:
+        """Return the predictions of some images, given by mask or by number."""
+        threshold = self.threshold[rows] if isinstance(self.threshold, np.ndarray) else self.threshold
+        return replace(
+            self,
+            labels=self.labels[rows],
+            cases=self.cases[rows],
+            probabilities=self.probabilities[rows],
+            threshold=threshold,
+            raw=None if self.raw is None else self.raw[:, rows],
+            parts=None if self.parts is None else self.parts[:, rows],
+        )
+
+
+def finished(
+    labels: np.ndarray,
+    cases: np.ndarray,
+    raw: np.ndarray,
+    parts: np.ndarray,
+    finish: Finishes,
+    case_finish: Finishes | None,
+) -> Predictions:
+    """Return raw probabilities (R, N, K) in parts (R, N) with what a finish makes of them."""
+    return Predictions(labels, cases, *finish.apply(raw, parts), raw, parts, case_finish)
+
+
+def by_case(found: Predictions) -> Predictions | None:
+    """Return one row per case, its mean probability; None when some case carries two labels."""
+    cases, position = np.unique(found.cases, return_inverse=True)
+    labels = np.empty(len(cases), dtype=np.int64)
+    labels[position] = found.labels
+    if (labels[position] != found.labels).any():
+        return None
+    count = np.bincount(position)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        # Equal probabilities stay ties whatever the number of images: their sums differ in the last bit.
+        return np.round(np.bincount(position, values) / count, 12)
+
+    def means(values: np.ndarray) -> np.ndarray:
+        return np.stack([mean(column) for column in values.T], axis=1)
+
+    raw, parts = None, None
+    if found.raw is not None and found.parts is not None:
+        raw = np.stack([means(each) for each in found.raw])
+        parts = np.stack([_of_cases(each, position) for each in found.parts])
+        if found.case_finish is not None and (parts >= 0).all():
+            return finished(labels, cases, raw, parts, found.case_finish, None)
+    threshold = found.threshold
+    if isinstance(threshold, np.ndarray):
+        threshold = mean(threshold)
+    elif threshold is not None:
+        threshold = round(threshold, 12)
+    return Predictions(labels, cases, means(found.probabilities), threshold, raw, parts)
+
+
+def _of_cases(parts: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Return the part (C,) of every case, or one part for all where a split lets cases straddle it."""
+    found = np.empty(position.max() + 1, dtype=np.int64)
+    found[position] = parts
+    return found if (found[position] == parts).all() else np.full(len(found), -1)
+
+
+def aligned(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
+    """Return two models' predictions for the same images, ranked within the same parts.
+
+    Of parts that differ, those rows are compared that both have in one part.
+    """
+    same = np.array_equal(first.cases, second.cases) and np.array_equal(first.labels, second.labels)
+    if not same:
+        raise ValueError("the two models are not predictions for the same images")
+    (raw_1, parts_1), (raw_2, parts_2) = first.ranked, second.ranked
+    if np.array_equal(parts_1, parts_2):
+        return first, second
+    cuts = max(len(parts_1), len(parts_2))
+    codes = [np.resize(each, (cuts, each.shape[1])).astype(np.int64) for each in (parts_1, parts_2)]
+    both = codes[0] * (codes[1].max() + 2) + codes[1]
+    one, other = (np.stack([raw[r % len(raw)] for r in range(cuts)]) for raw in (raw_1, raw_2))
+    return (
+        replace(first, raw=one, parts=both, case_finish=None),
+        replace(second, raw=other, parts=both, case_finish=None),
+    )
+
+
+def stated(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Return stated probabilities, and whether they came true: of class 1, or of the likeliest class."""
+    shares, labels = found.probabilities, found.labels
+    if shares.shape[1] == 2:
+        return shares[:, 1], (labels == 1).astype(np.float64)
+    return shares.max(axis=1), (shares.argmax(axis=1) == labels).astype(np.float64)
+
+
+def bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return in which of the bins of equal width each probability lies; one is in the last."""
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
+
+
+def reliability(found: Predictions, bins: int = BINS) -> Reliability:
+    """Return mean confidence, frequency and number of images in bins of equal width, each (bins,)."""
+    confidence, came_true = stated(found)
+    place = bin_of(confidence, bins)
+    images = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean, frequency = (np.bincount(place, v, bins) / images for v in (confidence, came_true))
+    return Reliability(mean, frequency, images)
