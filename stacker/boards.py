@@ -146,8 +146,8 @@ def verdicts(board: Mapping[str, Any]) -> list[str]:
     off = [row for row in board["at_chance"] if row["leaks"]]
     lines += [
         f"{row['control']}, {PARTS[row['part']]}: a mean AUC of {row['auc']:.3f} in {row['draws']} "
-        f"draws is more than {row['limit']:.3f} away from a half. Something tells the classes that should "
-        "not."
+        f"draws is more than {row['limit']:.3f} away from a half. Something tells the classes that "
+        "should not."
         for row in off
     ]
     if board["at_chance"] and not off:

@@ -1,7 +1,7 @@
 """Scores with intervals, and paired differences, when images come in cases.
 
-Whole cases are drawn, never single images, because images of one case resemble each other and an
-interval that ignores it is too narrow. The same draws serve every model, which makes the interval of a
+Whole cases are drawn, never single images: images of one case resemble each other, and an interval that
+ignores it is too narrow. The same draws serve every model, which makes the interval of a
 difference a paired one. The spread of the draws is the error; the interval itself is made with
 t-quantiles on the scale of log-odds, because percentiles of few cases are too short
 (`docs/statistics.md` has the simulation). The area under the ROC curve has an error that needs no
@@ -17,16 +17,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from stacker.influence import Influence, around, influence, on_log_odds
+from stacker.influence import (
+    LEVEL,
+    Influence,
+    around,
+    difference_of_areas,
+    influence,
+    on_log_odds,
+    quantile,
+)
 from stacker.metrics import CHUNK, Scores, Wanted, recognition_rate, weighted_scores
 from stacker.predictions import Predictions, aligned, by_case
 
 FEWEST = 5  # cases of a class, below which nobody can say how far the next ones will differ
-LEVEL = 0.95
 NEGLIGIBLE = 0.01  # a gain in AUC below which two models are as good as each other
-POWER = 0.8
 
 
 def draw_cases(cases: np.ndarray, replicates: int, seed: int) -> np.ndarray:
@@ -87,9 +92,8 @@ class Carriers:
 
     def _of(self, score: str) -> list[int]:
         """Return the classes whose cases a score depends on."""
-        if len(self.counts) == 2 and score in ("sensitivity", "specificity"):
-            return [1 if score == "sensitivity" else 0]
-        return list(range(len(self.counts)))
+        one = {"sensitivity": [1], "specificity": [0]} if len(self.counts) == 2 else {}
+        return one.get(score, list(range(len(self.counts))))
 
 
 @dataclass(frozen=True)
@@ -229,24 +233,6 @@ def pair_of(
         return aligned(first, second)
     one, other = by_case(first), by_case(second)
     return (None, None) if one is None or other is None else aligned(one, other)
-
-
-def difference_of_areas(first: Predictions, second: Predictions) -> Influence | None:
-    """Return the influence of cases on the difference of two models' areas; None if not defined."""
-    one, other = aligned(first, second)
-    names, unit = np.unique(one.cases, return_inverse=True)
-    ours, theirs = influence(one, unit, len(names)), influence(other, unit, len(names))
-    return None if ours is None or theirs is None else ours.less(theirs)
-
-
-def quantile(freedom: float, level: float = LEVEL) -> float:
-    """Return the t-quantile of a two-sided interval."""
-    return float(stats.t.ppf((1 + level) / 2, freedom))
-
-
-def detectable(error: float, freedom: float) -> float:
-    """Return the gain that would have been seen four times of five (5 %, two-sided)."""
-    return error * (quantile(freedom) + float(stats.t.ppf(POWER, freedom)))
 
 
 class _Draws:

@@ -75,21 +75,26 @@ def compare(study: Study, jobs: int = 0) -> Comparison:
         for name, features in grid(config.stack, list(config.cam.maps), frozen=bool(config.frozen))
     ]
     folder, draws = run.path / "compare", config.stack.compare.permutations
-    controls = [control for design in designs for control in list_controls(entry_name(design), design)]
     split = study.folds.label
-    tasks: dict[str, Task] = {}
-    for design in designs:
-        tasks[entry_name(design)] = _Fit(design, caches, folder / slug(entry_name(design)), split)
-    for control in controls:
-        tasks[control.name] = _Draw(control, caches, draws, _draws_file(folder, control), split)
-    failures = _work(tasks, jobs)
+    fits: dict[str, Task] = {
+        entry_name(design): _Fit(design, caches, folder / slug(entry_name(design)), split)
+        for design in designs
+    }
+    failures = _work("compare", fits, jobs)
+    designs = [design for design in designs if entry_name(design) not in failures]
+    controls = [each for design in designs for each in list_controls(entry_name(design), design)]
+    nulls: dict[str, Task] = {
+        control.name: _Draw(control, caches, draws, _draws_file(folder, control), split)
+        for control in controls
+    }
+    failures |= _work("controls", nulls, jobs)
     plain = caches.tables(["logits"], config.stack)
     before = baselines(caches, plain, run)
     entries = [Entry(n, "base", says, {"meta": "", "features": []}) for n, says in before.items()]
-    entries += [_entry(design, folder) for design in designs if entry_name(design) not in failures]
+    entries += [_entry(design, folder) for design in designs]
     done: dict[str, dict[str, list[dict[str, Any]]]] = {LABELS: {}, MAPS: {}}
     for control in controls:
-        if control.name not in failures and control.entry not in failures:
+        if control.name not in failures:
             found = read_json(_draws_file(folder, control))["draws"]
             done[control.kind][control.entry] = found
     done[LABELS] |= null_of_plain(before, plain, config.seed, draws)
@@ -213,18 +218,18 @@ class _Draw:
         return True
 
 
-def _work(tasks: dict[str, Task], jobs: int) -> dict[str, str]:
+def _work(what: str, tasks: dict[str, Task], jobs: int) -> dict[str, str]:
     """Do the tasks, in so many processes (0: one per core); return why some could not be done."""
     failures = {}
-    with bar("compare", len(tasks)) as advance:
+    with bar(what, len(tasks)) as advance:
         for done, (name, fitted, problem) in enumerate(_answers(tasks, jobs), 1):
             advance(1)
             if problem is None:
                 kept = "" if fitted else ", there already"
-                log.info("compare %d of %d: %s%s", done, len(tasks), name, kept)
+                log.info("%s %d of %d: %s%s", what, done, len(tasks), name, kept)
             else:
                 failures[name] = problem
-                log.warning("compare %d of %d: %s: %s", done, len(tasks), name, problem)
+                log.warning("%s %d of %d: %s: %s", what, done, len(tasks), name, problem)
     return failures
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit, logit
 
-from stacker.predictions import Predictions
+from stacker.predictions import Predictions, aligned
 
+LEVEL, POWER = 0.95, 0.8
 ROUNDING = 1e-15  # a variance below this is nought, computed in floating point
 
 
@@ -137,7 +138,25 @@ def _by_unit(unit: np.ndarray, won: np.ndarray, against: int, units: int) -> np.
     return np.stack([np.bincount(unit, each, units) for each in (won, pairs)])
 
 
-def on_log_odds(value: float, error: float, freedom: float, level: float = 0.95) -> list[float]:
+def difference_of_areas(first: Predictions, second: Predictions) -> Influence | None:
+    """Return the influence of cases on the difference of two models' areas; None if not defined."""
+    one, other = aligned(first, second)
+    names, unit = np.unique(one.cases, return_inverse=True)
+    ours, theirs = influence(one, unit, len(names)), influence(other, unit, len(names))
+    return None if ours is None or theirs is None else ours.less(theirs)
+
+
+def quantile(freedom: float, level: float = LEVEL) -> float:
+    """Return the t-quantile of a two-sided interval."""
+    return float(stats.t.ppf((1 + level) / 2, freedom))
+
+
+def detectable(error: float, freedom: float) -> float:
+    """Return the gain that would have been seen four times of five (5 %, two-sided)."""
+    return error * (quantile(freedom) + float(stats.t.ppf(POWER, freedom)))
+
+
+def on_log_odds(value: float, error: float, freedom: float, level: float = LEVEL) -> list[float]:
     """Return the interval of a share, by a t-quantile on the scale of log-odds."""
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error / (value * (1 - value))
     centre = float(logit(value))
@@ -150,7 +169,7 @@ def around(value: float, error: float, quantile: float) -> list[float]:
 
 
 def joint_quantile(
-    found: Sequence[Influence], level: float = 0.95, draws: int = 20_000, seed: int = 0
+    found: Sequence[Influence], level: float = LEVEL, draws: int = 20_000, seed: int = 0
 ) -> float:
     """Return the quantile by which all of some intervals hold the truth together, 95 times of 100.
 

@@ -80,7 +80,7 @@ def _logistic(order: Order) -> Any:
 
 
 def _svm(order: Order) -> Any:
-    from stacker.estimators import SupportVectors
+    from stacker.svm import SupportVectors
 
     config = order.config
     return SupportVectors(config.svm, config.memory_gb, len(order.columns))

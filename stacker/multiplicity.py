@@ -18,14 +18,18 @@ from scipy import stats
 from stacker.bootstrap import (
     NEGLIGIBLE,
     Carriers,
-    detectable,
-    difference_of_areas,
     draw_cases,
     number,
-    quantile,
     rounded,
 )
-from stacker.influence import Influence, around, joint_quantile
+from stacker.influence import (
+    Influence,
+    around,
+    detectable,
+    difference_of_areas,
+    joint_quantile,
+    quantile,
+)
 from stacker.metrics import weighted_scores
 from stacker.predictions import Predictions
 

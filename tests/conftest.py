@@ -105,6 +105,17 @@ def finished_artifacts(tmp_path_factory: pytest.TempPathFactory, data: Path) -> 
     return artifacts
 
 
+@pytest.fixture(scope="session")
+def crossed_artifacts(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Return an artifacts folder with one finished run by crossfit, `small`. Do not write into it."""
+    artifacts = tmp_path_factory.mktemp("crossed") / "artifacts"
+    settings = small_settings(artifacts, data)
+    settings["folds"] = {"protocol": "crossfit", "k": 3, "test": 0.25, "validation": 0.25}
+    settings["stack"] |= {"meta": ["logistic", "xgboost"], "calibration": "platt"}
+    pipeline.run_all(Config.model_validate(settings))
+    return artifacts
+
+
 @pytest.fixture
 def finished(finished_artifacts: Path, tmp_path: Path, data: Path) -> Config:
     """Return the config of a finished run of the test's own, which it may damage."""

@@ -21,7 +21,7 @@ ORDER = (  # every module imports only from modules above it
     *("heatmaps", "figures", "data_figures", "curves", "watch", "jobs", "targets", "caching"),
     *("export", "tune_space", "tune_score", "tune_figures", "tune"),
     *("blocks", "features", "admission", "preparation"),
-    *("weighing", "rules", "estimators", "custom", "boosting", "networks", "mlp", "convnet"),
+    *("weighing", "rules", "estimators", "svm", "custom", "boosting", "networks", "mlp", "convnet"),
     *("meta", "fitting", "stored", "novelty", "says_files", "stack"),
     *("controls", "compare", "leaderboard", "compare_figures"),
     *(
@@ -57,8 +57,9 @@ TORCH_HALF = {
 }
 SKLEARN_HALF = {
     *("matrix", "grouping", "blocks", "features", "admission", "preparation"),
-    *("weighing", "rules", "estimators", "custom", "boosting", "networks", "mlp", "convnet"),
-    *("meta", "fitting", "stored", "novelty", "says_files", "stack", "controls", "compare", "leaderboard"),
+    *("weighing", "rules", "estimators", "svm", "custom", "boosting", "networks", "mlp", "convnet"),
+    *("meta", "fitting", "stored", "novelty", "says_files", "stack"),
+    *("controls", "compare", "leaderboard"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from stacker.errors import ConfigError
 from stacker.figures import LEAK_COLOUR
 from stacker.fitting import Design
 from stacker.inflation import measure_inflation
-from stacker.leaderboard import _control_rows, at_chance
+from stacker.multiplicity import at_chance
 from stacker.settings import StackConfig
 from stacker.terminal import LEAK_STYLE
 
@@ -48,39 +49,66 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_leaderboard_has_everything_that_was_promised(finished: Config) -> None:
-    """Entries, rules, base models and controls, on both parts, with intervals, tests and a picture."""
-    run = finished.run_path
+@pytest.fixture
+def crossed(crossed_artifacts: Path, tmp_path: Path) -> Path:
+    """Return a run by crossfit of the test's own."""
+    shutil.copytree(crossed_artifacts, tmp_path / "crossed")
+    return tmp_path / "crossed" / "small"
+
+
+def test_the_leaderboard_has_everything_that_was_promised(crossed: Path) -> None:
+    """Entries, rules and base models, on both parts, with intervals, nulls, tests and a picture."""
+    run = crossed
     done = compare(run)
     assert done.exit_code == 0, done.output
     rows = read_rows(run / "compare" / "leaderboard.csv")
     whole = {(row["part"], row["model"]): row for row in rows if row["subset"] == "all"}
     expected = {"constant", "test_resnet", "test_efficientnet", "mean", "vote", "best_base"}
-    expected |= {"logistic: logits", "logistic: maps + logits", "logits + shuffled maps"}
-    expected |= {"shuffled maps", "permuted labels"}
+    expected |= {"logistic: logits", "logistic: maps + logits"}
     for part in ("development", "test"):
         assert {model for of, model in whole if of == part} == expected
     for score in ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1", "brier"):
         low, value, high = (
-            float(whole["test", "mean"][f"image_{score}{end}"]) for end in ("_low", "", "_high")
+            float(whole["development", "mean"][f"image_{score}{end}"]) for end in ("_low", "", "_high")
         )
         assert low <= value <= high, score
-    assert {"image_ece", "image_average_precision", "case_auc", "case_recognition_rate"} <= set(rows[0])
+    assert "auc: 3 cases of benign" in whole["test", "mean"]["image_withheld"]
+    for model in expected - {"constant"}:
+        row = whole["development", model]
+        assert 1 / 6 - 1e-3 <= float(row["null_p"]) <= float(row["null_p_of_many"]) <= 1
+    controls = {(r["model"], r["control"]) for r in read_rows(run / "compare" / "controls.csv")}
+    assert controls == {(model, "permuted labels") for model in expected - {"constant"}} | {
+        ("logistic: maps + logits", "shuffled maps")
+    }
+    assert {
+        "image_ece",
+        "image_average_precision",
+        "image_auc_pooled",
+        "case_auc",
+        "case_recognition_rate",
+    } <= set(rows[0])
     subsets = {row["subset"] for row in rows}
     assert any(name.startswith("subtype ") for name in subsets)
     assert any(name.startswith("magnification ") for name in subsets)
-    assert float(whole["test", "logistic: logits"]["columns"]) == 4
-    assert {row["split"] for row in rows} == {"holdout split by case"}
+    assert float(whole["test", "logistic: logits"]["columns"]) == 2
+    assert {row["split"] for row in rows} == {"crossfit split by case"}
     gains = read_rows(run / "compare" / "differences.csv")
     board = json.loads((run / "compare" / "leaderboard.json").read_text())
     assert {row["rival"] for row in gains} == {"mean", board["best_base"]}
     assert {"auc_difference", "auc_low", "delong_p", "clustered_delong_holm", "mcnemar_p"} <= set(
         gains[0]
     )
-    (answer,) = {
-        (row["added"], row["to"], row["meta"]) for row in read_rows(run / "compare" / "answers.csv")
-    }
-    assert answer == ("maps", "logits", "logistic")
+    answers = {row["part"]: row for row in read_rows(run / "compare" / "answers.csv")}
+    for row in answers.values():
+        assert (row["added"], row["to"], row["meta"]) == ("maps", "logits", "logistic")
+    (own, none) = answers["development"], answers["test"]
+    assert float(own["auc_low"]) <= float(own["auc_low_alone"]) <= float(own["auc_difference"])
+    assert float(own["auc_detectable"]) > 0
+    assert own["auc_negligible"] == str(float(own["auc_high"]) < 0.01)
+    assert (none["auc_low"], none["auc_withheld"]) == ("", "3 cases of benign")
+    assert board["best_stack"]["model"] in expected
+    assert "when the choice is made in every draw of cases" in done.output
+    assert "in 1 comparisons, maps are shown to add" in done.output
     assert (run / "figures" / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
     assert "independent, which images of one case are not" in done.output
 
@@ -135,7 +163,7 @@ def test_one_entry_that_fails_stops_no_other(finished: Config) -> None:
     run = finished.run_path
     done = compare(run, stack__compare__meta="[logistic,nowhere.Classifier]")
     assert done.exit_code == 1
-    assert "2 entries could not be fitted" in done.output
+    assert "2 entries could not be fitted" in done.output  # and their controls are not tried
     assert "nowhere" in done.output
     rows = read_rows(run / "compare" / "leaderboard.csv")
     assert "logistic: maps + logits" in {row["model"] for row in rows}
@@ -172,31 +200,22 @@ def test_the_grid() -> None:
     }
 
 
-def draws_around(centre: float, number: int = 20) -> list[dict[str, Any]]:
-    """Return draws of a control as they are stored."""
-    noise = np.random.default_rng(0).normal(0, 0.05, number)
-    return [{"test": {"image": {"auc": centre + x}, "case": {}}} for x in noise]
+def board_of(**changes: Any) -> dict[str, Any]:
+    """Return a leaderboard without anything, but for some changes."""
+    empty: dict[str, Any] = {"differences": [], "answers": [], "at_chance": [], "best_stack": None}
+    return {**empty, "caveat": "", "best_base": "b", "sizes": {}, "unit": "case", **changes}
 
 
-def test_a_control_above_chance_is_called_out() -> None:
-    """Draws around a half pass, and so do those below; draws that find something are a finding."""
-    for centre, leaks in ((0.5, False), (0.4, False), (0.7, True)):
-        (row,) = at_chance({"permuted labels": draws_around(centre)})
+def test_a_control_away_from_chance_is_called_out() -> None:
+    """Draws around a half pass; draws that find something, or its opposite, are a finding."""
+    for centre, leaks in ((0.5, False), (0.4, True), (0.7, True)):
+        draws = (centre + np.random.default_rng(0).normal(0, 0.05, 20)).tolist()
+        row = at_chance("x, permuted labels", "test", draws)
+        assert row is not None
         assert row["leaks"] is leaks
-        assert row["draws"] == 20
-        board = {"differences": [], "controls": [row], "caveat": "", "best_base": "a", "sizes": {}}
-        assert ("Something tells the classes" in "\n".join(verdicts(board))) is leaks
-    (row,) = at_chance({"shuffled maps": draws_around(0.56, 5)})
-    assert row["leaks_above"] > 0.56
-
-
-def test_draws_that_lack_a_part_are_left_out_of_it() -> None:
-    """A draw may have too few cases for an estimate out of fold: the others are averaged."""
-    draws = draws_around(0.5, 6)
-    draws[2]["development"] = {"image": {"auc": 0.4}, "case": {}}
-    rows = {row["part"]: row for row in _control_rows({"permuted labels": draws}, "image")}
-    assert rows["development"]["image_auc"] == 0.4
-    assert (rows["development"]["seeds"], rows["test"]["seeds"]) == (1, 6)
+        said = "\n".join(verdicts(board_of(at_chance=[row])))
+        assert ("Something tells the classes" in said) is leaks
+        assert ("none is off" in said) is not leaks
 
 
 def test_sentences_claim_no_test_that_was_not_made() -> None:
@@ -207,16 +226,31 @@ def test_sentences_claim_no_test_that_was_not_made() -> None:
         "model": "a",
         "auc_difference": 0.1,
         "auc_low": 0.05,
+        "auc_withheld": None,
     }
     row |= {"auc_high": 0.2, "clustered_delong_holm": None}
-    board: dict[str, Any] = {"differences": [row], "controls": [], "caveat": "", "best_base": "b"}
-    board |= {"sizes": {"test": {"cases": 12}}, "unit": "slide"}
-    said = "\n".join(verdicts(board))
+    said = "\n".join(verdicts(board_of(differences=[row])))
     assert "of 1 stacks, 1 have an AUC above" in said
     assert "none was tested" in said
-    assert "12 slides are few" in said
-    board["differences"] = [{**row, "clustered_delong_holm": 0.0}]
-    assert "1 by the test with its variance by case" in "\n".join(verdicts(board))
+    tested = board_of(differences=[{**row, "clustered_delong_holm": 0.0}])
+    assert "1 by the test with its variance by case" in "\n".join(verdicts(tested))
+    few = {**row, "auc_low": None, "auc_high": None, "auc_withheld": "2 cases of benign"}
+    said = "\n".join(verdicts(board_of(differences=[few])))
+    assert "cannot be said: 2 cases of benign" in said
+
+
+def test_what_maps_add_is_said_with_what_could_have_been_seen() -> None:
+    """A gain that is shown, one that is shown to be negligible, and one that nobody can tell."""
+    row: dict[str, Any] = {"part": "test", "added": "maps", "to": "logits", "meta": "a"}
+    row |= {"auc_difference": 0.0, "auc_low": -0.005, "auc_high": 0.005, "auc_withheld": None}
+    row |= {"auc_negligible": True, "auc_detectable": 0.004}
+    more = {**row, "auc_low": 0.02, "auc_high": 0.2, "auc_negligible": False, "auc_detectable": 0.1}
+    said = "\n".join(verdicts(board_of(answers=[row, more])))
+    assert "in 2 comparisons, maps are shown to add to the rest in 1" in said
+    assert "less than 0.01 AUC is shown in 1" in said
+    assert "A gain of 0.004 or more" in said
+    none = {**row, "auc_low": None, "auc_withheld": "4 cases of benign"}
+    assert "what maps add cannot be said: 4 cases" in "\n".join(verdicts(board_of(answers=[none])))
 
 
 @pytest.fixture

@@ -125,7 +125,8 @@ def test_nothing_of_the_data_goes_along(study: Study, folder: Path) -> None:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     models = {f"models/{b}/holdout/model.safetensors" for b in study.run.config.backbones}
     own = {"pack.json", "MODEL_CARD.md", "config.yaml", "stack/novelty.npz", "stack/logistic/stack.json"}
-    assert names == own | models | {"stack/logistic/all-0.npz", "stack/logistic/all-0.skops"}
+    parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.skops", "centres.npz")}
+    assert names == own | models | parts
     secrets = {image.case for image in study.manifest.images}
     secrets |= {image.id for image in study.manifest.images}
     secrets |= {str(study.run.path.parent), str(study.run.config.data.path)}
@@ -321,10 +322,10 @@ def test_the_card_has_the_numbers_of_the_run(study: Study, folder: Path) -> None
     for part in ("test", "held_out"):
         for unit in ("image", "case"):
             found = metrics[part]["logistic"][unit]
-            low, high = found["interval"]["accuracy"]
-            assert f"{found['accuracy']:.3f} [{low:.3f}, {high:.3f}]" in card
+            assert f"{found['accuracy']:.3f} [{found['withheld']['accuracy']}]" in card
     facts = stack_facts(study.run, "logistic")
-    assert f"from a probability of {facts['threshold']:.4f} on" in card
+    for finish in ("finish", "case_finish"):
+        assert f"from a probability of {facts[finish]['threshold']:.4f} on" in card
     assert "Holdout split by case." in card
     assert "WARNING" not in card
     assert f"{len(study.manifest.images)} images named as in BreakHis" in card

@@ -86,8 +86,10 @@ def test_new_images_get_what_the_cached_ones_got(
     result = call(ready.run_path, *paths, "--meta", meta, "--format", "jsonl", "--no-overlays")
     assert result.exit_code == 0, result.stderr
     rows = rows_of(result)
-    with (ready.run_path / "stack" / meta / "predictions.csv").open() as file:
-        stored = {row["image_id"]: row for row in csv.DictReader(file)}
+    with (ready.run_path / "predictions.csv").open() as file:
+        stored = {row["image_id"]: row for row in csv.DictReader(file) if row["model"] == meta}
+    with (ready.run_path / "predictions_cases.csv").open() as file:
+        by_case = {row["case_id"]: row for row in csv.DictReader(file) if row["model"] == meta}
     images = [row for row in rows if row["row"] == "image"]
     assert [row["path"] for row in images] == paths
     for image, row in zip(tests_of, images, strict=True):
@@ -100,26 +102,34 @@ def test_new_images_get_what_the_cached_ones_got(
         assert set(row["base"]) == {"test_resnet/holdout", "test_efficientnet/holdout"}
         against = [base["vote"] != row["predicted"] for base in row["base"].values()]
         assert row["disagreement"] == np.mean(against)
+    for row in [row for row in rows if row["row"] == "case"]:
+        expected = float(by_case[row["case"]]["p_malignant"])
+        assert row["probabilities"]["malignant"] == pytest.approx(expected, abs=2e-3)
 
 
 def test_a_case_is_the_mean_of_its_images(ready: Config, tests_of: list[Image]) -> None:
-    """Its class comes from the threshold; images of unknown cases are in none."""
+    """It has a finish of its own, of the mean raw probability; images of unknown cases are in none."""
     stranger = ready.run_path / "stranger.png"
     tissue(3).save(stranger)
-    rows = list(
-        open_predictor(open_run(ready.run_path)).stream(
-            Input(Path(i.path), i.case) for i in (*tests_of, Image("x", str(stranger), ""))
-        )
-    )
+    predictor = open_predictor(open_run(ready.run_path))
+    finish, of_cases = predictor.stack.finish, predictor.stack.case_finish
+    assert finish != of_cases
+    images_of = (*tests_of, Image("x", str(stranger), ""))
+    rows = list(predictor.stream(Input(Path(i.path), i.case) for i in images_of))
     images = [row for row in rows if isinstance(row, Prediction)]
     cases = [row for row in rows if isinstance(row, CasePrediction)]
     assert [case.case for case in cases] == sorted({image.case for image in tests_of})
     assert rows[-len(cases) :] == cases
     for case in cases:
         own = [row for row in images if row.case == case.case]
-        mean = np.mean([row.probabilities["malignant"] for row in own])
+        stated = np.array([row.probabilities["malignant"] for row in own])
+        odds = np.log(stated / (1 - stated)) * finish.calibrator.temperature  # as before calibration
+        raw = (1 / (1 + np.exp(-odds))).mean()
+        expected = of_cases.calibrator.apply(np.array([[1 - raw, raw]]))[0, 1]
         assert case.images == len(own)
-        assert case.probabilities["malignant"] == pytest.approx(mean, abs=2e-6)
+        assert case.probabilities["malignant"] == pytest.approx(expected, abs=2e-4)
+        assert of_cases.threshold is not None
+        assert case.predicted == ("malignant" if expected >= of_cases.threshold else "benign")
         share = np.mean([row.predicted == "malignant" for row in own])
         assert case.shares["malignant"] == pytest.approx(share, abs=1e-6)
     assert images[-1].case is None

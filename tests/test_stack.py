@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
+from sklearn import metrics as sk
 
 from stacker import pipeline, studies
 from stacker.admission import open_caches
-from stacker.calibration import Calibrator
 from stacker.config import Config
 from stacker.errors import CacheError
 from stacker.predict import predict
+from stacker.predictions import Calibrator
 from stacker.stored import stack_facts
 from stacker.terminal import scores_table
 from tests.conftest import MakeConfig
@@ -64,9 +68,93 @@ def test_metrics_are_those_of_the_predictions(finished_artifacts: Path) -> None:
         shares[name] = [float(row["p_malignant"]) for row in mine]
     study = studies.open_study(run)
     _, base = open_caches(study.run, study.manifest, study.folds, frozen=False).base()
-    calibrator = Calibrator.from_dict(metrics["calibrators"]["mean"])
+    calibrator = Calibrator.from_dict(metrics["finish"]["mean"]["calibrator"])
     (mean,) = np.mean(list(base.values()), axis=0)
     np.testing.assert_allclose(shares["mean"], calibrator.apply(mean)[:, 1], atol=1e-5)
+
+
+def recomputed(rows: list[dict[str, str]], labels: np.ndarray, kind: str) -> dict[str, float]:
+    """Return the scores of one model from its lines of a CSV, by scikit-learn."""
+    first = [row for row in rows if row["cut"] == "0"]
+    truth = labels[: len(first)]
+    share = np.array([float(row["p_malignant"]) for row in first])
+    guess = np.array([row["predicted"] == "malignant" for row in first]).astype(int)
+    raw = np.array([float(row["raw_malignant"]) for row in rows])
+    part = np.array([f"{row['cut']}/{row['part']}" for row in rows])
+    cut = np.array([row["cut"] for row in rows])
+
+    def within(strata: np.ndarray, score: Any, weigh: Any) -> float:
+        known = [m for m in (strata == s for s in np.unique(strata)) if len(set(labels[m])) == 2]
+        values, weights = [score(labels[m], raw[m]) for m in known], [weigh(labels[m]) for m in known]
+        return float(np.average(values, weights=weights))
+
+    found = {
+        "accuracy": sk.accuracy_score(truth, guess),
+        "balanced_accuracy": sk.balanced_accuracy_score(truth, guess),
+        "sensitivity": sk.recall_score(truth, guess),
+        "specificity": sk.recall_score(truth, guess, pos_label=0),
+        "f1": sk.f1_score(truth, guess),
+        "brier": sk.brier_score_loss(truth, share),
+        "auc": within(part, sk.roc_auc_score, lambda y: (y == 1).sum() * (y == 0).sum()),
+        "auc_pooled": within(cut, sk.roc_auc_score, lambda y: (y == 1).sum() * (y == 0).sum()),
+        "average_precision": within(part, sk.average_precision_score, lambda y: (y == 1).sum()),
+    }
+    if kind == "image":
+        right = (guess == truth).astype(float)
+        cases = np.array([row["case_id"] for row in first])
+        found["recognition_rate"] = float(np.mean([right[cases == c].mean() for c in np.unique(cases)]))
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["holdout", "crossfit"])
+def test_every_published_score_can_be_recomputed(
+    protocol: str, finished_artifacts: Path, crossed_artifacts: Path
+) -> None:
+    """scikit-learn makes metrics.json of the CSV files, by image and by case, on both parts."""
+    run = (finished_artifacts if protocol == "holdout" else crossed_artifacts) / "small"
+    metrics = json.loads((run / "metrics.json").read_text())
+    checked = 0
+    for part, name in (("held_out", "out_of_fold"), ("test", "predictions")):
+        for kind, ending in (("image", ""), ("case", "_cases")):
+            rows = read_csv(run / f"{name}{ending}.csv")
+            for model, scores in metrics[part].items():
+                own = [row for row in rows if row["model"] == model]
+                labels = np.array([row["label"] == "malignant" for row in own]).astype(int)
+                expected = recomputed(own, labels, kind)
+                rate = expected.pop("recognition_rate", None)
+                if rate is not None:
+                    assert scores["case"]["recognition_rate"] == pytest.approx(rate, abs=1e-4)
+                for score, value in expected.items():
+                    where = (part, kind, model, score)
+                    assert scores[kind][score] == pytest.approx(value, abs=1e-4), where
+                    checked += 1
+    assert checked > 100
+
+
+def test_thresholds_and_folds_are_in_the_files(crossed_artifacts: Path) -> None:
+    """Each line says its fold, its part and its threshold, which decides as it says."""
+    run = crossed_artifacts / "small"
+    study = studies.open_study(run)
+    home = {case: fold.name for fold in study.folds.folds for case in fold.held_out}
+    for row in read_csv(run / "out_of_fold.csv"):
+        assert row["fold"] == home[row["case_id"]]
+        assert row["part"] == row["fold"].removeprefix("fold")
+        if row["threshold"]:
+            reached = float(row["p_malignant"]) >= float(row["threshold"])
+            assert row["predicted"] == ("malignant" if reached else "benign")
+    assert {row["fold"] for row in read_csv(run / "predictions.csv")} == {""}
+
+
+def test_few_cases_have_no_interval_and_the_files_say_why(finished_artifacts: Path) -> None:
+    """Three cases of a class bear no interval: the scores are there, and the reason beside them."""
+    metrics = json.loads((finished_artifacts / "small" / "metrics.json").read_text())
+    found = metrics["test"]["logistic"]["image"]
+    assert found["interval"]["accuracy"] is None
+    assert found["withheld"]["accuracy"] == "3 cases of benign"
+    assert found["withheld"]["sensitivity"] == "3 cases of malignant"
+    shown = StringIO()
+    Console(file=shown, width=200).print(scores_table(metrics))
+    assert "(3 cases of benign)" in shown.getvalue()
 
 
 def test_test_rows_are_the_test_cases(finished: Config) -> None:
@@ -177,7 +265,7 @@ def test_scores_without_cases_are_not_called_scores_of_cases(
     config = make_config(data=data, folds={"group": "image"}, stack={"meta": ["logistic"]})
     metrics = pipeline.run_all(config)
     assert metrics["unit"] == "image"
-    assert metrics["intervals"] == "95%, 100 bootstrap draws of whole images"
+    assert "errors from whole images (100 bootstrap draws" in metrics["intervals"]
     assert all("case" not in scores for scores in metrics["test"].values())
     shown = scores_table(metrics)
     assert "cases not known" in str(shown.title)
