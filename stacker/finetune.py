@@ -2,8 +2,9 @@
 
 The loop reads from top to bottom and knows nothing of files: pixels and labels come in, epochs go out
 through `on_epoch` with a snapshot to go on from, and the model is left with the weights of its best
-epoch, chosen on the fold's inner validation images. Every random choice comes from the seed, so that a
-job started again, from its beginning or from a snapshot, ends with the same weights.
+epoch, chosen on the fold's inner validation images, or of the last one where these are of few cases.
+Every random choice comes from the seed, so that a job started again, from its beginning or from a
+snapshot, ends with the same weights.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def finetune(
     """Train the model in place and leave it with its best weights; return the best epoch's record.
 
     Where validation has few cases of a class, the last epoch counts as the best. `on_epoch` hears every
-    epoch's record with a function that takes a snapshot, `on_images` the size of every batch. Raise BackboneError when the loss is not a number any more.
+    epoch's record with a function that takes a snapshot, `on_images` the size of every batch. Raise
+    BackboneError when the loss is not a number any more.
     """
     recipe = settle(recipe, validation, backbone.name)
     training = Training(backbone, fit, recipe, how)

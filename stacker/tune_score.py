@@ -3,11 +3,14 @@
 The development cases of a run (neither its test part nor, under `holdout`, its stack part) are cut into
 inner folds, the same for every recipe and with the same seeds. Each model is trained on a part of the
 other folds, and its epoch chosen on the rest of them; it answers for the fold that it has not seen.
+
+The models of two folds give numbers of two scales: an image of one fold above an image of another says
+little. The AUC therefore counts pairs within a fold, all of which weigh the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,14 +24,15 @@ from stacker.finetune import How, finetune
 from stacker.folds import Folds, make_folds
 from stacker.jobs import Job
 from stacker.manifest import Manifest
-from stacker.metrics import Predictions, scores, vote
+from stacker.metrics import Predictions, area_under_curve, scores, vote
 from stacker.pixels import Pixels
 from stacker.recipe import TuneConfig
 from stacker.run import digest
 from stacker.studies import Study
 from stacker.validation import answer
 
-SCORES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+SCORES = {"auc": "AUC within folds", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+SCORING = 2  # rises when the same answers get another score
 
 
 class DivergedError(BackboneError):
@@ -51,7 +55,7 @@ class Search:
         """Stand for all that a score depends on: trials of another search are not mixed in."""
         tune = self.tune.model_dump(mode="json", include={"space", "score", "unit", "folds"})
         results = self.study.run.config.results()
-        return digest([results, tune, self.inner.digest, sorted(self.backbones)])
+        return digest([SCORING, results, tune, self.inner.digest, sorted(self.backbones)])
 
     @property
     def what(self) -> str:
@@ -64,9 +68,13 @@ class Search:
             f"{score}, out of fold on {len(self.inner.folds)} inner folds of the development cases{leak}"
         )
 
-    def score(self, rows: np.ndarray, probabilities: np.ndarray) -> float:
-        """Return the score of the answers for some images."""
-        found = by_unit(self.study.manifest, rows, probabilities, self.tune.unit)
+    def score(self, rows: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> float:
+        """Return the score of the answers for the images of some inner folds, fold by fold."""
+        manifest, unit = self.study.manifest, self.tune.unit
+        if self.tune.score == "auc":
+            folds = zip(rows, answers, strict=True)
+            return auc_within([by_unit(manifest, *fold, unit) for fold in folds])
+        found = by_unit(manifest, np.concatenate(rows), np.concatenate(answers), unit)
         ones = np.ones((1, len(found.labels)))
         return float(scores(found.labels, found.probabilities, ones)[self.tune.score][0])
 
@@ -110,9 +118,30 @@ def evaluate(search: Search, config: Config) -> Iterator[float]:
         held_out.append(study.manifest.rows_of(search.inner.group, fold.held_out))
         for name in search.backbones:
             answers[name].append(_answer(Job(study, name, fold), search, held_out[-1]))
-        rows = np.concatenate(held_out)
-        found = [search.score(rows, np.concatenate(each)) for each in answers.values()]
-        yield float(np.mean(found))
+        yield float(np.mean([search.score(held_out, each) for each in answers.values()]))
+
+
+def auc_within(folds: Sequence[Predictions]) -> float:
+    """Return the AUC over pairs of images (or cases) of one inner fold, each pair weighing the same.
+
+    Beyond two classes it is the mean of one class against the rest. A fold without a class has no pair.
+    """
+    classes = folds[0].probabilities.shape[1]
+    found = [_share_of_pairs(folds, k) for k in ([1] if classes == 2 else range(classes))]
+    return float(np.mean([share for share in found if np.isfinite(share)] or [np.nan]))
+
+
+def _share_of_pairs(folds: Sequence[Predictions], k: int) -> float:
+    """Return how many pairs of class k and another are in order, relative to all; NaN without a pair."""
+    right, pairs = 0.0, 0
+    for fold in folds:
+        ours, chance = fold.labels == k, fold.probabilities[:, k]
+        count = int(ours.sum() * (~ours).sum())
+        if count:
+            shares = np.stack([1 - chance, chance], axis=1)
+            right += count * area_under_curve(ours.astype(np.int64), shares)
+            pairs += count
+    return right / pairs if pairs else float("nan")
 
 
 def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from stacker.configfile import load_config
 from stacker.errors import BackboneError, ConfigError, DataError, RunError
 from stacker.finetune import finetune
 from stacker.manifest import make_manifest
+from stacker.metrics import Predictions, area_under_curve
 from stacker.recipe import TuneConfig
 from stacker.run import held
 from stacker.studies import Study, begin
@@ -232,7 +233,7 @@ def test_only_development_cases_are_looked_at(
     assert set(manifest.labels[answered]) == {0, 1}
 
 
-def test_the_score_is_that_of_pooled_answers(make_search: MakeSearch, skills: Skills) -> None:
+def test_the_score_is_that_of_all_answers(make_search: MakeSearch, skills: Skills) -> None:
     """Perfect answers score one; the mean is over the backbones, or those that are asked for."""
     both = make_search(backbones=TWO)
     skills += [1.0, 0.0, 1.0, 0.0]  # by fold, then by backbone
@@ -246,6 +247,45 @@ def test_the_score_is_that_of_pooled_answers(make_search: MakeSearch, skills: Sk
     assert mixed.score == pytest.approx((1.0 + noise.score) / 2)
     with pytest.raises(ConfigError, match="did you mean 'test_resnet'"):
         tune(both, 1, ["test_resnt"])
+
+
+def test_models_of_two_scales_lose_nothing(make_search: MakeSearch, skills: Skills) -> None:
+    """The AUC counts pairs within a fold: what all answers of one are raised by does not matter."""
+    del skills[:]
+    study = begin(make_search())
+    search = tune_score.prepare(study, TuneConfig(space=SPACE, folds=2), ("test_resnet",))
+    rows = [study.manifest.rows_of("case", fold.held_out) for fold in search.inner.folds]
+    rng = np.random.default_rng(0)
+    chances = [0.2 * study.manifest.labels[each] + 0.2 * rng.random(len(each)) for each in rows]
+    asked = [np.stack([1 - chance, chance], axis=1) for chance in chances]
+    raised = [asked[0], asked[1] + np.array([-0.5, 0.5])]
+    assert search.score(rows, raised) == pytest.approx(search.score(rows, asked))
+    pairs = [np.prod(np.bincount(study.manifest.labels[each])) for each in rows]
+    alone = [search.score([r], [a]) for r, a in zip(rows, asked, strict=True)]
+    assert search.score(rows, asked) == pytest.approx(np.average(alone, weights=pairs))
+
+
+def test_pairs_beyond_two_classes_are_of_one_class_and_the_rest() -> None:
+    """A fold that lacks a class has no pair of it; without any pair there is no score."""
+    labels, rng = np.array([0, 1, 2, 0, 1, 2, 2]), np.random.default_rng(0)
+    whole = Predictions(labels, np.arange(7), rng.dirichlet(np.ones(3), 7))
+    expected = area_under_curve(labels, whole.probabilities)
+    assert tune_score.auc_within([whole]) == pytest.approx(expected)
+    lacking = whole.at(labels < 2)
+    both = tune_score.auc_within([whole, lacking])
+    assert both == pytest.approx(np.mean([_by_pairs([whole, lacking], k) for k in range(3)]))
+    assert np.isnan(tune_score.auc_within([whole.at(labels == 0)]))
+
+
+def _by_pairs(folds: list[Predictions], k: int) -> float:
+    """Return the share of pairs of class k and another that are in order, counted one by one."""
+    order = [
+        float(one > other)
+        for fold in folds
+        for one in fold.probabilities[fold.labels == k, k]
+        for other in fold.probabilities[fold.labels != k, k]
+    ]
+    return float(np.mean(order))
 
 
 def test_a_loss_of_one_logit_is_scored_too(make_search: MakeSearch) -> None:
