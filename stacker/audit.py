@@ -114,7 +114,7 @@ def check_split(
 
 def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity) -> Iterable[Finding]:
     """Find parts that lack a class, and parts that are judged or chosen by with few cases of one."""
-    few_means = {"test": "intervals by case will be wide", "validation": "chance chooses the epoch"}
+    few_means = {"test": "intervals by case will be wide", "validation": "training keeps its last epoch"}
     for part, rows in parts.items():
         images = [manifest.images[row] for row in rows]
         present = {image.label for image in images}
@@ -127,7 +127,7 @@ def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity)
         if lacking:
             text = f"{name}: {part} ({len(rows)} images) has no {' and no '.join(lacking)}"
             if part == "validation":
-                yield finding("note", "part without a class", f"{text}: the epoch is chosen without it")
+                yield finding("note", "part without a class", f"{text}: training keeps its last epoch")
                 continue
             yield finding(
                 severity,

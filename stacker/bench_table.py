@@ -9,7 +9,7 @@ import numpy as np
 from stacker.cache import Provenance, Rows, open_cache, part_file
 from stacker.cache_writer import write_index, write_part
 from stacker.features import Caches, Source, Table
-from stacker.settings import StackConfig
+from stacker.settings import BlockConfig, StackConfig
 
 BACKBONES = ("densenet121", "resnet50", "vgg16")
 CLASSES = ("benign", "malignant")
@@ -69,4 +69,5 @@ def open_table(folder: Path) -> Table:
     rows = found[BACKBONES[0]].rows
     groups = {image: image.decode() for image in rows.image_id}
     caches = Caches((Source(FOLD, found, {}),), CLASSES, groups, {}, {}, "float32")
-    return caches.tables(["maps"], StackConfig()).development
+    both = StackConfig(blocks={"both": BlockConfig(of="maps", classes="all")})  # all that is cached
+    return caches.tables(["both"], both).development

@@ -1,7 +1,8 @@
 """Everything that can go wrong, before GPU time: the backbones, the disk, the images and the split.
 
 Faults do not stop the examination: each becomes a finding, and what can still be looked at is looked
-at. Unreadable images are left out for the rest of it, as `data.on_error: skip` would.
+at. Unreadable images are left out for the rest of it, as `data.on_error: skip` would. Images that are
+equal to the byte under two cases are left out only where they would be; else the audit has them, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from stacker.audit import Audit, audit
 from stacker.config import Config
+from stacker.copies import dispute, disputed
 from stacker.errors import BackboneError, DataError, LeakError, StackerError, UnreadableImages
 from stacker.findings import Finding, finding, plural, sort
 from stacker.folds import Folds, make_folds
@@ -115,6 +117,7 @@ def _data(config: Config, found: list[Finding]) -> tuple[Manifest, Folds | None]
     except UnreadableImages as error:
         found.append(_unreadable(config, error))
         manifest = read_manifest(lenient)
+    manifest = _check_disputed(config, manifest, found)
     try:
         return manifest, make_folds(manifest, config.folds, config.seed)
     except DataError as error:
@@ -131,6 +134,23 @@ def _unreadable(config: Config, error: UnreadableImages) -> Finding:
         "mend or remove them, or go on without them: data.on_error=skip" if stop else "",
         [error.reasons[row] for row in sorted(error.reasons)],
     )
+
+
+def _check_disputed(config: Config, manifest: Manifest, found: list[Finding]) -> Manifest:
+    """Find images that are equal to the byte under two cases; leave them out where the run will."""
+    groups = disputed(manifest, config.images)
+    if not groups:
+        return manifest
+    stop = config.data.on_error == "stop"
+    text = f"{plural(len(groups), 'picture')} equal to the byte under two cases, one of which is wrong: "
+    text += "no run begins with them" if stop else "all images concerned are left out"
+    advice = "correct the cases or remove the files"
+    advice += ", or go on without them: data.on_error=skip" if stop else ""
+    listed = [dispute(manifest, rows) for rows in groups]
+    found.append(
+        finding("error" if stop else "warning", "one file under two cases", text, advice, listed)
+    )
+    return manifest if stop else manifest.without(row for rows in groups for row in rows)
 
 
 def _check_weights(config: Config, manifest: Manifest, found: list[Finding]) -> None:

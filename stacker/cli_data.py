@@ -142,6 +142,7 @@ def split(config_file: Path, overrides: tuple[str, ...], out: Path | None, as_js
 
 def _open(config: Config) -> tuple[Manifest, Folds | None]:
     """Return the images and the split of the run, or the images that it would begin with."""
+    from stacker.copies import undisputed
     from stacker.readers import read_manifest
     from stacker.store import open_usable
     from stacker.studies import has_begun, reopen
@@ -150,7 +151,8 @@ def _open(config: Config) -> tuple[Manifest, Folds | None]:
         study = reopen(config)
         return study.manifest, study.folds
     manifest = read_manifest(config.data)
-    if config.data.on_error == "skip":  # else a picture that cannot be decoded stops the run anyway
+    if config.data.on_error == "skip":  # else what cannot be used stops the run anyway
+        manifest = undisputed(manifest, config.images, "skip")
         folder = config.artifacts / ".images"
         manifest, _ = open_usable(folder, manifest, config.images, "skip")
     return manifest, None

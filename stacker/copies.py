@@ -2,10 +2,14 @@
 
 Copies of copies belong together: what is asked (two classes? two parts?) is asked of the whole group, so
 that an image of unknown case or part between two others hides nothing.
+
+Images that are equal to the byte and lie under two cases are disputed: one of them stands under a
+patient whom it does not show, and a split may part the two. A run is not begun with them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +19,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from stacker.census import homes
+from stacker.config import ImagesConfig
+from stacker.errors import DataError
 from stacker.findings import Finding, Severity, finding, plural
-from stacker.fingerprints import FLAT, Measures, find_pairs
+from stacker.fingerprints import FLAT, Measures, contrast, find_pairs
+from stacker.images import decode_image
 from stacker.manifest import Image, Manifest
+
+log = logging.getLogger(__name__)
 
 IDENTICAL = "same content"
 
@@ -41,13 +50,72 @@ class Group:
     blank: bool
 
 
-def find_copies(manifest: Manifest, measures: Measures) -> list[Group]:
-    """Return the groups of copies; blank pictures are copies only when they are equal to the byte."""
+def undisputed(manifest: Manifest, config: ImagesConfig, on_error: str) -> Manifest:
+    """Return the manifest without disputed images; raise DataError where they shall stop it."""
+    groups = disputed(manifest, config)
+    if not groups:
+        return manifest
+    rows = [row for group in groups for row in group]
+    meaning = (
+        f"{len(rows)} of {len(manifest.images)} images are equal to the byte to an image of another "
+        f"case, first {dispute(manifest, groups[0])}"
+    )
+    if on_error == "stop":
+        raise DataError(
+            f"{meaning}: one of the two cases is wrong, and a split may cut it; correct the cases or "
+            "remove the files, or leave out all that are concerned (--set data.on_error=skip)"
+        )
+    log.warning("left out: %s: nobody can say whose they are", meaning)
+    return manifest.without(rows)
+
+
+def disputed(manifest: Manifest, config: ImagesConfig) -> list[list[int]]:
+    """Return the rows of each picture that is there byte by byte under two known cases.
+
+    Blank pictures, which may be anyone's, are left out, and what cannot be decoded.
+    """
+    groups = [rows for rows in _same_bytes(manifest).values() if _cases(manifest, rows) > 1]
+    return [rows for rows in groups if _shows_something(manifest.images[rows[0]], config)]
+
+
+def dispute(manifest: Manifest, rows: Iterable[int]) -> str:
+    """Name two images of a disputed picture, with their cases."""
+    first: dict[str, Image] = {}
+    for row in rows:
+        first.setdefault(manifest.images[row].case, manifest.images[row])
+    first.pop("", None)
+    one, other, *_ = first.values()
+    return f"{one.id} (case {one.case}) = {other.id} (case {other.case})"
+
+
+def _cases(manifest: Manifest, rows: Iterable[int]) -> int:
+    """Return how many cases some rows are known to be of."""
+    return len({manifest.images[row].case for row in rows} - {""})
+
+
+def _shows_something(image: Image, config: ImagesConfig) -> bool:
+    """Say whether a picture can be decoded and is not blank."""
+    try:
+        return contrast(decode_image(image, config)) > FLAT
+    except DataError:
+        return False
+
+
+def _same_bytes(manifest: Manifest) -> dict[str, list[int]]:
+    """Return the rows of each content, by its SHA-256; one that is not known is no content."""
     same: dict[str, list[int]] = defaultdict(list)
     for row, image in enumerate(manifest.images):
-        same[image.sha256].append(row)
+        if image.sha256:
+            same[image.sha256].append(row)
+    return same
+
+
+def find_copies(manifest: Manifest, measures: Measures) -> list[Group]:
+    """Return the groups of copies; blank pictures are copies only when they are equal to the byte."""
+    same = _same_bytes(manifest)
     copies = [Copy(rows[0], row, IDENTICAL, 1.0) for rows in same.values() for row in rows[1:]]
-    pairs = find_pairs(measures, np.array(sorted(rows[0] for rows in same.values()), dtype=np.int64))
+    once = np.setdiff1d(np.arange(len(manifest.images)), [copy.second for copy in copies])
+    pairs = find_pairs(measures, once)
     copies += [Copy(pair.first, pair.second, pair.change, pair.similarity) for pair in pairs]
     if not copies:
         return []

@@ -140,7 +140,7 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Take the estimator that `save` wrote; raise StackError for types that are not trusted."""
         forest = isinstance(self.estimator, RandomForestClassifier) and self.path is None
         found = load_skops(path, self.name, trusted, (TREE,) if forest else ())
-        self.estimator_, self.classes_ = found["estimator"], np.arange(found["classes"])
+        self.estimator_, self.classes_ = found.get("estimator"), np.arange(found["classes"])
         if self.path is None:
             require(self.estimator_, type(self.estimator), self.columns, path)
         for tree in self.estimator_.estimators_ if forest else []:

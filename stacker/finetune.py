@@ -2,8 +2,9 @@
 
 The loop reads from top to bottom and knows nothing of files: pixels and labels come in, epochs go out
 through `on_epoch` with a snapshot to go on from, and the model is left with the weights of its best
-epoch, chosen on the fold's inner validation images. Every random choice comes from the seed, so that a
-job started again, from its beginning or from a snapshot, ends with the same weights.
+epoch, chosen on the fold's inner validation images, or of the last one where these are of few cases.
+Every random choice comes from the seed, so that a job started again, from its beginning or from a
+snapshot, ends with the same weights.
 """
 
 from __future__ import annotations

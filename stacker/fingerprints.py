@@ -111,6 +111,11 @@ def _colours(images_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return colour_B6, saturation_B
 
 
+def contrast(image_HWC: np.ndarray) -> float:
+    """Return the standard deviation of one picture's grey levels, as `measure` does for many."""
+    return float(_small(image_HWC).std())
+
+
 def _small(image_HWC: np.ndarray) -> np.ndarray:
     """Return a smoothed grey picture, (GRID, GRID) uint8, without the white borders of `resize: pad`."""
     picture = Picture.fromarray(image_HWC).convert("L")

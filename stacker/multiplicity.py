@@ -99,7 +99,7 @@ def null_rows(
     for kind, by_entry in draws.items():
         known = {name: np.asarray(values, dtype=float) for name, values in by_entry.items()}
         counts = {len(values) for values in known.values()}
-        largest = np.nanmax(np.stack(list(known.values())), axis=0) if len(counts) == 1 else None
+        largest = _largest(list(known.values())) if len(counts) == 1 else None
         for name, values in known.items():
             row = {"control": kind, "model": name, "draws": len(values), "auc": observed.get(name)}
             some = values[np.isfinite(values)]
@@ -111,6 +111,13 @@ def null_rows(
             row["p_of_many"] = None if largest is None else p_of(observed.get(name), largest)
             rows.append(row)
     return rows
+
+
+def _largest(draws: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the largest value of every draw in which some entry has one."""
+    every = np.stack(draws)
+    found: np.ndarray = np.nanmax(every[:, np.isfinite(every).any(axis=0)], axis=0)
+    return found
 
 
 def p_of(observed: float | None, null: np.ndarray) -> float | None:

@@ -8,12 +8,20 @@ what is usual, for each base model on a scale of its own (the logarithm, standar
 measured against all of these fits, never against one that knows it; the mean over the base models is
 compared with that of the development images, and the share of these which lie nearer is its novelty.
 
+Two things keep that share true, so that 5 % of new images of the same kind lie beyond 0.95:
+
+- A development image is standardised by the distances of the other parts alone. Centre and spread of a
+  dozen cases suit these cases better than new ones, whose scores would spread wider than the reference.
+- A new image's score is a mean over all folds and fits, a development image's comes from one fit of one
+  fold, and averaging narrows. By how much is measured on the test images, the only ones of which every
+  fold's base models may speak; the reference is narrowed by that ratio. No label is looked at.
+
 What is kept are means, components, variances and the sorted reference: no image's own embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +35,8 @@ from stacker.run import Run, read_arrays, write_arrays
 UNLIKE = 0.95  # novelty beyond which an image is called unlike those that the stack was fitted on
 PARTS = 5
 MOST_COMPONENTS, ROWS_PER_COMPONENT = 32, 16
-MOST_ROWS = 2000  # of a fold's development rows: more would hardly turn the components
-FEWEST_ROWS = 8  # in a fit; the mean of a handful of embeddings would tell them
+MOST_ROWS = 2000  # of a fold's development or test rows: more would hardly turn the components
+FEWEST_ROWS = 8  # in a fit: the mean of a handful of embeddings would tell them; and in a spread
 TINY = 1e-12
 
 Key = tuple[str, str]  # backbone and fold
@@ -61,12 +69,11 @@ class Base:
     scale: float
 
     def scores(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return how unusual each embedding (N, D) is, averaged over the fits."""
-        distances = np.mean([cloud.distances(embeddings) for cloud in self.clouds], axis=0)
-        return self.standardise(distances)
+        """Return how unusual each embedding (N, D) is by each of the fits, (P, N).
 
-    def standardise(self, distances: np.ndarray) -> np.ndarray:
-        """Return distances in units of their spread among development images."""
+        The unit is the spread of the distances of development images.
+        """
+        distances = np.stack([cloud.distances(embeddings) for cloud in self.clouds])
         found: np.ndarray = (distances - self.centre) / self.scale
         return found
 
@@ -75,11 +82,13 @@ class Base:
 class Novelty:
     """What is usual for every base model; `reference` are the development images' scores, sorted.
 
-    `origins` are the digests of the caches that it was fitted on, by "backbone/fold".
+    They are narrowed by `ratio`, as averaging narrows those of new images. `origins` are the digests
+    of the caches that it was fitted on, by "backbone/fold".
     """
 
     bases: dict[Key, Base]
     reference: np.ndarray
+    ratio: float
     origins: dict[str, str]
 
     def percentile(self, embeddings: Mapping[Key, np.ndarray]) -> np.ndarray:
@@ -87,7 +96,7 @@ class Novelty:
 
         `embeddings` are those (N, D) of every base model.
         """
-        found = [base.scores(embeddings[key]) for key, base in self.bases.items()]
+        found = [base.scores(embeddings[key]).mean(axis=0) for key, base in self.bases.items()]
         scores: np.ndarray = np.mean(found, axis=0)
         nearer: np.ndarray = np.searchsorted(self.reference, scores) / len(self.reference)
         return nearer
@@ -98,6 +107,7 @@ class Novelty:
             "names": np.array(["/".join(key) for key in self.bases]),
             "usual": np.array([[base.centre, base.scale] for base in self.bases.values()]),
             "reference": self.reference,
+            "ratio": np.array(self.ratio),
             "origins": np.array([[name, digest] for name, digest in self.origins.items()]),
         }
         for number, base in enumerate(self.bases.values()):
@@ -108,9 +118,14 @@ class Novelty:
         write_arrays(path, arrays)
 
 
-def load_novelty(path: Path) -> Novelty:
-    """Read what `Novelty.save` wrote; raise StackError when it is damaged."""
+def load_novelty(path: Path) -> Novelty | None:
+    """Read what `Novelty.save` wrote; raise StackError when it is damaged.
+
+    None where an older version made it, which did not narrow the reference.
+    """
     found = read_arrays(path)
+    if "reference" in found and "ratio" not in found:
+        return None
     try:
         bases = {}
         for number, (name, usual) in enumerate(zip(found["names"], found["usual"], strict=True)):
@@ -119,7 +134,7 @@ def load_novelty(path: Path) -> Novelty:
             backbone, fold = str(name).rsplit("/", 1)
             bases[backbone, fold] = Base(clouds, float(usual[0]), float(usual[1]))
         origins = {str(name): str(digest) for name, digest in found["origins"]}
-        return Novelty(bases, found["reference"], origins)
+        return Novelty(bases, found["reference"], float(found["ratio"]), origins)
     except (ValueError, KeyError) as error:
         raise StackError(
             f"{path} is damaged ({error}); delete it and run 'stacker stack CONFIG' again"
@@ -142,12 +157,8 @@ def keep_novelty(run: Run, caches: Caches) -> None:
     Where there are too few cases or images to say, there is no file.
     """
     path = novelty_file(run)
-    if path.exists():
-        try:
-            if load_novelty(path).origins == _origins(caches):
-                return
-        except StackError:
-            pass  # it is made anew
+    if path.exists() and _kept_origins(path) == _origins(caches):
+        return
     found = fit_novelty(caches)
     if found is None:
         path.unlink(missing_ok=True)
@@ -155,22 +166,67 @@ def keep_novelty(run: Run, caches: Caches) -> None:
         found.save(path)
 
 
+def _kept_origins(path: Path) -> dict[str, str] | None:
+    """Return the digests behind a file; None for one that is damaged or old, and has to be made anew."""
+    try:
+        found = load_novelty(path)
+    except StackError:
+        return None
+    return None if found is None else found.origins
+
+
 def fit_novelty(caches: Caches) -> Novelty | None:
     """Learn from the caches what is usual; None where some fold has too few cases or images to say."""
     bases: dict[Key, Base] = {}
-    reference = []
+    reference, tests = [], []
     for source in caches.sources:
-        places = _development(source)
+        places = _some(source.rows.fold != b"test")
         parts = _parts([caches.groups[image] for image in source.rows.image_id[places]])
         if parts is None:
             return None
         scores = []
         for name, cache in source.caches.items():
-            base, distances = _fit_base(cache.read("features", places), parts)
+            base, usual = _fit_base(cache.read("features", places), parts)
             bases[name, source.fold] = base
-            scores.append(base.standardise(distances))
+            scores.append(usual)
         reference.append(np.mean(scores, axis=0))
-    return Novelty(bases, np.sort(np.concatenate(reference)), _origins(caches))
+        tests.append(_test_scores(source, bases))
+    ratio = _narrowing(tests)
+    narrowed = _narrow(np.sort(np.concatenate(reference)), ratio)
+    return Novelty(bases, narrowed, ratio, _origins(caches))
+
+
+def _test_scores(source: Source, bases: Mapping[Key, Base]) -> np.ndarray:
+    """Return the scores (P, N) of the test images by each of a fold's fits, averaged over backbones."""
+    places = _some(source.rows.fold == b"test")
+    found: np.ndarray = np.mean(
+        [
+            bases[name, source.fold].scores(cache.read("features", places))
+            for name, cache in source.caches.items()
+        ],
+        axis=0,
+    )
+    return found
+
+
+def _narrowing(scores: Sequence[np.ndarray]) -> float:
+    """Return the spread of scores that are averaged over folds and fits, relative to single ones.
+
+    `scores` are those (P, N) of the same images in each fold, which spread around the fold's own mean:
+    so do those of the reference. It is 1 where too few images or no spread can say otherwise.
+    """
+    averaged = np.mean([found.mean(axis=0) for found in scores], axis=0)
+    if len(averaged) < FEWEST_ROWS:
+        return 1.0
+    single, final = float(np.mean([found.var() for found in scores])), float(averaged.var())
+    return min(1.0, float(np.sqrt(final / single))) if min(single, final) > TINY else 1.0
+
+
+def _narrow(scores: np.ndarray, ratio: float) -> np.ndarray:
+    """Return scores drawn together around their mean."""
+    centre = scores.mean()
+    found: np.ndarray = centre + ratio * (scores - centre)
+    return found
 
 
 def _origins(caches: Caches) -> dict[str, str]:
@@ -179,9 +235,9 @@ def _origins(caches: Caches) -> dict[str, str]:
     return {name: caches.origins[name] for name in names}
 
 
-def _development(source: Source) -> np.ndarray:
-    """Return the places of a fold's development rows, or of some of them spread evenly."""
-    places: np.ndarray = np.flatnonzero(source.rows.fold != b"test")
+def _some(wanted: np.ndarray) -> np.ndarray:
+    """Return the places of the rows that are wanted (N,), or of some of them spread evenly."""
+    places: np.ndarray = np.flatnonzero(wanted)
     if len(places) > MOST_ROWS:
         places = places[np.linspace(0, len(places) - 1, MOST_ROWS).astype(np.int64)]
     return places
@@ -207,14 +263,23 @@ def _parts(groups: list[str]) -> np.ndarray | None:
 
 
 def _fit_base(embeddings: np.ndarray, parts: np.ndarray) -> tuple[Base, np.ndarray]:
-    """Return a base model's fits, and the distance (N,) of each row from the fit without its part."""
+    """Return a base model's fits, and the score (N,) of each row by what is known without its part."""
     distances = np.empty(len(embeddings))
     clouds = []
     for part in range(parts.max() + 1):
         cloud = _fit_cloud(embeddings[parts != part])
         distances[parts == part] = cloud.distances(embeddings[parts == part])
         clouds.append(cloud)
-    return Base(tuple(clouds), float(distances.mean()), float(max(distances.std(), TINY))), distances
+    usual = np.empty(len(embeddings))
+    for part in range(parts.max() + 1):
+        centre, scale = _centre_and_spread(distances[parts != part])
+        usual[parts == part] = (distances[parts == part] - centre) / scale
+    return Base(tuple(clouds), *_centre_and_spread(distances)), usual
+
+
+def _centre_and_spread(distances: np.ndarray) -> tuple[float, float]:
+    """Return mean and standard deviation, which is never nought."""
+    return float(distances.mean()), float(max(distances.std(), TINY))
 
 
 def _fit_cloud(embeddings: np.ndarray) -> Cloud:

@@ -261,6 +261,13 @@ def _usual(run: Run, stack: Stack) -> Novelty | None:
     if not path.exists():
         return None
     found = load_novelty(path)
+    if found is None:
+        log.warning(
+            "%s was made by an older version: novelty is not known; run 'stacker stack CONFIG' again "
+            "(and 'stacker pack', for a pack)",
+            path,
+        )
+        return None
     if found.origins != {name: stack.facts["origins"].get(name) for name in found.origins} or {
         "/".join(key) for key in found.bases
     } != {f"{name}/{fold}" for fold in stack.folds for name in stack.backbones}:

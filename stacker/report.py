@@ -74,7 +74,8 @@ def _method(folds: FoldsConfig) -> str:
         rest = f"{folds.stack:.0%} are kept for stacking"
     return (
         f"Whole {folds.group}s are assigned, stratified by class and subtype: {test} for tests, {rest}, "
-        f"and {folds.validation:.0%} of what trains a model chooses its epoch."
+        f"and {folds.validation:.0%} of what trains a model chooses its epoch, where it has five "
+        "cases of each class."
     )
 
 

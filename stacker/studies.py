@@ -40,6 +40,7 @@ class Study:
 def begin(config: Config) -> Study:
     """Start a run, or reopen it; raise before anything is written when the data is unusable."""
     from stacker.backbone import require_known
+    from stacker.copies import undisputed
     from stacker.optimize import require_optimizer
     from stacker.weights import require_files, require_unseen
 
@@ -52,7 +53,7 @@ def begin(config: Config) -> Study:
         require_unseen({**config.backbones, **config.frozen}, study.manifest.clusters)
         _require_losses(config, study.manifest.classes)
         return study
-    listed = read_manifest(config.data)
+    listed = undisputed(read_manifest(config.data), config.images, config.data.on_error)
     require_unseen({**config.backbones, **config.frozen}, listed.clusters)
     _require_losses(config, listed.classes)
     folds = make_folds(listed, config.folds, config.seed)  # a refusal costs no decoding

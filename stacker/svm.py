@@ -102,7 +102,7 @@ class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def restore(self, path: Path, trusted: Sequence[str] = ()) -> Self:
         """Take what `save` wrote; raise StackError for types that are not scikit-learn's."""
         found = load_skops(path, "svm", trusted, ())
-        self.machine_ = found["machine"]
+        self.machine_ = found.get("machine")
         self.slopes_, self.intercepts_ = found.get("slopes", []), found.get("intercepts", [])
         require(self.machine_, SVC, self.columns, path)
         if (

@@ -3,10 +3,10 @@
 What the score is: the development cases of the run (not its test part and, under `holdout`, not its
 stack part) are cut into `tune.folds` inner folds. A trial trains every backbone once per inner fold,
 chooses the epoch on a slice of the other folds, and answers for the fold that was held out; the score is
-that of all these answers together, the mean over the backbones. No model is judged on what trained it or
-chose its epoch. The settings, however, have seen the labels of all development cases, and the best score
-is the highest of many: it is too good by that. The test cases are never looked at, so what `stacker run`
-says of them with `best.yaml` is fair.
+that of all these answers, an AUC by pairs within a fold, the mean over the backbones. No model is judged
+on what trained it or chose its epoch. The settings, however, have seen the labels of all development
+cases, and the best score is the highest of many: it is too good by that. The test cases are never looked
+at, so what `stacker run` says of them with `best.yaml` is fair.
 
     <run>/tune/study.db          Optuna's own record: a study in it for everything that was searched
                best.yaml         the whole config with the best values, a run of its own

@@ -3,11 +3,14 @@
 The development cases of a run (neither its test part nor, under `holdout`, its stack part) are cut into
 inner folds, the same for every recipe and with the same seeds. Each model is trained on a part of the
 other folds, and its epoch chosen on the rest of them; it answers for the fold that it has not seen.
+
+The models of two folds give numbers of two scales: an image of one fold above an image of another says
+little. The AUC therefore counts pairs within a fold, all of which weigh the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +18,13 @@ import torch
 
 from stacker.backbone import Backbone
 from stacker.batches import Part
+from stacker.bootstrap import points
 from stacker.config import Config
 from stacker.errors import BackboneError, DataError
 from stacker.finetune import How, finetune
 from stacker.folds import Folds, make_folds
 from stacker.jobs import Job
 from stacker.manifest import Manifest
-from stacker.metrics import scores
 from stacker.pixels import Pixels
 from stacker.predictions import Predictions, by_case
 from stacker.recipe import TuneConfig
@@ -29,7 +32,8 @@ from stacker.run import digest
 from stacker.studies import Study
 from stacker.validation import answer
 
-SCORES = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+SCORES = {"auc": "AUC within folds", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+SCORING = 2  # rises when the same answers get another score
 
 
 class DivergedError(BackboneError):
@@ -52,7 +56,7 @@ class Search:
         """Stand for all that a score depends on: trials of another search are not mixed in."""
         tune = self.tune.model_dump(mode="json", include={"space", "score", "unit", "folds"})
         results = self.study.run.config.results()
-        return digest([results, tune, self.inner.digest, sorted(self.backbones)])
+        return digest([SCORING, results, tune, self.inner.digest, sorted(self.backbones)])
 
     @property
     def what(self) -> str:
@@ -65,18 +69,23 @@ class Search:
             f"{score}, out of fold on {len(self.inner.folds)} inner folds of the development cases{leak}"
         )
 
-    def score(self, rows: np.ndarray, probabilities: np.ndarray) -> float:
-        """Return the score of the answers for some images."""
-        found = by_unit(self.study.manifest, rows, probabilities, self.tune.unit)
-        ones = np.ones((1, len(found.labels)))
-        return float(scores(found.labels, found.probabilities, ones)[self.tune.score][0])
+    def score(self, rows: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> float:
+        """Return the score of the answers for the images of some inner folds, fold by fold.
+
+        The AUC is one of pairs within a fold: models of different folds differ in scale.
+        """
+        fold = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+        own = (np.concatenate(rows), np.concatenate(answers), self.tune.unit, fold)
+        return float(
+            points(by_unit(self.study.manifest, *own), {self.tune.score})["image"][self.tune.score]
+        )
 
 
 def prepare(study: Study, tune: TuneConfig, backbones: tuple[str, ...]) -> Search:
     """Cut a run's development cases into inner folds; raise DataError when they cannot be scored."""
     config, inner = study.run.config, inner_folds(study, tune.folds)
     rows = study.manifest.rows_of(inner.group, [g for fold in inner.folds for g in fold.held_out])
-    by_unit(study.manifest, rows, np.ones((len(rows), 1)), tune.unit)
+    by_unit(study.manifest, rows, np.ones((len(rows), 1)), tune.unit, np.zeros(len(rows), np.int64))
     return Search(study, tune, inner, backbones, study.pixels(), How.of(config))
 
 
@@ -111,9 +120,7 @@ def evaluate(search: Search, config: Config) -> Iterator[float]:
         held_out.append(study.manifest.rows_of(search.inner.group, fold.held_out))
         for name in search.backbones:
             answers[name].append(_answer(Job(study, name, fold), search, held_out[-1]))
-        rows = np.concatenate(held_out)
-        found = [search.score(rows, np.concatenate(each)) for each in answers.values()]
-        yield float(np.mean(found))
+        yield float(np.mean([search.score(held_out, each) for each in answers.values()]))
 
 
 def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
@@ -141,10 +148,14 @@ def predict(backbone: Backbone, part: Part, batch_size: int, how: How) -> np.nda
     return shares_NK
 
 
-def by_unit(manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, unit: str) -> Predictions:
+def by_unit(
+    manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, unit: str, fold: np.ndarray
+) -> Predictions:
     """Return the answers by image or by case; raise DataError when cases cannot be scored."""
     cases = np.array(manifest.clusters)[rows]
-    by_image = Predictions(manifest.labels[rows], cases, probabilities)
+    by_image = Predictions(
+        manifest.labels[rows], cases, probabilities, raw=probabilities[None], parts=fold[None]
+    )
     if unit == "image":
         return by_image
     if manifest.unit != "case":

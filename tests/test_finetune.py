@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,85 @@ def test_patience_ends_a_training_that_gets_worse() -> None:
     recipe = TrainConfig(epochs=30, batch_size=8, lr=3e-3, patience=3)
     best, epochs, _ = train(recipe, flip_validation=True)
     assert len(epochs) == best["epoch"] + 3 < 30
+
+
+FLIPPED = {"epochs": 6, "batch_size": 8, "lr": 3e-3}  # of contradicting labels: the first epoch is best
+
+
+def flipped(cases: int | list[int]) -> tuple[Part, Part]:
+    """Return parts whose validation gets worse as the model learns, with so many cases of each class."""
+    fit, validation = parts(flip_validation=True)
+    wanted = np.array([cases, cases] if isinstance(cases, int) else cases)
+    place = np.arange(64) // 2
+    named = validation.labels * 100 + place % np.maximum(wanted, 1)[validation.labels]
+    rows = validation.rows[wanted[validation.labels[validation.rows]] > 0]
+    return replace(fit, cases=named), replace(validation, rows=rows, cases=named)
+
+
+def kept(recipe: dict[str, Any], cases: int | list[int], **kwargs: Any) -> tuple[Epoch, list[Epoch]]:
+    """Train on flipped parts; return the epoch that is kept, and all epochs."""
+    epochs: list[Epoch] = []
+    asked = TrainConfig.model_validate({**FLIPPED, **recipe})
+    best = finetune(
+        small(), *flipped(cases), asked, HOW, lambda epoch, _: epochs.append(epoch), **kwargs
+    )
+    return best, epochs
+
+
+@pytest.mark.parametrize("cases", [4, [5, 4], [4, 5], [6, 0]])
+def test_with_few_validation_cases_of_a_class_the_last_epoch_is_kept(
+    cases: int | list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though an earlier one scored better, and whatever the patience; the log says why."""
+    with caplog.at_level(logging.INFO, "stacker"):
+        best, epochs = kept({"monitor": "loss", "patience": 1}, cases)
+    assert best is epochs[-1]
+    assert best["epoch"] == 6
+    assert best["val_loss"] > min(epoch["val_loss"] for epoch in epochs)
+    (said,) = [text for text in caplog.messages if "are needed to choose an epoch" in text]
+    fewest = min(cases) if isinstance(cases, list) else cases
+    which = cases.index(fewest) if isinstance(cases, list) else 0
+    assert f"{fewest} validation cases of class {which}, 5 are needed" in said
+    assert "all 6 epochs are run and the last is kept" in said
+
+
+def test_with_five_validation_cases_of_each_class_the_best_epoch_is_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By what the recipe looks at, and for as long as its patience lasts; nothing is said."""
+    with caplog.at_level(logging.INFO, "stacker"):
+        best, epochs = kept({"monitor": "loss", "patience": 2}, 5)
+    assert best["val_loss"] == min(epoch["val_loss"] for epoch in epochs)
+    assert len(epochs) == best["epoch"] + 2 < 6
+    assert "validation cases" not in caplog.text
+
+
+def test_a_recipe_that_keeps_the_last_epoch_needs_no_telling(caplog: pytest.LogCaptureFixture) -> None:
+    """Few cases change nothing there."""
+    with caplog.at_level(logging.INFO, "stacker"):
+        best, epochs = kept({"monitor": "last"}, 1)
+    assert best is epochs[-1]
+    assert "validation cases" not in caplog.text
+
+
+def test_a_resumed_training_keeps_the_last_epoch_too(tmp_path: Path) -> None:
+    """Even if it was begun where the first epoch counted as the best."""
+    recipe = {"monitor": "loss", "patience": 6}
+
+    def save(epoch: Epoch, take: Callable[[], Snapshot]) -> None:
+        snapshot = take()
+        snapshot.facts["identity"] = "job"
+        if epoch["epoch"] == 3:
+            snapshot.save(tmp_path / "resume.safetensors")
+
+    asked = TrainConfig.model_validate({**FLIPPED, **recipe})
+    finetune(small(), *flipped(5), asked, HOW, save)
+    snapshot = load_snapshot(tmp_path / "resume.safetensors", "job")
+    assert snapshot is not None
+    assert snapshot.facts["best"] < 3
+    best, epochs = kept(recipe, 4, snapshot=snapshot)
+    assert [epoch["epoch"] for epoch in epochs] == [4, 5, 6]
+    assert best is epochs[-1]
 
 
 def test_a_diverging_loss_is_an_error_with_a_remedy() -> None:

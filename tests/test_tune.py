@@ -232,7 +232,7 @@ def test_only_development_cases_are_looked_at(
     assert set(manifest.labels[answered]) == {0, 1}
 
 
-def test_the_score_is_that_of_pooled_answers(make_search: MakeSearch, skills: Skills) -> None:
+def test_the_score_is_that_of_all_answers(make_search: MakeSearch, skills: Skills) -> None:
     """Perfect answers score one; the mean is over the backbones, or those that are asked for."""
     both = make_search(backbones=TWO)
     skills += [1.0, 0.0, 1.0, 0.0]  # by fold, then by backbone
@@ -246,6 +246,22 @@ def test_the_score_is_that_of_pooled_answers(make_search: MakeSearch, skills: Sk
     assert mixed.score == pytest.approx((1.0 + noise.score) / 2)
     with pytest.raises(ConfigError, match="did you mean 'test_resnet'"):
         tune(both, 1, ["test_resnt"])
+
+
+def test_models_of_two_scales_lose_nothing(make_search: MakeSearch, skills: Skills) -> None:
+    """The AUC counts pairs within a fold: what all answers of one are raised by does not matter."""
+    del skills[:]
+    study = begin(make_search())
+    search = tune_score.prepare(study, TuneConfig(space=SPACE, folds=2), ("test_resnet",))
+    rows = [study.manifest.rows_of("case", fold.held_out) for fold in search.inner.folds]
+    rng = np.random.default_rng(0)
+    chances = [0.2 * study.manifest.labels[each] + 0.2 * rng.random(len(each)) for each in rows]
+    asked = [np.stack([1 - chance, chance], axis=1) for chance in chances]
+    raised = [asked[0], asked[1] + np.array([-0.5, 0.5])]
+    assert search.score(rows, raised) == pytest.approx(search.score(rows, asked))
+    pairs = [np.prod(np.bincount(study.manifest.labels[each])) for each in rows]
+    alone = [search.score([r], [a]) for r, a in zip(rows, asked, strict=True)]
+    assert search.score(rows, asked) == pytest.approx(np.average(alone, weights=pairs))
 
 
 def test_a_loss_of_one_logit_is_scored_too(make_search: MakeSearch) -> None:
@@ -425,7 +441,7 @@ def test_cases_of_two_classes_have_no_score(make_search: MakeSearch, skills: Ski
         tune_score.prepare(Study(study.run, make_manifest(mixed), study.folds), asked, ("test_resnet",))
     rows = np.arange(len(images))
     with pytest.raises(DataError, match="only the images"):
-        tune_score.by_unit(make_manifest(unknown), rows, np.ones((len(rows), 1)), "case")
+        tune_score.by_unit(make_manifest(unknown), rows, np.ones((len(rows), 1)), "case", 0 * rows)
 
 
 def test_too_many_inner_folds_are_refused(make_search: MakeSearch) -> None:
