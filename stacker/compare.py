@@ -22,7 +22,8 @@ from stacker.cache import Rows
 from stacker.controls import LABELS, MAPS, Control, list_controls, permute_labels, run_control
 from stacker.errors import StackerError
 from stacker.features import Caches, Tables
-from stacker.fitting import Design, Says, fit
+from stacker.finish import Says
+from stacker.fitting import Design, fit
 from stacker.metrics import area_within
 from stacker.progress import bar
 from stacker.run import digest, read_json, write_json

@@ -14,7 +14,6 @@ the truth. Columns are centred fold by fold for the same reason.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,20 +22,19 @@ from typing import Any
 import numpy as np
 
 from stacker import meta
-from stacker.calibration import cross_finish, fit_finish
 from stacker.errors import StackError
 from stacker.features import Tables
+from stacker.finish import OutOfFold, Says, conclude
 from stacker.grouping import cut
 from stacker.matrix import Matrix
 from stacker.metrics import area_within
-from stacker.predictions import Finish, Predictions, by_case, finished, mean_over_folds
+from stacker.predictions import Predictions, mean_over_folds
 from stacker.preparation import Preparation, fit_centres, fit_preparation
 from stacker.settings import RULES, StackConfig
 from stacker.weighing import class_factors, row_weights, unweigh
 
 SCHEMA = 2  # of what is fitted and said: another one makes what is stored out of date
 COPIES = 3  # of a table that is held: itself, the rows of a part, and these made ready
-log = logging.getLogger(__name__)
 
 ALL = "all"  # the scope of a fit that serves every fold
 
@@ -102,33 +100,6 @@ class Member:
         """Return class probabilities (N, K), as if the classes had not been weighed."""
         shares = np.asarray(self.learner.predict_proba(self.preparation.of(table)), dtype=np.float64)
         return unweigh(shares, self.factors)
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Raw probabilities (R, N, K) of rows by fits that saw nothing of their cases.
-
-    There are R cuts into `parts` (R, N). `areas` are the AUC of single seeds, or of single cuts.
-    """
-
-    raw: np.ndarray
-    parts: np.ndarray
-    areas: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Says:
-    """What a model says of the development cases, out of fold, and of the test cases; and its finish.
-
-    `development` is None where there are too few cases to cut, `case_finish` where cases have several
-    labels. `areas` are the AUC of single seeds or cuts on the development cases.
-    """
-
-    development: Predictions | None
-    test: Predictions
-    finish: Finish
-    case_finish: Finish | None
-    areas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -308,43 +279,3 @@ def _predict_parts(design: Design, tables: Tables, parts: np.ndarray, seed: int)
             member = fit_member(design, tables, rows & (parts != part), seed)
             found[inside] = member.predict_proba(table.take(inside))
     return found
-
-
-def conclude(
-    config: StackConfig,
-    development: OutOfFold | None,
-    truth: tuple[np.ndarray, np.ndarray],
-    test: np.ndarray,
-    test_truth: tuple[np.ndarray, np.ndarray],
-) -> Says:
-    """Return what a model says once it is finished, by image and by case.
-
-    Takes its raw probabilities out of fold, and those of the test rows (N, K); `truth` is labels and
-    cases. On the development rows each part is calibrated, and gets its threshold, by the others: what
-    is reported saw nothing of its case. Cases are finished as images are, from their mean probability.
-    """
-    how = (config.calibration, config.threshold, config.sensitivity)
-    finish, case_finish, reported = Finish(), None, None
-    if development is not None:
-        raw, parts = development.raw, development.parts
-        plain = Predictions(*truth, raw.mean(axis=0), None, raw, parts)
-        finish = fit_finish(*how, *_rows_of(plain))
-        crossed, crossed_cases = cross_finish(*how, raw, truth[0], parts), None
-        cases = by_case(plain)
-        if cases is not None and cases.parts is not None and (cases.parts >= 0).all():
-            case_finish = fit_finish(*how, *_rows_of(cases))
-            crossed_cases = cross_finish(*how, cases.ranked[0], cases.labels, cases.parts)
-        reported = finished(*truth, raw, parts, crossed, crossed_cases)
-        if finish.calibrator.slopes and not any(finish.calibrator.slopes):
-            log.warning("platt: its probabilities tell nothing out of fold, all images get the same one")
-    of_cases = None if case_finish is None else case_finish.everywhere()
-    parts_of_test = np.zeros((1, len(test)), dtype=np.int64)
-    tested = finished(*test_truth, test[None], parts_of_test, finish.everywhere(), of_cases)
-    areas = () if development is None else development.areas
-    return Says(reported, tested, finish, case_finish, areas)
-
-
-def _rows_of(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Return the raw probabilities and labels of all cuts, one after the other."""
-    raw, _ = found.ranked
-    return raw.reshape(-1, raw.shape[2]), np.tile(found.labels, len(raw))

@@ -22,7 +22,8 @@ from stacker.bootstrap import Resampling
 from stacker.devices import autocast
 from stacker.errors import CacheError, RunError
 from stacker.finetune import How
-from stacker.fitting import Says, parts_of
+from stacker.finish import Says
+from stacker.fitting import parts_of
 from stacker.pixels import Pixels
 from stacker.progress import bar
 from stacker.run import write_json

@@ -47,9 +47,11 @@ def write_predictions(
     if any(found is None for found in whole.values()) or manifest.unit == "image":
         beside.unlink(missing_ok=True)
         return
-    names, first = np.unique(rows.case_id, return_index=True)
-    number = dict(zip(*np.unique(rows.case_id, return_counts=True), strict=True))
-    counts = [number[name] for name in names]
+    _, first, place, counts = np.unique(
+        rows.case_id, return_index=True, return_inverse=True, return_counts=True
+    )
+    straddles = np.bincount(place, folds != folds[first][place]) > 0  # in a split by image
+    of_cases = np.where(straddles, "", folds[first])
     _write(
         beside,
         ["images", *_header(manifest.classes)],
@@ -57,7 +59,7 @@ def write_predictions(
             [counts[i], *line]
             for name, found in whole.items()
             if found is not None
-            for i, line in _lines(name, found, folds[first], manifest.classes, split)
+            for i, line in _lines(name, found, of_cases, manifest.classes, split)
         ),
     )
 

@@ -20,7 +20,8 @@ from stacker.blocks import resolve, sees_frozen
 from stacker.bootstrap import Resampling
 from stacker.features import Caches, Tables
 from stacker.figures import confusion_figure, reliability_figure, roc_figure, save_figure
-from stacker.fitting import Design, OutOfFold, Says, conclude, cut_parts, fit
+from stacker.finish import OutOfFold, Says, conclude
+from stacker.fitting import Design, cut_parts, fit
 from stacker.folds import Folds
 from stacker.heatmaps import localise
 from stacker.manifest import Manifest

@@ -21,7 +21,8 @@ import numpy as np
 from stacker import meta
 from stacker.blocks import Arrays, Blocks, assemble, resolve
 from stacker.errors import RunError, StackError
-from stacker.fitting import Design, Fitted, Member, OutOfFold, Says, conclude, of_scope, say
+from stacker.finish import OutOfFold, Says, conclude
+from stacker.fitting import Design, Fitted, Member, of_scope, say
 from stacker.matrix import InMemory
 from stacker.predictions import Finish, Predictions, mean_over_folds
 from stacker.preparation import Preparation

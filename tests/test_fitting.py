@@ -16,7 +16,8 @@ from stacker.controls import LABELS, MAPS, list_controls, permute_labels, run_co
 from stacker.controls import within as fitting_into
 from stacker.errors import StackError
 from stacker.features import Source, Table, Tables
-from stacker.fitting import Design, OutOfFold, conclude, fit
+from stacker.finish import OutOfFold, conclude
+from stacker.fitting import Design, fit
 from stacker.metrics import area_under_curve, area_within
 from stacker.multiplicity import at_chance
 from stacker.predictions import by_case
