@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from stacker.audit import Audit, audit
+from stacker import shortcuts
+from stacker.audit import Audit, audit, check_shortcuts
 from stacker.config import DataConfig, FoldsConfig, ImagesConfig
 from stacker.errors import DataError
 from stacker.findings import Finding, worst
+from stacker.fingerprints import Measures
 from stacker.folds import make_folds
+from stacker.manifest import Image, make_manifest
 from stacker.readers import read_manifest
 from stacker.store import open_store
 from tests.pictures import tissue, write_all, write_table
@@ -226,6 +230,39 @@ def test_a_class_that_is_told_by_something_else_than_tissue(tmp_path: Path, clue
         "magnification": "malignant: 200X (24 of 24)",
     }
     assert told.examples[1:] == tuple(text for name, text in said.items() if name == clue)
+
+
+@pytest.mark.parametrize("clue", ["magnification", "file size"])
+def test_a_clue_without_an_error_is_flagged(clue: str) -> None:
+    """An AUC of 1 has no interval, nothing telling its error, and is the worst there is."""
+    clues = {clue: {"auc": 1.0, "interval": None, "images": 9, "typical": ["a"]}}
+    (told,) = check_shortcuts(clues, "case")
+    assert told.topic == f"class told by {clue}"
+    assert told.severity == ("error" if clue == "magnification" else "warning")
+    assert "with AUC 1.00" in told.message
+    for less in ({"auc": 0.97, "interval": None}, {"auc": 0.97, "interval": [0.55, 0.99]}):
+        assert not list(check_shortcuts({clue: {**clues[clue], **less}}, "case"))
+    (told,) = check_shortcuts({clue: {**clues[clue], "auc": 0.97, "interval": [0.81, 0.99]}}, "case")
+    assert "AUC 0.97 [0.81, 0.99]" in told.message
+    assert "too few cases" in next(iter(check_shortcuts({}, "case"))).message
+
+
+def test_clues_are_ranked_within_the_parts_of_one_forest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts whose forests differ in scale are not compared: each may be right by itself."""
+    images = [Image(f"{n}", "", LABELS[n % 2], f"case{n}") for n in range(40)]
+    manifest = make_manifest([replace(each, magnification=40 + n) for n, each in enumerate(images)])
+
+    def shifted(_: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+        share = 0.05 + 0.1 * folds + 0.08 * labels
+        return np.stack([1 - share, share], axis=1)
+
+    monkeypatch.setattr(shortcuts, "_out_of_fold", shifted)
+    monkeypatch.setattr(shortcuts, "_file_clues", lambda _: {})
+    nothing = np.zeros(40)
+    measured = Measures(np.zeros((40, 6)), nothing, nothing, nothing, nothing)
+    found = shortcuts.recognisability(manifest, measured, 0)
+    assert found["magnification"]["auc"] == 1
+    assert found["magnification"]["interval"] is None
 
 
 def test_blank_grey_and_colourless_pictures(tmp_path: Path) -> None:

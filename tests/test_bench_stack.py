@@ -47,7 +47,8 @@ def test_the_table_is_read_as_a_runs_is(tmp_path: Path) -> None:
     write_caches(tmp_path, rows=1500, columns=22)
     table = open_table(tmp_path)
     assert table.shape == (1500, 22)
-    assert table.columns[0] == "densenet121/maps/benign/r0c0"
+    assert table.columns[0] == "densenet121/both/benign/r0c0"
+    assert table.columns[-1] == "vgg16/both/malignant/r0c2"
     assert set(table.rows.label.tolist()) == {0, 1}
     values = table.read(0, 1500)
     some = np.array([3, 4, 70, 1023, 1024, 1499])

@@ -32,13 +32,20 @@ def some_maps(classes: int = 2, side: int = 4, rows: int = 5) -> np.ndarray:
 def test_relu_and_normalised_views() -> None:
     """ReLU takes what speaks against the class away; normalised maps reach from 0 to 1 each."""
     maps = some_maps()
-    relu, _ = view(maps, CLASSES, BlockConfig(of="maps", view="relu"))
-    np.testing.assert_array_equal(relu, maps.astype(np.float32).clip(min=0))
-    normalised, _ = view(maps, CLASSES, BlockConfig(of="maps", view="normalised"))
-    np.testing.assert_allclose(normalised.max(axis=(2, 3)), 1, rtol=1e-6)
-    assert normalised.min() == 0
-    np.testing.assert_allclose(normalised * relu.max(axis=(2, 3), keepdims=True), relu, rtol=1e-5)
-    nothing, _ = view(-np.abs(maps), CLASSES, BlockConfig(of="maps", view="normalised"))
+    apart = maps[:, 1:].astype(np.float32) - maps[:, :1]
+    for classes, expected in (("all", maps.astype(np.float32)), ("difference", apart)):
+        relu, _ = view(maps, CLASSES, BlockConfig(of="maps", view="relu", classes=classes))
+        np.testing.assert_array_equal(relu, expected.clip(min=0))
+        block = BlockConfig(of="maps", view="normalised", classes=classes)
+        normalised, _ = view(maps, CLASSES, block)
+        np.testing.assert_allclose(normalised.max(axis=(2, 3)), 1, rtol=1e-6)
+        assert normalised.min() == 0
+        np.testing.assert_allclose(normalised * relu.max(axis=(2, 3), keepdims=True), relu, rtol=1e-5)
+    below = -np.abs(maps)
+    nothing, _ = view(below, CLASSES, BlockConfig(of="maps", view="normalised", classes="all"))
+    assert not nothing.any()
+    below[:, 0] = 0
+    nothing, _ = view(below, CLASSES, BlockConfig(of="maps", view="normalised"))
     assert not nothing.any()
 
 
@@ -48,9 +55,16 @@ def test_chosen_classes_and_differences() -> None:
     one, names = view(maps, CLASSES, BlockConfig(of="maps", classes=["malignant"]))
     assert names == ["malignant"]
     np.testing.assert_array_equal(one[:, 0], maps[:, 1])
-    apart, names = view(maps, CLASSES, BlockConfig(of="maps", classes="difference"))
-    assert names == ["malignant-benign"]
-    np.testing.assert_allclose(apart[:, 0], maps[:, 1].astype(np.float32) - maps[:, 0], rtol=1e-6)
+    for block in (BlockConfig(of="maps"), BlockConfig(of="maps", classes="difference")):
+        apart, names = view(maps, CLASSES, block)
+        assert names == ["malignant-benign"]
+        np.testing.assert_allclose(apart[:, 0], maps[:, 1].astype(np.float32) - maps[:, 0], rtol=1e-6)
+    every, names = view(maps, CLASSES, BlockConfig(of="maps", classes="all"))
+    assert names == list(CLASSES)
+    np.testing.assert_array_equal(every, maps)
+    swapped, names = view(maps, CLASSES, BlockConfig(of="maps", classes=["malignant", "benign"]))
+    assert names == ["malignant", "benign"]
+    np.testing.assert_array_equal(swapped, maps[:, ::-1])
     three = some_maps(3).astype(np.float32)
     apart, names = view(three, THREE, BlockConfig(of="maps", classes="difference"))
     assert names == ["a-rest", "b-rest", "c-rest"]
@@ -60,8 +74,9 @@ def test_chosen_classes_and_differences() -> None:
 def test_maps_that_know_no_class_are_taken_whatever_is_wanted() -> None:
     """Methods like eigencam have one map for all classes."""
     maps = some_maps(1)
-    for classes in (None, ["malignant"], "difference"):
-        found, names = view(maps, CLASSES, BlockConfig(of="maps_eigencam", classes=classes))
+    for classes in ("all", ["malignant"], "difference"):
+        block = BlockConfig.model_validate({"of": "maps_eigencam", "classes": classes})
+        found, names = view(maps, CLASSES, block)
         assert names == ["all"]
         assert found.shape == maps.shape
 
@@ -125,8 +140,11 @@ def test_all_blocks_side_by_side() -> None:
     """Every column of every block has a name of its own, in the order of its values."""
     config = StackConfig.model_validate(
         {
-            "features": ["maps", "map_stats", "logits", "probabilities", "mine"],
-            "blocks": {"mine": {"of": "maps", "view": "relu", "grid": 2, "classes": ["malignant"]}},
+            "features": ["maps", "map_stats", "logits", "probabilities", "mine", "every"],
+            "blocks": {
+                "mine": {"of": "maps", "view": "relu", "grid": 2, "classes": ["malignant"]},
+                "every": {"of": "maps", "classes": "all"},
+            },
         }
     )
     logits = np.array([[0.0, np.log(3.0)]], dtype=np.float32)
@@ -137,9 +155,17 @@ def test_all_blocks_side_by_side() -> None:
     values, columns = assemble(arrays, CLASSES, resolve(config.features, config))
     assert len(columns) == len(set(columns)) == values.shape[1]
     table = dict(zip(columns, values[0], strict=True))
-    assert table["a/maps/malignant/r2c3"] == arrays["a"]["maps"][0, 1, 2, 3]
+    assert table["a/every/malignant/r2c3"] == arrays["a"]["maps"][0, 1, 2, 3]
+    apart = arrays["a"]["maps"][0, 1].astype(np.float32) - arrays["a"]["maps"][0, 0]
+    assert table["a/maps/malignant-benign/r2c3"] == apart[2, 3]
     assert table["b/probabilities/malignant"] == pytest.approx(0.75)
-    assert table["a/map_stats/benign/peak"] == arrays["a"]["maps"][0, 0].max()
+    assert table["b/logits/malignant-benign"] == pytest.approx(np.log(3))
+    assert table["a/map_stats/malignant-benign/peak"] == apart.max()
+    assert table["a/map_stats/malignant-benign/sum"] == pytest.approx(apart.sum(), rel=1e-5)
+    assert {name.split("/")[2] for name in columns if "/every/" in name} == set(CLASSES)
+    for block in ("maps", "map_stats", "logits"):
+        named = {name.split("/")[2] for name in columns if f"/{block}/" in name}
+        assert named == {"malignant-benign"}, block
     assert {name for name in columns if name.startswith("a/mine/")} == {
         f"a/mine/malignant/r{r}c{c}" for r in range(2) for c in range(2)
     }
@@ -153,8 +179,83 @@ def test_all_blocks_side_by_side() -> None:
     assert same == columns
 
 
+def test_logits_are_log_odds() -> None:
+    """Of two classes one column, that of the second; of three, each less the mean of all."""
+    two = np.array([[1.0, 4.0], [-2.0, -2.5]])
+    values, columns = assemble({"a": {"logits": two}}, CLASSES, {"logits": None})
+    assert columns == ("a/logits/malignant-benign",)
+    np.testing.assert_array_equal(values, [[3], [-0.5]])
+    three = np.array([[1.0, 4.0, 1.0], [0.0, 0.0, 3.0]])
+    values, columns = assemble({"a": {"logits": three}}, THREE, {"logits": None})
+    assert columns == ("a/logits/a", "a/logits/b", "a/logits/c")
+    np.testing.assert_array_equal(values, [[-1, 2, -1], [-1, -1, 2]])
+
+
+@pytest.mark.parametrize("classes", [CLASSES, THREE])
+def test_what_all_classes_have_in_common_is_in_no_column(classes: tuple[str, ...]) -> None:
+    """A model is free to add a constant to all logits, or a map to all maps: no block lets it through.
+
+    Of blocks of all classes, or of chosen ones, that cannot be said.
+    """
+    config = StackConfig.model_validate(
+        {
+            "features": ["maps", "map_stats", "logits", "probabilities", "relu", "coarse"],
+            "blocks": {
+                "relu": {"of": "maps", "view": "relu"},
+                "coarse": {"of": "maps", "view": "normalised", "grid": 2},
+                "every": {"of": "maps", "classes": "all"},
+                "some": {"of": "maps", "classes": [classes[-1]]},
+            },
+        }
+    )
+    rng, rows, number = np.random.default_rng(0), 6, len(classes)
+
+    def eighths(*shape: int) -> np.ndarray:
+        """Return numbers of which sums and thirds are exact, or nearly so."""
+        return 3 * rng.integers(-40, 40, shape) / 8
+
+    arrays = {
+        name: {"maps": eighths(rows, number, side, side), "logits": eighths(rows, number)}
+        for name, side in (("a", 4), ("b", 3))
+    }
+    moved = {
+        name: {
+            "maps": found["maps"] + 12 + eighths(rows, 1, *found["maps"].shape[2:]),
+            "logits": found["logits"] - 7.5 + eighths(rows, 1),
+        }
+        for name, found in arrays.items()
+    }
+    before, columns = assemble(arrays, classes, resolve(config.features, config))
+    after, _ = assemble(moved, classes, resolve(config.features, config))
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    assert {name.split("/")[1] for name in columns} == set(config.features)
+    for block in ("every", "some"):
+        (one, _), (other, _) = (
+            assemble(each, classes, resolve([block], config)) for each in (arrays, moved)
+        )
+        assert not np.isclose(one, other).all(axis=0).any(), block
+
+
+@pytest.mark.parametrize("classes", [CLASSES, THREE])
+def test_the_free_direction_of_a_fold_does_not_tell_it(classes: tuple[str, ...]) -> None:
+    """Rows of two folds whose models differ in a constant alone have the same columns to the bit."""
+    config = StackConfig()
+    logits = np.random.default_rng(0).integers(-9, 9, (8, len(classes))).astype(np.float32) * 3
+    maps = np.random.default_rng(1).integers(-9, 9, (8, len(classes), 3, 3)).astype(np.float16) * 6
+    blocks = resolve([*config.features, "maps"], config)
+    fold = [
+        assemble({"a": {"logits": logits + shift, "maps": maps + shift}}, classes, blocks)[0]
+        for shift in (np.float16(0), np.float16(6), np.float16(-30))
+    ]
+    assert np.array_equal(fold[0], fold[1])
+    assert np.array_equal(fold[0], fold[2])
+
+
 def test_names_of_arrays_as_they_are_cached() -> None:
-    """An export names its columns as stage three does, one map for all classes included."""
+    """An export names its columns by all classes that are cached, one map for all included."""
+    assert column_names("maps", (2, 1, 2), CLASSES) == [
+        *("maps/benign/r0c0", "maps/benign/r0c1", "maps/malignant/r0c0", "maps/malignant/r0c1")
+    ]
     assert column_names("maps_eigencam", (1, 1, 2), CLASSES) == [
         "maps_eigencam/all/r0c0",
         "maps_eigencam/all/r0c1",

@@ -58,13 +58,45 @@ def test_the_number_of_rounds_is_chosen_on_unseen_cases_and_all_rows_are_learnt(
     apart = validation_rows(rows.labels, rows.cases, 0.2, 0)
     assert apart is not None
     model = BoostedTrees(SETTINGS, rows.columns, device="cpu")
-    best = model.best_rounds(InMemory(rows.values), rows.labels, np.ones(2), apart)
+    best = model.best_rounds(InMemory(rows.values), rows.labels, np.ones(len(rows.labels)), apart)
     model.fit(rows.values, rows.labels, rows.cases)
     assert model.booster_.num_boosted_rounds() == round(best * len(rows.labels) / (~apart).sum())
     same = SETTINGS.model_copy(update={"n_estimators": model.booster_.num_boosted_rounds()})
     whole = BoostedTrees(same, rows.columns, device="cpu")
     whole.fit(rows.values, rows.labels, np.zeros(len(rows.labels)))
     assert np.array_equal(whole.predict_proba(rows.values), model.predict_proba(rows.values))
+
+
+def test_the_rounds_are_chosen_by_weight() -> None:
+    """On either side of the inner split, a row of weight three is as three rows."""
+    rows = table(cases=30)
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(len(rows.labels)) < 0.3, 1 - rows.labels, rows.labels)
+    apart = validation_rows(labels, rows.cases, 0.3, 0)
+    assert apart is not None
+    weights = np.where(rows.cases < 8, 3, 1)
+    copies = np.repeat(np.arange(len(weights)), weights)
+    how = SETTINGS.model_copy(update={"subsample": 1, "colsample_bytree": 1})
+    model = BoostedTrees(how, rows.columns, device="cpu")
+    ones, values = np.ones(len(weights)), rows.values
+    found = model.best_rounds(InMemory(values), labels, weights.astype(float), apart)
+    same = np.ones(len(copies)), apart[copies]
+    assert found == model.best_rounds(InMemory(values[copies]), labels[copies], *same)
+    assert found != model.best_rounds(InMemory(values), labels, ones, apart)
+
+
+def test_weights_are_read_with_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever pieces a table is read, every row keeps the weight that is its own."""
+    rows = table()
+    weights = np.random.default_rng(0).uniform(0.2, 5, len(rows.labels))
+    held = BoostedTrees(SETTINGS, rows.columns, device="cpu")
+    expected = held.fit(rows.values, rows.labels, rows.cases, weights).predict_proba(rows.values)
+    monkeypatch.setattr("stacker.matrix.CHUNK_BYTES", 16 * 4 * rows.values.shape[1])
+    model = BoostedTrees(SETTINGS, rows.columns, memory_gb=1e-6, device="cpu")
+    model.fit(Lazy(rows.values), rows.labels, rows.cases, weights)
+    assert np.array_equal(model.predict_proba(rows.values), expected)
+    unweighed = held.fit(rows.values, rows.labels, rows.cases).predict_proba(rows.values)
+    assert not np.array_equal(unweighed, expected)
 
 
 def test_bins_are_cut_at_quantiles() -> None:

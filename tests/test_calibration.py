@@ -10,26 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit, log_softmax, logit, softmax
+from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_curve
 
 from stacker.calibration import (
-    Calibrator,
-    Kind,
     Rule,
     choose_threshold,
     cross_finish,
     fit_calibrator,
-    reliability,
+    fit_finish,
+    fit_sigmoid,
 )
-from stacker.metrics import Predictions, scores
-
-
-def two(share: np.ndarray) -> np.ndarray:
-    """Return the probabilities of two classes from those of class 1."""
-    share = np.asarray(share, dtype=float)
-    return np.stack([1 - share, share], axis=1)
+from stacker.predictions import Calibrator, Finish, Finishes, Kind, finished
+from tests.test_predictions import two
 
 
 def drawn_labels(probabilities: np.ndarray, seed: int) -> np.ndarray:
@@ -163,12 +157,6 @@ def test_certainty_that_is_wrong_is_cooled() -> None:
     assert found.apply(shares)[1, 1] == pytest.approx(5 / 6, abs=1e-3)
 
 
-def test_steep_sigmoids_leave_a_probability() -> None:
-    """Where no class is likely by its own sigmoid, they share what is left."""
-    steep = Calibrator("platt", slopes=(1e5,) * 3, intercepts=(0.0,) * 3)
-    np.testing.assert_allclose(steep.apply(np.full((1, 3), 1 / 3)), np.full((1, 3), 1 / 3))
-
-
 def test_a_ranking_is_never_turned_round() -> None:
     """Answers that are worse than chance become equal, not opposite; equal ones are shifted alike."""
     shares, labels = two(np.array([0.1, 0.2, 0.8, 0.9])), np.array([1, 1, 0, 0])
@@ -240,21 +228,66 @@ def test_a_threshold_does_what_its_rule_says(rows: list[tuple[float, bool]], wan
 def test_a_part_is_finished_by_the_others_alone(kind: Kind) -> None:
     """Its own labels change nothing of a part; its rows get what a fit on the others gives."""
     rng = np.random.default_rng(7)
-    share, parts = rng.random(90), np.repeat(["a", "b", "c"], 30)
+    share, parts = rng.random(90), np.repeat([4, 1, 2], 30)
     labels = (rng.random(90) < share**2).astype(int)
-    shares, thresholds = cross_finish(kind, "youden", 0.95, two(share), labels, parts)
-    own = parts == "b"
+    raw, cut = two(share)[None], parts[None]
+    finish = cross_finish(kind, "youden", 0.95, raw, labels, cut)
+    assert [sorted(by_part) for by_part in finish.of] == [[1, 2, 4]]
+    own = parts == 1
     turned = np.where(own, 1 - labels, labels)
-    again, thresholds_again = cross_finish(kind, "youden", 0.95, two(share), turned, parts)
-    np.testing.assert_array_equal(again[own], shares[own])
-    np.testing.assert_array_equal(thresholds_again[own], thresholds[own])
-    assert not np.allclose(again[~own], shares[~own])
+    again = cross_finish(kind, "youden", 0.95, raw, turned, cut)
+    assert again.of[0][1] == finish.of[0][1]
+    assert again.of[0][2] != finish.of[0][2]
+    (shares, thresholds), (others, _) = finish.apply(raw, cut), again.apply(raw, cut)
+    np.testing.assert_array_equal(others[own], shares[own])
+    assert not np.allclose(others[~own], shares[~own])
     by_others = fit_calibrator(kind, two(share)[~own], labels[~own])
     np.testing.assert_array_equal(shares[own], by_others.apply(two(share)[own]))
     expected = choose_threshold("youden", by_others.apply(two(share)[~own])[:, 1], labels[~own])
-    assert set(thresholds[own]) == {expected}
-    p = Predictions(labels, parts, shares, thresholds)
+    assert set(np.asarray(thresholds)[own]) == {expected}
+    p = finished(labels, parts, raw, cut, finish, None)
     assert list(p.predicted) == list((shares[:, 1] >= thresholds).astype(int))
+
+
+def test_each_cut_is_finished_by_itself() -> None:
+    """Several cuts have finishes as if they were alone, and a row the mean of what they say."""
+    rng = np.random.default_rng(10)
+    labels, parts = rng.integers(2, size=60), rng.integers(3, size=(2, 60))
+    raw = two(expit(rng.normal(size=(2, 60)) + labels))
+    both = cross_finish("platt", "youden", 0.95, raw, labels, parts)
+    alone = [cross_finish("platt", "youden", 0.95, raw[[r]], labels, parts[[r]]) for r in range(2)]
+    assert both == Finishes((alone[0].of[0], alone[1].of[0]))
+    one, other = (each.apply(raw[[r]], parts[[r]]) for r, each in enumerate(alone))
+    shares, thresholds = both.apply(raw, parts)
+    np.testing.assert_allclose(shares, (one[0] + other[0]) / 2)
+    np.testing.assert_allclose(np.asarray(thresholds), (np.asarray(one[1]) + np.asarray(other[1])) / 2)
+
+
+def test_a_finish_is_calibration_and_a_threshold_on_it() -> None:
+    """The threshold is chosen on calibrated probabilities, by its rule and the wanted sensitivity."""
+    rng = np.random.default_rng(11)
+    labels = rng.integers(2, size=200)
+    shares = two(expit(rng.normal(size=200) + 2 * labels + 1))
+    found = fit_finish("platt", "sensitivity", 0.8, shares, labels)
+    assert found.calibrator == fit_calibrator("platt", shares, labels)
+    calibrated = found.calibrator.apply(shares)[:, 1]
+    assert found.threshold == choose_threshold("sensitivity", calibrated, labels, 0.8)
+    assert (calibrated[labels == 1] >= found.threshold).mean() == pytest.approx(0.8, abs=0.01)
+    assert fit_finish("platt", "none", 0.8, shares, labels) == Finish(found.calibrator)
+    assert fit_finish("none", "none", 0.8, shares, labels) == Finish()
+
+
+def test_noise_is_calibrated_to_its_frequency_and_signal_is_kept() -> None:
+    """Answers that know nothing are drawn to how often class 1 comes; those that do stay apart."""
+    rng = np.random.default_rng(12)
+    labels, parts = (rng.random(3000) < 0.3).astype(int), rng.integers(4, size=(1, 3000))
+    noise = rng.normal(size=3000) * 3
+    for gain, lowest, highest in ((0, 0, 0.03), (3, 0.1, 1)):
+        raw = two(expit(noise + gain * labels))[None]
+        finish = cross_finish("platt", "none", 0.95, raw, labels, parts)
+        shares = finish.apply(raw, parts)[0][:, 1]
+        assert shares.mean() == pytest.approx(0.3, abs=0.02)
+        assert lowest <= shares.std() < highest
 
 
 @pytest.mark.parametrize("rule", get_args(Rule))
@@ -262,39 +295,39 @@ def test_there_is_no_threshold_beyond_two_classes(rule: Rule) -> None:
     """Three classes are calibrated, and decided by the likeliest."""
     rng = np.random.default_rng(8)
     shares, labels = rng.dirichlet([1, 1, 1], 60), np.arange(60) % 3
-    found, thresholds = cross_finish("temperature", rule, 0.9, shares, labels, np.arange(60) % 4)
-    assert (thresholds == 0.5).all()
+    raw, parts = shares[None], np.arange(60)[None] % 4
+    found, threshold = cross_finish("temperature", rule, 0.9, raw, labels, parts).apply(raw, parts)
+    assert threshold is None
     np.testing.assert_array_equal(found.argmax(axis=1), shares.argmax(axis=1))
     assert not np.allclose(found, shares)
 
 
 def test_one_part_alone_is_left_as_it_is() -> None:
     """Without others there is nothing to learn from."""
-    shares, labels = two(np.array([0.2, 0.9, 0.4])), np.array([0, 1, 1])
-    found, thresholds = cross_finish("platt", "youden", 0.95, shares, labels, np.zeros(3))
-    assert (found == shares).all()
-    assert (thresholds == 0.5).all()
+    raw, labels = two(np.array([0.2, 0.9, 0.4]))[None], np.array([0, 1, 1])
+    parts = np.zeros((1, 3), dtype=int)
+    found, threshold = cross_finish("platt", "youden", 0.95, raw, labels, parts).apply(raw, parts)
+    assert (found == raw[0]).all()
+    assert threshold == 0.5
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-def test_reliability_adds_up_to_the_calibration_error(classes: int) -> None:
-    """Gaps between confidence and frequency, weighed by images, are the score `ece`."""
-    rng = np.random.default_rng(9)
-    shares = np.exp(log_softmax(rng.normal(size=(500, classes)) * 2, axis=1))
-    p = Predictions(rng.integers(classes, size=500), np.arange(500), shares)
-    found = reliability(p)
-    assert found.images.sum() == 500
-    filled = found.images > 0
-    assert (np.isfinite(found.confidence) == filled).all()
-    gaps = np.abs(found.confidence - found.frequency)[filled]
-    expected = scores(p.labels, p.probabilities, np.ones((1, 500)))["ece"][0]
-    assert (gaps * found.images[filled]).sum() / 500 == pytest.approx(expected)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sigmoid_is_the_best_there_is(seed: int) -> None:
+    """No slope and intercept nearby has a smaller weighted loss on Platt's targets."""
+    rng = np.random.default_rng(seed)
+    values, weights = rng.normal(size=60), rng.random(60)
+    positive = rng.random(60) < expit(1.5 * values - 0.5)
+    slope, intercept = fit_sigmoid(values, positive, weights)
+    ours, theirs = weights[positive].sum(), weights[~positive].sum()
+    targets = np.where(positive, (ours + 1) / (ours + 2), 1 / (theirs + 2))
 
+    def loss(slope: float, intercept: float) -> float:
+        shares = expit(slope * values + intercept)
+        return float(-weights @ (targets * np.log(shares) + (1 - targets) * np.log1p(-shares)))
 
-def test_reliability_by_hand() -> None:
-    """Bins are closed below; a probability of one is in the last."""
-    p = Predictions(np.array([1, 0, 1]), np.arange(3), two(np.array([0.5, 0.75, 1.0])))
-    found = reliability(p, bins=2)
-    np.testing.assert_allclose(found.confidence, [np.nan, 0.75])
-    np.testing.assert_allclose(found.frequency, [np.nan, 2 / 3])
-    assert list(found.images) == [0, 3]
+    least = loss(slope, intercept)
+    for step in rng.normal(size=(50, 2)) * 0.05:
+        assert least <= loss(slope + step[0], intercept + step[1])
+    assert slope > 0.5
+    turned, _ = fit_sigmoid(-values, positive, weights)
+    assert turned == 0

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skops.io
 from sklearn.tree import DecisionTreeClassifier
 
 from stacker import estimators
 from stacker.errors import StackError
 from stacker.meta import build, is_scaled, is_seeded, load_meta, save_meta
 from stacker.settings import StackConfig
+from stacker.weighing import row_weights
 from tests.learning import standardised, table
 
 
@@ -33,6 +35,22 @@ class Deaf:
         """Learn nothing."""
         self.seen_ = len(X), len(groups)
         self.classes_ = np.arange(y.max() + 2) if self.wide else np.unique(y)
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return that all is equally likely."""
+        return np.full((len(X), 2), 0.5)
+
+
+class Scales:
+    """A classifier that remembers the weights that it was given, and whether it was given groups."""
+
+    def fit(
+        self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None, **others: Any
+    ) -> Scales:
+        """Learn nothing."""
+        self.seen_ = sample_weight, len(X), others
+        self.classes_ = np.unique(y)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
@@ -94,21 +112,46 @@ def test_it_is_given_the_seed_unless_it_has_one() -> None:
 
 
 def test_classes_weigh_the_same_by_what_it_takes(caplog: pytest.LogCaptureFixture) -> None:
-    """By its own parameter, by weights of rows, or not at all, which is said."""
-    trees: Any = build("own", config("sklearn.ensemble.ExtraTreesClassifier"), 0, ())
-    assert trees.estimator.class_weight == "balanced"
-    given: Any = build("own", config("sklearn.ensemble.ExtraTreesClassifier", class_weight=None), 0, ())
-    assert given.estimator.class_weight is None
+    """By weights of rows, or not at all, which is said; its parameters are left as they are."""
+    for chosen in ({}, {"class_weight": None}, {"class_weight": "balanced"}):
+        trees: Any = build("own", config("sklearn.ensemble.ExtraTreesClassifier", **chosen), 0, ())
+        assert trees.estimator.class_weight == chosen.get("class_weight")
     rows = table()
     rare = rows.at((rows.labels == 0) | (rows.cases % 10 == 1))
+    weights = row_weights(rare.labels, rare.cases, "cases")
     bayes: Any = build("own", config("sklearn.naive_bayes.GaussianNB"), 0, rows.columns)
-    bayes.fit(rare.values, rare.labels)
+    assert bayes.weighs
+    bayes.fit(rare.values, rare.labels, rare.cases, weights)
     np.testing.assert_allclose(bayes.estimator_.class_prior_, 0.5)
+    bayes.fit(rare.values, rare.labels, rare.cases)
+    np.testing.assert_allclose(
+        bayes.estimator_.class_prior_, np.bincount(rare.labels) / len(rare.labels)
+    )
     estimators.say_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         neighbours = build("own", config("sklearn.neighbors.KNeighborsClassifier"), 0, rows.columns)
+        assert not neighbours.weighs
         neighbours.fit(rare.values, rare.labels, rare.cases)
-    assert "a rare class may be drowned" in caplog.text
+        neighbours.fit(rare.values, rare.labels, rare.cases, np.ones(len(rare.labels)))
+        assert caplog.text == ""  # nothing is lost
+        neighbours.fit(rare.values, rare.labels, rare.cases, weights)
+        neighbours.fit(rare.values, rare.labels, rare.cases, weights)
+    assert caplog.text.count("a rare class may be drowned") == 1
+
+
+def test_weights_go_to_whom_they_concern() -> None:
+    """An estimator whose fit takes weights gets those of each row to the bit; a **rest gets nothing."""
+    rows = table()
+    model: Any = build("own", config(f"{__name__}.Scales"), 0, rows.columns)
+    weights = np.random.default_rng(0).random(len(rows.labels))
+    model.fit(rows.values, rows.labels, rows.cases, weights)
+    given, number, others = model.estimator_.seen_
+    assert model.weighs
+    assert np.array_equal(given, weights)
+    assert (number, others) == (len(rows.labels), {})
+    deaf: Any = build("own", config(f"{__name__}.Deaf"), 0, rows.columns)
+    assert not deaf.weighs
+    deaf.fit(rows.values, rows.labels, rows.cases, weights)
 
 
 def test_groups_go_to_whom_they_concern() -> None:
@@ -208,6 +251,17 @@ def test_an_estimator_of_another_type_is_refused(tmp_path: Path) -> None:
         load_meta("random_forest", settings, tmp_path / "model", rows.columns)
 
 
+@pytest.mark.parametrize(("name", "other"), [("svm", "logistic"), ("logistic", "svm")])
+def test_the_file_of_another_is_refused(name: str, other: str, tmp_path: Path) -> None:
+    """A regression where a machine is expected, or the other way round, whatever the file is called."""
+    rows = standardised(table())
+    model = build(other, StackConfig(), 0, rows.columns).fit(rows.values, rows.labels, rows.cases)
+    save_meta(model, tmp_path / "model")
+    expected = {"svm": "SVC", "logistic": "LogisticRegression"}[name]
+    with pytest.raises(StackError, match=f"holds a NoneType, expected a {expected}; run"):
+        load_meta(name, StackConfig(), tmp_path / "model", rows.columns)
+
+
 @pytest.mark.parametrize("part", ["support_vectors_", "_dual_coef_", "_n_support", "kernel"])
 def test_a_machine_whose_parts_do_not_fit_is_refused(part: str, tmp_path: Path) -> None:
     """The library that runs it believes every length, and would read past what is there."""
@@ -218,6 +272,41 @@ def test_a_machine_whose_parts_do_not_fit_is_refused(part: str, tmp_path: Path) 
     setattr(model.machine_, part, wrong)
     save_meta(model, tmp_path / "model")
     with pytest.raises(StackError, match="its parts do not fit"):
+        load_meta("svm", StackConfig(), tmp_path / "model", rows.columns)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_stored_machine_keeps_its_sigmoids_to_the_bit(classes: int, tmp_path: Path) -> None:
+    """Slopes and intercepts come back as they were, and with them every probability."""
+    rows = standardised(table(classes))
+    model: Any = build("svm", StackConfig(), 0, rows.columns).fit(rows.values, rows.labels, rows.cases)
+    save_meta(model, tmp_path / "model")
+    found: Any = load_meta("svm", StackConfig(), tmp_path / "model", rows.columns)
+    assert found.slopes_ == model.slopes_
+    assert found.intercepts_ == model.intercepts_
+    assert len(found.slopes_) == (1 if classes == 2 else classes)
+    assert found.classes_.tolist() == list(range(classes))
+    unseen = standardised(table(classes, seed=1)).values
+    assert np.array_equal(found.predict_proba(unseen), model.predict_proba(unseen))
+
+
+@pytest.mark.parametrize("part", ["slopes", "intercepts"])
+@pytest.mark.parametrize("values", [None, [], [1.0, 1.0]])
+def test_a_machine_without_its_sigmoids_is_refused(
+    part: str, values: list[float] | None, tmp_path: Path
+) -> None:
+    """Too few of them, too many, or none at all, as in a file of another version."""
+    rows = standardised(table())
+    model: Any = build("svm", StackConfig(), 0, rows.columns).fit(rows.values, rows.labels, rows.cases)
+    about = {
+        "machine": model.machine_,
+        "slopes": model.slopes_,
+        "intercepts": model.intercepts_,
+        "classes": 2,
+        part: values,
+    }
+    skops.io.dump({k: v for k, v in about.items() if v is not None}, tmp_path / "model.skops")
+    with pytest.raises(StackError, match=r"lacks sigmoids; run 'stacker stack' again"):
         load_meta("svm", StackConfig(), tmp_path / "model", rows.columns)
 
 

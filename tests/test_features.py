@@ -18,6 +18,9 @@ from stacker.cache import Rows, fixed_text, open_cache, part_file
 from stacker.cache_writer import write_index, write_part
 from stacker.config import Config
 from stacker.errors import CacheError, ConfigError, LeakError
+from stacker.features import Table
+from stacker.matrix import whole
+from stacker.preparation import fit_centres
 from stacker.settings import BlockConfig, StackConfig
 from stacker.verify import verify
 from tests.conftest import MakeConfig, tables_of
@@ -57,13 +60,19 @@ def test_columns_say_what_they_are() -> None:
             "features": np.zeros((1, 3)),
         }
     }
-    values, columns = assemble(arrays, CLASSES, resolve(["maps", "logits", "embeddings"], StackConfig()))
-    assert values.shape == (1, 12 + 2 + 3)
+    arrays["vgg16"]["maps"][0, 1, 1, 2] = 20
+    config = StackConfig(blocks={"every": BlockConfig(of="maps", classes="all")})
+    values, columns = assemble(
+        arrays, CLASSES, resolve(["maps", "every", "logits", "embeddings"], config)
+    )
+    assert values.shape == (1, 6 + 12 + 1 + 3)
     assert values.dtype == np.float32
     table = dict(zip(columns, values[0], strict=True))
-    assert table["vgg16/maps/malignant/r1c2"] == 11
-    assert table["vgg16/maps/benign/r0c1"] == 1
-    assert table["vgg16/logits/malignant"] == 2
+    assert table["vgg16/maps/malignant-benign/r1c2"] == 20 - 5
+    assert table["vgg16/maps/malignant-benign/r0c1"] == 7 - 1
+    assert table["vgg16/every/malignant/r1c2"] == 20
+    assert table["vgg16/every/benign/r0c1"] == 1
+    assert table["vgg16/logits/malignant-benign"] == 1
     assert "vgg16/embeddings/0002" in table
 
 
@@ -100,6 +109,7 @@ def test_holdout_tables(finished: Config) -> None:
     assert {case.decode() for case in tables.development.rows.case_id} == set(fold.held_out)
     assert {case.decode() for case in tables.tests["holdout"].rows.case_id} == set(study.folds.test)
     assert set(tables.development.made_by) == {"holdout"}
+    assert not tables.crossed
     assert tables.development.shape == (
         len(tables.development.rows),
         len(tables.development.columns),
@@ -117,6 +127,8 @@ def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: Make
     metrics = pipeline.run_all(config)
     study = studies.reopen(config)
     tables = tables_of(study, ["maps", "logits"])
+    assert tables.crossed
+    assert not tables_of(study, ["maps", "embeddings"]).crossed  # each fold has fits of its own
     rows = tables.development.rows
     made_by = dict(
         zip((case.decode() for case in rows.case_id), tables.development.made_by, strict=True)
@@ -129,8 +141,28 @@ def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: Make
     )
     assert set(tables.tests) == {"fold0", "fold1", "fold2"}
     assert set(metrics["test"]) == {"constant", "test_resnet", "mean", "logistic"}
-    for fold, table in tables.tests.items():
+    centres = fit_centres(tables.development)
+    assert_centred(tables.development, centres)
+    for number, (fold, table) in enumerate(tables.tests.items()):
         assert np.array_equal(table.rows.image_id, tables.tests["fold0"].rows.image_id), fold
+        assert set(table.made_by) == {fold}
+        apart = whole(table, 1, "a test") - whole(table.centred(centres), 1, "a test")
+        np.testing.assert_allclose(apart, np.tile(centres[number], (len(apart), 1)), atol=1e-5)
+
+
+def assert_centred(table: Table, centres: np.ndarray) -> None:
+    """Compare a table of a run that is read and centred with one that is held and centred."""
+    lazy, held = table.centred(centres), table.hold(1).centred(centres)
+    values = whole(lazy, 1, "a test")
+    assert held.values is not None
+    assert np.array_equal(whole(held, 1, "a test"), values)
+    case_means = {
+        (fold, case): values[(table.made_by == fold) & (table.rows.case_id == case)].mean(axis=0)
+        for fold, case in set(zip(table.made_by.tolist(), table.rows.case_id.tolist(), strict=True))
+    }
+    for fold in np.unique(table.made_by):
+        own = [mean for (made_by, _), mean in case_means.items() if made_by == fold]
+        np.testing.assert_allclose(np.mean(own, axis=0), 0, atol=1e-5)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,16 @@ def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig) -> None:
     image = study.manifest.images[row]
     (said,), failures = predict(study.run, [Path(image.path)])
     assert not failures
-    lines = (study.run.path / "stack" / "logistic" / "predictions.csv").read_text().splitlines()
-    (stored,) = (line.split(",") for line in lines if line.startswith(f"{image.id},"))
-    assert said.probabilities["malignant"] == pytest.approx(float(stored[-2]), abs=0.02)
+    with (study.run.path / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        who = (image.id, "logistic")
+        (stored,) = (r for r in csv.DictReader(file) if (r["image_id"], r["model"]) == who)
+    assert said.probabilities["malignant"] == pytest.approx(float(stored["p_malignant"]), abs=0.02)
+    with np.load(study.run.stack_folder("logistic") / "centres.npz") as centres:
+        assert set(centres) == {"fold0", "fold1"}
+        for each in centres.values():  # folds differ in what they trained, and in nothing else
+            assert {c for c, centre in zip(columns, each, strict=True) if centre} == {
+                "test_resnet/logits/malignant-benign"
+            }
 
 
 def test_weights_that_have_seen_a_case_are_refused(finished: Config, make_config: MakeConfig) -> None:

@@ -12,6 +12,7 @@ import pytest
 from sklearn.base import clone
 
 from stacker.errors import StackError
+from stacker.matrix import Rows2D
 from stacker.meta import (
     META,
     MetaLearner,
@@ -24,6 +25,7 @@ from stacker.meta import (
     save_meta,
 )
 from stacker.settings import RULES, StackConfig
+from stacker.weighing import row_weights
 from tests.learning import CONFIG, Lazy, Learnt, standardised, table
 
 ALL = [*META, "extra_trees"]
@@ -32,8 +34,16 @@ OWN = ("sklearn",)  # whom a run of one's own trusts for `extra_trees`
 
 
 def fit(name: str, rows: Learnt, config: StackConfig = CONFIG, seed: int = 0) -> MetaLearner:
-    """Return a meta-learner that has learnt from some rows."""
-    return build(name, config, seed, rows.columns, "cpu").fit(rows.values, rows.labels, rows.cases)
+    """Return a meta-learner that has learnt from some rows of one fold, weighed as the config says."""
+    found: MetaLearner = learn(build(name, config, seed, rows.columns, "cpu"), rows, rows.values, config)
+    return found
+
+
+def learn(model: Any, rows: Learnt, values: Rows2D, config: StackConfig = CONFIG) -> Any:
+    """Fit a meta-learner; a rule has no use for groups, where all rows are on one scale."""
+    weights = row_weights(rows.labels, rows.cases, config.balance)
+    groups = None if hasattr(model, "rule") else rows.cases
+    return model.fit(values, rows.labels, groups=groups, weights=weights)
 
 
 def rows_for(name: str, classes: int = 2, seed: int = 0) -> Learnt:
@@ -82,7 +92,7 @@ def test_an_array_and_a_table_in_files_give_the_same_model(name: str) -> None:
     """Rows that are read when they are wanted teach what the same rows in memory teach, to the bit."""
     rows = rows_for(name)
     expected = fit(name, rows).predict_proba(rows.values)
-    model = build(name, CONFIG, 0, rows.columns, "cpu").fit(Lazy(rows.values), rows.labels, rows.cases)
+    model = learn(build(name, CONFIG, 0, rows.columns, "cpu"), rows, Lazy(rows.values))
     assert np.array_equal(model.predict_proba(Lazy(rows.values)), expected)
 
 
@@ -98,18 +108,34 @@ def test_a_rare_class_is_not_drowned(name: str) -> None:
     assert (found[~malignant] == 0).mean() > 0.5
 
 
-@pytest.mark.parametrize("name", ["logistic", "svm", "xgboost", "mlp"])
+@pytest.mark.parametrize("name", ["logistic", "svm", "xgboost", "mlp", "random_forest"])
 def test_balance_can_be_left_out(name: str) -> None:
-    """Without balance the rare class is believed less."""
+    """Without balance the rare class is believed less; by cases or by images it is believed more."""
     rows = rows_for(name)
     rare = rows.at((rows.labels == 0) | (rows.cases % 10 == 1))
-    unbalanced = CONFIG.model_copy(update={"balance": False})
-    means = [
-        fit(name, rare, config).predict_proba(rows.values)[:, 1].mean()
-        for config in (CONFIG, unbalanced)
-    ]
-    assert means[0] > means[1] + 0.003
-    assert parameters(name, CONFIG) != parameters(name, unbalanced)
+    configs = [CONFIG.model_copy(update={"balance": b}) for b in ("cases", "classes", "none")]
+    means = [fit(name, rare, c).predict_proba(rows.values)[:, 1].mean() for c in configs]
+    assert min(means[:2]) > means[2] + 0.003
+    stated = [parameters(name, config)["balance"] for config in configs]
+    assert stated == ["cases", "classes", "none"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_says_whether_it_weighs(name: str) -> None:
+    """Uneven weights change what is learnt where it says so; equal ones are as good as none."""
+    rows, unseen = rows_for(name), rows_for(name, seed=1)
+    uneven, even = np.where(rows.labels == 1, 9.0, 1.0), np.ones(len(rows.labels))
+    said = []
+    for weights in (None, even, uneven):
+        model = build(name, CONFIG, 0, rows.columns, "cpu")
+        model.fit(rows.values, rows.labels, None, weights)
+        said.append(model.predict_proba(unseen.values))
+    if name == "random_forest":  # with weights it draws its rows in another way
+        assert np.abs(said[0] - said[1]).mean() < 0.05
+    else:
+        assert np.array_equal(said[0], said[1])
+    assert np.array_equal(said[0], said[2]) != model.weighs
+    assert model.weighs == (name in LEARNING)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -121,8 +147,8 @@ def test_a_copy_has_learnt_nothing_and_learns_the_same(name: str) -> None:
     twin = clone(model)
     assert not [attribute for attribute in vars(twin) if attribute.endswith("_")]
     few = rows.at(rows.cases < 30)
-    model.fit(few.values, few.labels, few.cases).fit(rows.values, rows.labels, rows.cases)
-    for one in (twin.fit(rows.values, rows.labels, rows.cases), model):
+    learn(learn(model, few, few.values), rows, rows.values)
+    for one in (learn(twin, rows, rows.values), model):
         assert np.array_equal(one.predict_proba(rows.values), expected)
         assert np.array_equal(one.predict(rows.values), expected.argmax(axis=1))
         assert one.classes_.tolist() == [0, 1]
@@ -185,8 +211,9 @@ def test_rows_of_one_class_are_refused(name: str) -> None:
     """Nothing can be told apart where there is one class, or a class without a row."""
     rows = rows_for(name, classes=3)
     for kept in (rows.labels == 0, rows.labels != 1):
+        few, model = rows.at(kept), build(name, CONFIG, 0, rows.columns, "cpu")
         with pytest.raises(StackError, match="rows of every class"):
-            fit(name, rows.at(kept))
+            model.fit(few.values, few.labels, few.cases)
 
 
 def test_rules_follow_the_probabilities() -> None:
@@ -213,6 +240,20 @@ def test_the_best_base_model_is_found() -> None:
     values[:, [rows.columns.index(f"resnet50/probabilities/{k}") for k in range(2)]] = 0.5
     model = build("best_base", CONFIG, 0, rows.columns).fit(values, rows.labels)
     np.testing.assert_allclose(model.predict_proba(values), values[:, places])
+
+
+def test_the_best_base_model_is_found_within_folds() -> None:
+    """Where scales differ from fold to fold, rows are compared within the folds that groups name."""
+    columns = tuple(f"{b}/probabilities/{k}" for b in ("shifted", "steady") for k in range(2))
+    rng = np.random.default_rng(0)
+    folds, labels = np.repeat([0, 1], 60), np.tile([0, 1], 60)
+    shifted = 0.1 + 0.1 * labels + 0.02 * rng.random(120) + 0.7 * folds  # perfect in either fold
+    steady = 0.4 * rng.random(120) + 0.3 * labels
+    each = np.stack([1 - shifted, shifted, 1 - steady, steady], axis=1).astype(np.float32)
+    for groups, best in ((None, "steady"), (folds, "shifted"), (folds.astype(str), "shifted")):
+        model: Any = build("best_base", CONFIG, 0, columns).fit(each, labels, groups)
+        assert model.best_ == best
+    assert np.array_equal(model.predict_proba(each), each[:, :2].astype(np.float64))
 
 
 def test_rules_want_probabilities() -> None:

@@ -13,8 +13,9 @@ from stacker import networks
 from stacker.blocks import areas
 from stacker.convnet import ConvnetClassifier, MapNetwork, lay_out
 from stacker.errors import StackError
+from stacker.grouping import validation_rows
 from stacker.mlp import MlpClassifier
-from stacker.networks import NetworkClassifier
+from stacker.networks import NetworkClassifier, Targets
 from stacker.settings import ConvnetConfig, MlpConfig
 from tests.learning import Lazy, Learnt, standardised, table
 
@@ -37,20 +38,25 @@ def test_a_batch_never_has_one_row() -> None:
 
 @pytest.mark.parametrize("number", [9, 65, 200])
 def test_a_large_table_is_read_in_blocks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks side by side, some of them pooled: each row once, no lone row, mixed beyond its block."""
+    """Blocks side by side, some of them pooled: each row once, no lone row, mixed beyond its block.
+
+    Labels and weights go with their rows.
+    """
     monkeypatch.setattr(networks, "BLOCK_BYTES", 5 * 4)
     monkeypatch.setattr(networks, "POOL", 4)
     lazy = Lazy(np.arange(number, dtype=np.float32)[:, None])
     labels = np.arange(number)
-    batches = list(networks.pooled(lazy, labels, 8, np.random.default_rng(0)))
+    targets = Targets(labels, labels / 4)
+    batches = list(networks.pooled(lazy, targets, 8, np.random.default_rng(0)))
     assert max(lazy.read_rows) <= 5
     for values, wanted in batches:
-        assert np.array_equal(values[:, 0], wanted)
-        assert 2 <= len(wanted) <= 9
-    drawn = np.concatenate([wanted for _, wanted in batches])
+        assert np.array_equal(values[:, 0], wanted.labels)
+        assert np.array_equal(values[:, 0] / 4, wanted.weights)
+        assert 2 <= len(wanted.labels) <= 9
+    drawn = np.concatenate([wanted.labels for _, wanted in batches])
     assert np.array_equal(np.sort(drawn), labels)
     if number == 200:
-        assert len({int(row) // 5 for row in batches[0][1]}) > 2
+        assert len({int(row) // 5 for row in batches[0][1].labels}) > 2
 
 
 def test_a_table_beyond_the_limit_teaches_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +69,46 @@ def test_a_table_beyond_the_limit_teaches_as_well(monkeypatch: pytest.MonkeyPatc
     assert (model.predict(unseen.values) == unseen.labels).mean() > 0.85
     again = mlp(rows, memory_gb=1e-6).fit(rows.values, rows.labels, rows.cases)
     assert np.array_equal(again.predict_proba(unseen.values), model.predict_proba(unseen.values))
+
+
+@pytest.mark.parametrize("memory_gb", [2.0, 1e-6])
+def test_a_weight_is_so_many_rows(memory_gb: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without BatchNorm, all rows in a batch, weights of 1 to 3 teach what repeated rows teach.
+
+    So it is for rows in memory and for those that are read in blocks.
+    """
+    rows = standardised(table(cases=20))
+    monkeypatch.setattr(networks, "BLOCK_BYTES", 7 * 4 * rows.values.shape[1])
+    weights = np.random.default_rng(0).integers(1, 4, len(rows.labels))
+    copies = np.repeat(np.arange(len(weights)), weights)
+    one = np.zeros(len(copies))  # of one group: no inner split
+    how = MlpConfig(hidden=[], epochs=20, batch_size=1000, lr=0.01)
+    weighed, repeated, plain = (mlp(rows, how, memory_gb) for _ in range(3))
+    weighed.fit(Lazy(rows.values), rows.labels, one[: len(weights)], weights)
+    repeated.fit(Lazy(rows.values[copies]), rows.labels[copies], one)
+    plain.fit(Lazy(rows.values), rows.labels, one[: len(weights)])
+    expected = repeated.predict_proba(rows.values)
+    np.testing.assert_allclose(weighed.predict_proba(rows.values), expected, atol=1e-5)
+    assert np.abs(plain.predict_proba(rows.values) - expected).max() > 1e-3
+
+
+def test_the_validation_loss_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which state is kept is decided by weighed rows, the same in memory as read in blocks."""
+    rows = standardised(table(cases=20))
+    monkeypatch.setattr(networks, "BLOCK_BYTES", 7 * 4 * rows.values.shape[1])
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(len(rows.labels)) < 0.3, 1 - rows.labels, rows.labels)
+    how = MlpConfig(hidden=[], epochs=60, batch_size=1000, validation=0.4, patience=60)
+    apart = validation_rows(labels, rows.cases, how.validation, 0)
+    assert apart is not None
+    weights = np.where(apart & (labels == 1), 8.0, 1.0)  # what is learnt from weighs the same
+    held, read, plain = (mlp(rows, how, limit) for limit in (2.0, 1e-6, 2.0))
+    held.fit(rows.values, labels, rows.cases, weights)
+    read.fit(Lazy(rows.values), labels, rows.cases, weights)
+    plain.fit(rows.values, labels, rows.cases)
+    assert held.epochs_ == read.epochs_ != plain.epochs_
+    expected = held.predict_proba(rows.values)
+    np.testing.assert_allclose(read.predict_proba(rows.values), expected, atol=1e-5)
 
 
 def test_it_stops_by_whole_cases_and_keeps_the_best_state() -> None:

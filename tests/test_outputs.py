@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from stacker.outputs import Prediction
+import numpy as np
+
+from stacker.outputs import Cases, Prediction
+from stacker.predictions import Predictions, by_case
 from stacker.tally import Tally
 
 
@@ -57,3 +60,39 @@ def test_labels_that_no_class_has_are_told() -> None:
     assert "warning: 2 labels that no class has" in found
     assert "'Malignant' of a.png, the classes are benign, malignant" in found
     assert "labelled image" not in found
+
+
+def test_a_case_has_the_mean_of_raw_probabilities() -> None:
+    """Images are added as they come, cases come out by name, each with how its images were decided."""
+    cases = Cases()
+    assert list(cases.means()) == []
+    for case, raw, predicted in (
+        *(("b", [0.9, 0.1], 0), ("a", [0.2, 0.8], 1), ("b", [0.3, 0.7], 1)),
+        *(("b", [0.6, 0.4], 1), ("c", [1.0, 0.0], 0)),  # decided by a threshold of its own
+    ):
+        cases.add(case, np.array(raw), predicted)
+    found = list(cases.means())
+    assert [case for case, _, _ in found] == ["a", "b", "c"]
+    means, votes = (np.array([each[place] for each in found]) for place in (1, 2))
+    np.testing.assert_allclose(means, np.array([[0.2, 0.8], [0.6, 0.4], [1.0, 0.0]]))
+    assert votes.tolist() == [[0, 1], [1, 2], [1, 0]]
+
+
+def test_cases_are_told_as_a_run_tells_its_own() -> None:
+    """Means are those of `by_case`, to the bit, however many images there are and in whatever order."""
+    rng = np.random.default_rng(0)
+    names = rng.choice([b"x", b"y", b"z"], 40)
+    shares = rng.dirichlet([1, 1, 1], 40)
+    cases = Cases()
+    for row in range(40):
+        cases.add(names[row].decode(), shares[row], 0)
+    labels = np.zeros(40, dtype=np.int64)
+    plain = by_case(Predictions(labels, names, shares))
+    assert plain is not None
+    assert np.array_equal([raw for _, raw, _ in cases.means()], plain.probabilities)
+    for count in (1, 3, 7, 10):
+        ties = Cases()
+        for _ in range(count):
+            ties.add("x", np.array([0.3, 0.7]), 1)
+        ((_, raw, _),) = ties.means()
+        assert raw.tolist() == [0.3, 0.7]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from stacker.metrics import Predictions
+from stacker.predictions import Predictions
 from stacker.significance import (
     CAVEAT,
     clustered_delong,
@@ -112,11 +112,16 @@ def test_clustered_delong_equals_the_definition(seed: int, mixed: bool) -> None:
     assert alone is not None
     assert found.difference == alone.difference
     assert found.variance != pytest.approx(alone.variance)
+    carriers = min(len(np.unique(first.cases[first.labels == k])) for k in range(2))
+    z = found.difference / found.variance**0.5
+    assert found.z == pytest.approx(z)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(z), carriers - 1))
+    assert alone.p == pytest.approx(2 * stats.norm.sf(abs(alone.difference / alone.variance**0.5)))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_clustered_delong_is_delong_of_single_images(seed: int) -> None:
-    """One image in each case leaves DeLong's variance exactly, with no factor between them."""
+    """One image in each case leaves DeLong's variance exactly; p is by t, and the larger."""
     first, second = clustered_pair(seed)
     names = np.array([f"case {i:03}" for i in range(len(first.labels))])
     single = [replace(model, cases=names) for model in (first, second)]
@@ -124,13 +129,56 @@ def test_clustered_delong_is_delong_of_single_images(seed: int) -> None:
     assert by_case is not None
     assert by_image is not None
     assert by_case.variance == pytest.approx(by_image.variance, rel=1e-12)
-    assert by_case.p == pytest.approx(by_image.p, rel=1e-12)
+    assert by_case.z == pytest.approx(by_image.z, rel=1e-12)
+    assert by_case.z is not None
+    freedom = min(np.bincount(first.labels)) - 1
+    assert by_case.p == pytest.approx(2 * stats.t.sf(abs(by_case.z), freedom), rel=1e-12)
+    assert by_image.p == pytest.approx(2 * stats.norm.sf(abs(by_case.z)), rel=1e-12)
+    assert by_case.p is not None
+    assert by_image.p is not None
+    assert by_case.p > by_image.p
+
+
+@pytest.mark.parametrize("cuts", [1, 2])
+def test_areas_are_compared_within_parts(cuts: int) -> None:
+    """Parts are put together by their pairs: differences are those of the parts, weighed by pairs."""
+    first, second = clustered_pair(2, mixed=True)
+    rng = np.random.default_rng(cuts)
+    parts = rng.integers(3, size=(cuts, len(first.labels)))
+    raws = rng.integers(8, size=(2, cuts, len(first.labels), 2)) / 8 + first.labels[:, None] / 4
+    one, other = (
+        replace(model, raw=raw + 2 * parts[..., None], parts=parts)
+        for model, raw in zip((first, second), raws, strict=True)
+    )
+    found, shifted = clustered_delong(one, other), delong(replace(one, raw=raws[0]), other)
+    assert found is not None
+    assert shifted is not None
+    assert shifted.difference == pytest.approx(found.difference)
+    gaps, pairs = [], []
+    for r in range(cuts):
+        for part in range(3):
+            own = parts[r] == part
+            areas = [roc_auc_score(first.labels[own], raw[r, own, 1]) for raw in raws]
+            gaps.append(areas[0] - areas[1])
+            pairs.append(np.prod(np.bincount(first.labels[own])))
+    assert found.difference == pytest.approx(np.average(gaps, weights=pairs))
+    whole = clustered_delong(replace(one, parts=parts * 0), replace(other, parts=parts * 0))
+    assert whole is not None
+    assert whole.difference != pytest.approx(found.difference, abs=1e-4)
+    coarser = clustered_delong(one, replace(other, parts=parts % 2))
+    assert coarser is not None
+    assert coarser.difference == pytest.approx(found.difference)
+    assert coarser.variance == pytest.approx(found.variance)
 
 
 @pytest.mark.slow
 def test_tests_by_case_keep_their_level_and_those_by_image_do_not() -> None:
-    """Of models that are equally good, one in twenty differs at 5 %, if cases are reckoned with."""
+    """Of models that are equally good, one in twenty differs at 5 %, if cases are reckoned with.
+
+    A model that is better is found by those tests, too.
+    """
     rejected = dict.fromkeys(("delong", "clustered_delong", "mcnemar", "exchange"), 0.0)
+    found_out = dict.fromkeys(("clustered_delong", "exchange"), 0.0)
     simulations = 300
     for seed in range(simulations):
         rng = np.random.default_rng(seed)
@@ -144,11 +192,17 @@ def test_tests_by_case_keep_their_level_and_those_by_image_do_not() -> None:
         found = compare_pair(first, second)["image"]
         for name in rejected:
             rejected[name] += found[name]["p"] < 0.05
+        if seed < 50:
+            better = stats.norm.ppf(first.probabilities[:, 1]) + 2 * (2 * labels - 1)
+            planted = compare_pair(predictions(labels, stats.norm.cdf(better), of), second)["image"]
+            for name in found_out:
+                found_out[name] += planted[name]["p"] < 0.05
     level = {name: count / simulations for name, count in rejected.items()}
-    assert level["clustered_delong"] < 0.10
-    assert level["exchange"] < 0.10
+    assert 0.01 < level["clustered_delong"] < 0.08
+    assert 0.01 < level["exchange"] < 0.08
     assert level["delong"] > 0.20
     assert level["mcnemar"] > 0.20
+    assert min(found_out.values()) > 45
 
 
 def test_areas_that_cannot_be_compared() -> None:
