@@ -75,7 +75,7 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         apart = validation_rows(labels, groups, how.validation, self.seed)
         rounds = how.n_estimators
         if apart is None:
-            log.debug("xgboost: no inner split by case is possible, all %d rounds are grown", rounds)
+            log.info("xgboost: no inner split by case is possible, all %d rounds are grown", rounds)
         else:
             found = self.best_rounds(table, labels, weights, apart)
             rounds = min(rounds, round(found * len(labels) / (~apart).sum()))

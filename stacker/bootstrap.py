@@ -93,7 +93,8 @@ class Carriers:
     def _of(self, score: str) -> list[int]:
         """Return the classes whose cases a score depends on."""
         one = {"sensitivity": [1], "specificity": [0]} if len(self.counts) == 2 else {}
-        return one.get(score, list(range(len(self.counts))))
+        present = [k for k, count in enumerate(self.counts) if count]  # a subtype is of one class
+        return one.get(score, present)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ the truth. Columns are centred fold by fold for the same reason.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from stacker.predictions import Predictions, mean_over_folds
 from stacker.preparation import Preparation, fit_centres, fit_preparation
 from stacker.settings import RULES, StackConfig
 from stacker.weighing import class_factors, row_weights, unweigh
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 2  # of what is fitted and said: another one makes what is stored out of date
 COPIES = 3  # of a table that is held: itself, the rows of a part, and these made ready
@@ -131,9 +134,16 @@ def fit(design: Design, tables: Tables) -> Fitted:
     tests = np.stack([say(of_scope(members, fold), test) for fold, test in tables.tests.items()])
     done = time.perf_counter()
     rows = next(iter(tables.tests.values())).rows
+    estimate = out_of_fold(design, tables)
+    if estimate is None:
+        log.warning(
+            "%s: some class has too few cases or folds to be left out in turn: nothing is estimated out "
+            "of fold, calibrated or given a threshold",
+            design.meta,
+        )
     says = conclude(
         design.config,
-        out_of_fold(design, tables),
+        estimate,
         truth=(table.rows.label, table.rows.case_id),
         test=mean_over_folds(tests),
         test_truth=(rows.label, rows.case_id),

@@ -128,7 +128,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if epoch - best_epoch >= how.patience:
                 break
         if watch is None:
-            log.debug("%s: no inner split by case is possible, all %d epochs run", self.kind, how.epochs)
+            log.info("%s: no inner split by case is possible, all %d epochs run", self.kind, how.epochs)
             return how.epochs
         if state is None:
             raise StackError(
