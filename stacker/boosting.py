@@ -16,7 +16,6 @@ Arrays and tables in files go the same way in the same pieces, hence give the sa
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +27,12 @@ import xgboost
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from stacker.errors import StackError
+from stacker.estimators import say_once
 from stacker.grouping import validation_rows
 from stacker.matrix import InMemory, Matrix, Rows2D, as_matrix, predict_in_pieces, size_gb, spans, whole
 from stacker.settings import XgboostConfig
 from stacker.weighing import count_classes, or_ones
 
-log = logging.getLogger(__name__)
 
 SAMPLE_BYTES = 400_000_000  # rows that the quantiles are taken from
 OURS = {"n_estimators", "patience", "validation"}  # settings that are not XGBoost's parameters
@@ -75,7 +74,7 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         apart = validation_rows(labels, groups, how.validation, self.seed)
         rounds = how.n_estimators
         if apart is None:
-            log.info("xgboost: no inner split by case is possible, all %d rounds are grown", rounds)
+            say_once(f"xgboost: no inner split by case is possible, all {rounds} rounds are grown")
         else:
             found = self.best_rounds(table, labels, weights, apart)
             rounds = min(rounds, round(found * len(labels) / (~apart).sum()))

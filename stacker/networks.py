@@ -11,7 +11,6 @@ Nothing here touches the state of anybody's random numbers.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -28,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stacker.errors import StackError
+from stacker.estimators import say_once
 from stacker.grouping import validation_rows
 from stacker.matrix import Matrix, Rows2D, as_matrix, chunks, predict_in_pieces, size_gb, spans, whole
 from stacker.settings import NetworkConfig
 from stacker.weighing import count_classes, or_ones
 
-log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8_000_000  # rows that are read together
 POOL = 32  # blocks that are shuffled together
@@ -128,7 +127,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if epoch - best_epoch >= how.patience:
                 break
         if watch is None:
-            log.info("%s: no inner split by case is possible, all %d epochs run", self.kind, how.epochs)
+            say_once(f"{self.kind}: no inner split by case is possible, all {how.epochs} epochs run")
             return how.epochs
         if state is None:
             raise StackError(

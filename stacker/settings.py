@@ -66,6 +66,14 @@ class CamConfig(Section):
     part_rows: int = Field(1024, ge=1)
     memory_gb: float = Field(4.0, gt=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method_of_older_runs(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "method" in raw and "methods" not in raw:
+            rest = {key: value for key, value in raw.items() if key != "method"}
+            return {**rest, "methods": [raw["method"]]}
+        return raw
+
     @field_validator("methods")
     @classmethod
     def _each_method_once(cls, methods: list[MethodName]) -> list[MethodName]:
