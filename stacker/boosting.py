@@ -33,7 +33,6 @@ from stacker.matrix import InMemory, Matrix, Rows2D, as_matrix, predict_in_piece
 from stacker.settings import XgboostConfig
 from stacker.weighing import count_classes, or_ones
 
-
 SAMPLE_BYTES = 400_000_000  # rows that the quantiles are taken from
 OURS = {"n_estimators", "patience", "validation"}  # settings that are not XGBoost's parameters
 

@@ -33,7 +33,6 @@ from stacker.matrix import Matrix, Rows2D, as_matrix, chunks, predict_in_pieces,
 from stacker.settings import NetworkConfig
 from stacker.weighing import count_classes, or_ones
 
-
 BLOCK_BYTES = 8_000_000  # rows that are read together
 POOL = 32  # blocks that are shuffled together
 PREDICTED = 1024  # rows that go through a network at once
