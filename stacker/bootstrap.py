@@ -5,9 +5,7 @@ ignores it is too narrow. The same draws serve every model, which makes the inte
 difference a paired one. The spread of the draws is the error; the interval itself is made with
 t-quantiles on the scale of log-odds, because percentiles of few cases are too short
 (`docs/statistics.md` has the simulation). The area under the ROC curve has an error that needs no
-draws (`influence`).
-
-Below five cases of a class no interval is given, and what is given instead is the reason.
+draws (`influence`). Below five cases of a class no interval is given, but the reason.
 """
 
 from __future__ import annotations
