@@ -118,6 +118,8 @@ def _fill_round(
             for target in targets
             if stack.enter_context(held(target.folder.with_name(f".{target.fold}.lock"), wait))
         ]
+        for target in mine:
+            sweep(target.folder)
         # Asked again with the locks in hand: the other may have just ended.
         missing = {target.name: list(target.missing()) for target in mine}
         advance(sum(t.images - t.count(missing[t.name]) for t in mine))
@@ -147,7 +149,6 @@ def _compute(
     portions: dict[bytes, Portion] = {}
     backbones = {}
     for target in targets:
-        sweep(target.folder)
         (target.folder / INDEX).unlink(missing_ok=True)  # it must never speak of other parts
         backbone = load_checkpoint(target.model)[0].freeze()
         backbone.model.to(how.device)

@@ -130,7 +130,7 @@ def test_maps_of_any_method_and_layer_can_be_stacked(finished: Config) -> None:
     tables = tables_of(study, study.run.config.stack.features)
     columns = tables.development.columns
     assert "test_resnet/maps_eigencam_lower1/all/r1c0" in columns
-    assert "test_efficientnet/maps_lower2/malignant/r3c3" in columns
+    assert "test_efficientnet/maps_lower2/malignant-benign/r3c3" in columns
     assert "logistic" in metrics["test"]
 
 

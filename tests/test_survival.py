@@ -83,6 +83,17 @@ def test_a_full_disk_is_said_and_costs_nothing(
     assert not list(finished.run_path.rglob("*.tmp"))
 
 
+def test_a_kill_while_the_index_was_written_leaves_nothing(finished: Config) -> None:
+    """All parts are there and only the index is missing: what was left of it goes as well."""
+    folder = finished.run_path / "cache" / "test_resnet" / "holdout"
+    (folder / "index.h5").unlink()
+    leftover = folder / ".index.h5.99999999.tmp"  # of no process that lives
+    leftover.write_bytes(b"half an index")
+    pipeline.cache(studies.reopen(finished))
+    assert (folder / "index.h5").exists()
+    assert not leftover.exists()
+
+
 def test_two_writers_at_once(finished: Config) -> None:
     """Two processes with the same command share the work or wait, and both end well."""
     before = contents(finished)
