@@ -120,7 +120,7 @@ def said_of(meta: str, kind: Kind, seed: int, config: StackConfig) -> tuple[Says
 
 
 def areas(meta: str, kind: Kind, seed: int, config: StackConfig) -> list[float]:
-    """Return pooled and within parts: a stack's AUC out of fold, then the mean's; the stack's on test."""
+    """Return AUCs, pooled and within parts: a stack out of fold, then the mean; the stack on test."""
     says, mean = said_of(meta, kind, seed, config)
     assert says.development is not None
     found = [each for one in (says.development, mean) for each in (pooled(one), area_within(one))]
