@@ -49,7 +49,8 @@ def _data(audit: Audit, config: Config, manifest_digest: str, folds_digest: str)
         yield from (f"| clue | AUC | 95 % by {audit.unit} |", "|---|---|---|")
         for clue, found in audit.shortcuts.items():
             bounds = found["interval"]
-            shown = "-" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+            shown = found["withheld"] or "-"
+            shown = shown if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
             yield f"| {clue} | {_number(found['auc'])} | {shown} |"
         yield ""
 

@@ -62,6 +62,7 @@ def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[s
         found[name] = {
             "auc": image["auc"],
             "interval": image["interval"]["auc"],
+            "withheld": image["withheld"].get("auc"),
             "images": len(rows),
             "typical": typical.get(name, []),
         }
