@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stacker.calibration import cross_finish, fit_finish
-from stacker.predictions import Finish, Predictions, by_case, finished
+from stacker.predictions import Finish, Kind, Predictions, by_case, finished
 from stacker.settings import StackConfig
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,13 @@ def conclude(
 
     Takes its raw probabilities out of fold, and those of the test rows (N, K); `truth` is labels and
     cases. On the development rows each part is calibrated, and gets its threshold, by the others: what
-    is reported saw nothing of its case. Cases are finished as images are, from their mean probability.
+    is reported saw nothing of its case. Cases are finished as images are, from their mean probability,
+    but by Platt's sigmoid: their classes are not as frequent as those of images, which a temperature
+    cannot mend, and a dozen cases that are told apart would be certain.
     """
     how = (config.calibration, config.threshold, config.sensitivity)
+    by_sigmoid: Kind = "none" if config.calibration == "none" else "platt"
+    how_of_cases = (by_sigmoid, config.threshold, config.sensitivity)
     finish, case_finish, reported = Finish(), None, None
     if development is not None:
         raw, parts = development.raw, development.parts
@@ -67,8 +71,8 @@ def conclude(
         crossed, crossed_cases = cross_finish(*how, raw, truth[0], parts), None
         cases = by_case(plain)
         if cases is not None and cases.parts is not None and (cases.parts >= 0).all():
-            case_finish = fit_finish(*how, *_rows_of(cases))
-            crossed_cases = cross_finish(*how, cases.ranked[0], cases.labels, cases.parts)
+            case_finish = fit_finish(*how_of_cases, *_rows_of(cases))
+            crossed_cases = cross_finish(*how_of_cases, cases.ranked[0], cases.labels, cases.parts)
         reported = finished(*truth, raw, parts, crossed, crossed_cases)
         if finish.calibrator.slopes and not any(finish.calibrator.slopes):
             log.warning("platt: its probabilities tell nothing out of fold, all images get the same one")

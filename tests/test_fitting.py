@@ -221,7 +221,7 @@ def test_cases_have_a_calibration_and_a_threshold_of_their_own() -> None:
     found = conclude(CONFIG, OutOfFold(raw, parts), (labels, cases), raw[0, :6], (labels[:6], cases[:6]))
     assert found.case_finish is not None
     means, of_case = raw[0].reshape(60, 2, 2).mean(axis=1), labels[::2]
-    assert found.case_finish.calibrator == fit_calibrator("temperature", means.round(12), of_case)
+    assert found.case_finish.calibrator == fit_calibrator("platt", means.round(12), of_case)
     assert found.case_finish != found.finish
     tested = by_case(found.test)
     assert tested is not None
