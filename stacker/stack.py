@@ -27,9 +27,9 @@ from stacker.heatmaps import localise
 from stacker.manifest import Manifest
 from stacker.novelty import keep_novelty
 from stacker.predictions import Predictions, mean_over_folds
+from stacker.predictions_csv import write_predictions
 from stacker.progress import track
 from stacker.run import FROZEN, Run, digest, read_json, versions, write_json
-from stacker.says_files import write_predictions
 from stacker.settings import StackConfig
 from stacker.stored import fitted_names, is_current, load_says, save_stack, stack_facts
 

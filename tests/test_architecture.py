@@ -22,7 +22,7 @@ ORDER = (  # every module imports only from modules above it
     *("export", "tune_space", "tune_score", "tune_figures", "tune"),
     *("blocks", "features", "admission", "preparation"),
     *("weighing", "rules", "estimators", "svm", "custom", "boosting", "networks", "mlp", "convnet"),
-    *("finish", "meta", "fitting", "stored", "novelty", "says_files", "stack"),
+    *("finish", "meta", "fitting", "stored", "novelty", "predictions_csv", "stack"),
     *("controls", "compare", "leaderboard", "compare_figures"),
     *(
         "inspection",
@@ -58,7 +58,7 @@ TORCH_HALF = {
 SKLEARN_HALF = {
     *("matrix", "grouping", "blocks", "features", "admission", "preparation"),
     *("weighing", "rules", "estimators", "svm", "custom", "boosting", "networks", "mlp", "convnet"),
-    *("finish", "meta", "fitting", "stored", "novelty", "says_files", "stack"),
+    *("finish", "meta", "fitting", "stored", "novelty", "predictions_csv", "stack"),
     *("controls", "compare", "leaderboard"),
 }
 

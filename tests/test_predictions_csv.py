@@ -13,7 +13,7 @@ from stacker.cache import Rows, fixed_text
 from stacker.manifest import Image, Manifest, make_manifest
 from stacker.metrics import area_within
 from stacker.predictions import Calibrator, Finish, Finishes, Predictions, by_case, finished
-from stacker.says_files import write_predictions
+from stacker.predictions_csv import write_predictions
 
 Lines = list[dict[str, str]]
 CLASSES = ("benign, or so", "malignant")
