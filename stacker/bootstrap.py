@@ -171,12 +171,10 @@ class Resampling:
         `bases` are what each says of the development images, by which it is chosen, and of the images
         that the models are judged by. Where these are other cases, they are drawn apart.
         """
-        chosen_by, judged_by = (
-            _Draws(self),
-            _Draws(self if same_cases else replace(self, seed=self.seed + 1)),
-        )
+        chosen_by = _Draws(self)
+        judged_by = chosen_by if same_cases else _Draws(replace(self, seed=self.seed + 1))
         names = list(bases)
-        merit = np.stack([chosen_by.replicate(bases[n][0], {"auc"})["image"]["auc"] for n in names])
+        merit = np.stack([chosen_by.of_images(bases[n][0], "auc") for n in names])
         best = np.argmax(np.where(np.isfinite(merit), merit, -1), axis=0)
         rows = []
         for name, model in models.items():
@@ -197,7 +195,6 @@ class Resampling:
         if one is None or other is None:  # such as a vote of cases with two labels
             return {"difference": None, "interval": None, "withheld": "cases of several classes"}
         carriers = self.carriers(one)
-        freedom = carriers.freedom(score)
         if score == "auc":
             found = difference_of_areas(one, other)
             if found is None:
@@ -205,13 +202,12 @@ class Resampling:
             return _summary(found.area, found.error, found.freedom, carriers.why_not(score))
         gain = _gain(drawn, one, other, score)
         error = _error(gain, sum(carriers.counts))
-        return _summary(float(gain[0]), error, freedom, carriers.why_not(score))
+        return _summary(float(gain[0]), error, carriers.freedom(score), carriers.why_not(score))
 
 
 def _gain(drawn: _Draws, one: Predictions, other: Predictions, score: str) -> np.ndarray:
     """Return the difference of a score by image, and its replicates."""
-    both = [drawn.replicate(each, {score})["image"][score] for each in (one, other)]
-    found: np.ndarray = both[0] - both[1]
+    found: np.ndarray = drawn.of_images(one, score) - drawn.of_images(other, score)
     return found
 
 
@@ -245,6 +241,11 @@ class _Draws:
         """Return the scores by unit: first themselves, then their replicates."""
         self._number(predictions)
         return replicate(replace(predictions, cases=self.numbers), self.weights, wanted)
+
+    def of_images(self, predictions: Predictions, score: str) -> np.ndarray:
+        """Return one score by image: first itself, then its replicates."""
+        self._number(predictions)
+        return weighted_scores(predictions, self.numbers, self.weights, {score})[score]
 
     def influences(self, predictions: Predictions) -> dict[str, Influence | None]:
         """Return what each case adds to the area by image and by case."""

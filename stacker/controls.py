@@ -22,7 +22,6 @@ from stacker.matrix import whole
 from stacker.predictions import Predictions
 
 LABELS, MAPS = "permuted labels", "shuffled maps"
-Draw = dict[str, float]  # the AUC by unit, and the part that it is of
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def weighted_scores(
     sums = _sums(predictions, unit, units)
     asked = set(AREAS if wanted is None else wanted) & set(AREAS)
     exact = np.float32 if weights.dtype.kind in "ui" else np.float64  # counts are, in either
-    rankings = rank(predictions, unit, exact) if asked else {}
+    rankings = rank(predictions, unit, asked, exact)
     pieces = []
     step = max(1, CHUNK // max(len(unit), units))
     for start in range(0, len(weights), step):
@@ -56,15 +56,21 @@ def weighted_scores(
         found = _from_sums(some @ sums, classes)
         for names, by_class in rankings.items():
             areas = np.array([ranking.areas(some) for ranking in by_class])
-            found |= dict(zip(names, _mean_of_defined(areas.transpose(1, 2, 0)), strict=False))
+            area, precision = _mean_of_defined(areas.transpose(1, 2, 0))
+            found |= {name: precision if name == "average_precision" else area for name in names}
         pieces.append({s: v for s, v in found.items() if wanted is None or s in wanted})
     return {score: np.concatenate([piece[score] for piece in pieces]) for score in pieces[0]}
 
 
 def rank(
-    predictions: Predictions, unit: np.ndarray, dtype: type = np.float64
+    predictions: Predictions, unit: np.ndarray, asked: Collection[str], dtype: type
 ) -> dict[tuple[str, ...], list[Rankings]]:
-    """Return the rankings that each area is made of, class by class: within parts, and of whole cuts."""
+    """Return the rankings that the areas asked for are made of, class by class.
+
+    Within parts, and of whole cuts; where a cut is one part, these are the same.
+    """
+    if not asked:
+        return {}
     raw_RNK, parts_RN = predictions.ranked
     classes, cuts = raw_RNK.shape[2], len(raw_RNK)
     cut_M = np.repeat(np.arange(cuts), raw_RNK.shape[1])
@@ -82,9 +88,11 @@ def rank(
             for k in ([1] if classes == 2 else range(classes))
         ]
 
-    within = of(part_M)
-    whole = within if len(np.unique(part_M)) == cuts else of(cut_M)
-    return {("auc_pooled",): whole, ("auc", "average_precision"): within}
+    within = ("auc", "average_precision")
+    if len(np.unique(part_M)) == cuts:
+        return {(*within, "auc_pooled"): of(part_M)}
+    found = {within: of(part_M)} if set(within) & set(asked) else {}
+    return found | ({("auc_pooled",): of(cut_M)} if "auc_pooled" in asked else {})
 
 
 def _sums(predictions: Predictions, unit: np.ndarray, units: int) -> np.ndarray:
