@@ -1,5 +1,5 @@
 """`python -m stacker` is the command `stacker`."""
 
-from stacker.cli import main
+from stacker.cli.main import main
 
 main()

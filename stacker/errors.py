@@ -14,6 +14,8 @@ A message says what is wrong, where, what was found against what was expected, a
 Anything that is not a StackerError is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
 
@@ -75,3 +77,8 @@ def require_one_of(kind: str, wanted: Iterable[str], known: Iterable[str]) -> No
             listed = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
             hint = f"did you mean '{near[0]}'?" if near else f"known are {listed}"
             raise ConfigError(f"no {kind} '{name}'; {hint}")
+
+
+def plural(number: int, noun: str) -> str:
+    """Return '1 image' or '2 images'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

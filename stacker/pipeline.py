@@ -9,30 +9,34 @@ made anew. Torch is imported by the stages that need it, so stage three runs wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from stacker.config import Config
-from stacker.errors import RunError
-from stacker.studies import Study, begin
+from stacker.config.load import load_config
+from stacker.config.root import Config
+from stacker.errors import ConfigError, RunError
+from stacker.run import Study, open_study
+from stacker.training.begin import begin
 
 
 def train(study: Study, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[str]:
     """Stage one: fine-tune base models that are not there yet; return those that others have in hand."""
-    from stacker.jobs import list_jobs, run_jobs
+    from stacker.training.jobs import list_jobs, run_jobs
 
     return [job.name for job in run_jobs(list_jobs(study, backbones, folds))]
 
 
 def cache(study: Study) -> int:
     """Stage two: fill the caches of all base models with images that they never saw; return how many."""
-    from stacker.caching import fill
+    from stacker.maps.fill import fill
 
     return len(fill(study))
 
 
 def stack(study: Study, metas: Sequence[str]) -> dict[str, Any]:
     """Stage three: fit the meta-learners that are not fitted yet; return the run's metrics."""
-    from stacker.stack import fit_stack
+    from stacker.stacking.stage import fit_stack
 
     return fit_stack(study.run, study.manifest, study.folds, metas)
 
@@ -48,3 +52,42 @@ def run_all(config: Config) -> dict[str, Any]:
         )
     cache(study)
     return stack(study, config.stack.meta)
+
+
+PICTURES = 4  # that the demo draws
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made and where it lies."""
+
+    run: Path
+    metrics: dict[str, Any]
+    heatmaps: Path
+
+
+def demo_config() -> Path:
+    """Return configs/demo.yaml, of the source tree or of the installed package."""
+    package = Path(__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "demo.yaml").exists():
+            return folder / "demo.yaml"
+    raise ConfigError(f"configs/demo.yaml is missing beside {package}; install stacker again")
+
+
+def run_demo(overrides: tuple[str, ...] = ()) -> Demo:
+    """Write the data set where the demo config expects it, run the stages, draw the heatmaps."""
+    from stacker.caches import summary
+    from stacker.figures.canvas import save_figure
+    from stacker.figures.heatmaps import draw
+    from stacker.synthetic.breakhis import write_breakhis
+
+    config = load_config(demo_config(), overrides)
+    write_breakhis(config.data.path, seed=config.seed)
+    metrics = run_all(config)
+    run = open_study(config.run_path).run
+    caches = summary.find_caches(run)
+    images = summary.sample(caches, PICTURES, config.seed)
+    heatmaps = run.figures / "heatmaps.png"
+    save_figure(draw(run, caches, images), heatmaps)
+    return Demo(run.path, metrics, heatmaps)

@@ -17,7 +17,6 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
-
 console = Console(stderr=True)
 
 

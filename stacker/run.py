@@ -9,38 +9,27 @@
 A file appears under its name only when it is complete: it is written beside it under a temporary name,
 synced and renamed. That is why a process killed at any moment leaves nothing that could be mistaken
 for a result, and why "done" can be decided by what a file says of its origin.
+
+A run with its images and its split: begun once, frozen, and reopened by every later command.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
-import shutil
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stacker import __version__
-from stacker.config import Config
-from stacker.configfile import load_config
-from stacker.errors import RunError, StackError
+from stacker.config.load import load_config
+from stacker.config.root import Config
+from stacker.data.folds import Fold, Folds, load_folds
+from stacker.data.manifest import Manifest, load_manifest
+from stacker.data.store import Pixels, open_store
+from stacker.errors import RunError
+from stacker.files import held, publish, read_json, write_json
 
-CLOCKS_APART = 2.0  # seconds that the start of a process may be misjudged by
-UMASK = os.umask(0)
-os.umask(UMASK)
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
-PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "xgboost", "numpy", "h5py")
 
 
 @dataclass(frozen=True)
@@ -157,118 +146,44 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@contextmanager
-def publish(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success sync and rename it, on failure remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise RunError(f"{path} is a folder where a file belongs; move it away and run this again")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~UMASK)  # some libraries write for the owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Study:
+    """A run with its images and its split: what every stage works on."""
+
+    run: Run
+    manifest: Manifest
+    folds: Folds
+
+    def jobs(self) -> list[tuple[str, Fold]]:
+        """Return the base models of the run: every backbone in every fold."""
+        return [(name, fold) for name in self.run.config.backbones for fold in self.folds.folds]
+
+    def pixels(self) -> Pixels:
+        """Return the decoded images in the manifest's order."""
+        config = self.run.config
+        return open_store(config.artifacts / ".images", self.manifest, config.images)
 
 
-@contextmanager
-def held(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Say whether a lock file is this process's own while the block runs; a killed process lets go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+def has_begun(config: Config) -> bool:
+    """Say whether the config's run has its images and its split already."""
+    return (config.run_path / "manifest.csv").exists()
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that dead processes left in a folder."""
-    for leftover in folder.glob(".*.tmp"):
-        owner = leftover.name.split(".")[-2]
-        if owner == str(os.getpid()) or not _may_own(owner, leftover):
-            leftover.unlink(missing_ok=True)
+def reopen(config: Config, store: bool = True) -> Study:
+    """Reopen a run that has been started; raise RunError when it has not, or by another config.
+
+    Without `store` the run keeps the config that it has.
+    """
+    if not has_begun(config):
+        raise RunError(f"{config.run_path}: nothing is here yet; run 'stacker train CONFIG' first")
+    return _study(create_run(config, store))
 
 
-def _may_own(process: str, file: Path) -> bool:
-    """Say whether a process lives that was there when a file was written: numbers are used again."""
-    try:
-        ticks = int(Path("/proc", process, "stat").read_text().rsplit(")", 1)[1].split()[19])
-        boot = Path("/proc/stat").read_text().split("btime ")[1].split()[0]
-        started = int(boot) + ticks / os.sysconf("SC_CLK_TCK")
-        return started <= file.stat().st_mtime + CLOCKS_APART
-    except (OSError, IndexError, ValueError):
-        return False
+def open_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
+    """Open a run directory as it is, for looking and predicting; `overrides` change nothing on disk."""
+    return _study(open_run(path, overrides))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Publish JSON that a person can read."""
-    with publish(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Publish arrays as .npz."""
-    with publish(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **dict[str, Any](arrays))
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read arrays that were written so; raise StackError when they are missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StackError(
-            f"{path} is missing or damaged ({error}); delete {path.parent} and run 'stacker stack "
-            "CONFIG' again"
-        ) from None
-
-
-def digest(content: Any) -> str:
-    """Return 16 hex digits that stand for plain data."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; one that has not changed since is not read again."""
-    found = path.stat()
-    return _sha256(path, found.st_size, found.st_mtime_ns)
-
-
-@cache
-def _sha256(path: Path, size: int, modified: int) -> str:  # noqa: ARG001  # parts of the key
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide a result."""
-    found = {"stacker": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # xgboost is also distributed as xgboost-cpu
-            found[package] = "absent"
-    return found
-
-
-def require_space(folder: Path, needed: int) -> None:
-    """Raise RunError before work starts that the disk cannot hold."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise RunError(
-            f"{folder}: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; make room "
-            "or point 'artifacts' at another disk, then run the same command again"
-        )
+def _study(run: Run) -> Study:
+    manifest = load_manifest(run.manifest_file, run.config.data.classes)
+    return Study(run, manifest, load_folds(run.folds_file, manifest))

@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from stacker import pipeline
-from stacker.admission import open_caches
-from stacker.config import Config
-from stacker.configfile import load_config
-from stacker.features import Tables
-from stacker.studies import Study
-from stacker.synthetic import write_breakhis
+from stacker.config.load import load_config
+from stacker.config.root import Config
+from stacker.run import Study
+from stacker.stacking.admission import open_caches
+from stacker.stacking.tables import Tables
+from stacker.synthetic.breakhis import write_breakhis
 
 MakeConfig = Callable[..., Config]
 

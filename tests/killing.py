@@ -17,11 +17,13 @@ from pathlib import Path
 
 import torch
 
-from stacker import pipeline, studies
-from stacker.cache import INDEX, opened, read_digest
-from stacker.configfile import load_config
-from stacker.run import file_sha256
-from stacker.verify import verify
+from stacker import pipeline
+from stacker.caches.format import INDEX
+from stacker.caches.reader import opened, read_digest
+from stacker.config.load import load_config
+from stacker.files import file_sha256
+from stacker.maps.verify import verify
+from stacker.run import reopen
 
 
 def start(work: Callable[[], object]) -> int:
@@ -54,12 +56,10 @@ def main(config_file: str, trials: str, seed: str) -> None:
     folder = config.run_path / "cache"
 
     def fill() -> None:
-        pipeline.cache(studies.reopen(config))
+        pipeline.cache(reopen(config))
 
     def examine() -> None:
-        problems = [
-            problem for verdict in verify(studies.reopen(config)) for problem in verdict.problems
-        ]
+        problems = [problem for verdict in verify(reopen(config)) for problem in verdict.problems]
         if problems:
             raise RuntimeError(problems)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stacker.settings import StackConfig
+from stacker.config.stacking import StackConfig
 
 CONFIG = StackConfig.model_validate(
     {

@@ -12,10 +12,10 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor
 
-from stacker.backbone import Backbone, create
-from stacker.cam import look
-from stacker.recipe import WeightsConfig
-from stacker.settings import name_maps
+from stacker.backbones.backbone import Backbone, create
+from stacker.config.maps import name_maps
+from stacker.config.training import WeightsConfig
+from stacker.maps.cam import look
 
 # Against the package: before its ReLU, relative to the largest absolute value; what it shows, absolute.
 RAW = 1e-4

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from stacker.errors import RunError
-from stacker.run import create_run, open_run, publish, read_json, require_space, sweep
+from stacker.files import publish, read_json, require_space, sweep
+from stacker.run import create_run, open_run
 from tests.conftest import MakeConfig
 
 

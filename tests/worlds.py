@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from joblib import Parallel, delayed
 
-from stacker.bootstrap import draw_cases
-from stacker.cache import Rows
-from stacker.features import Source, Table, Tables
-from stacker.finish import Says
-from stacker.fitting import Design, cut_parts, fit
-from stacker.grouping import cut
-from stacker.influence import influence, on_log_odds
-from stacker.metrics import area_within, weighted_scores
-from stacker.predictions import Predictions
-from stacker.settings import StackConfig
+from stacker.caches.format import Rows
+from stacker.config.stacking import StackConfig
+from stacker.data.cuts import cut
+from stacker.scores.bootstrap import draw_cases
+from stacker.scores.influence import influence, on_log_odds
+from stacker.scores.metrics import area_within, weighted_scores
+from stacker.scores.predictions import Predictions
+from stacker.stacking.finish import Says
+from stacker.stacking.fitting import Design, cut_parts, fit
+from stacker.stacking.tables import Source, Table, Tables
 
 CLASSES = ("benign", "malignant")
 BACKBONES = 3

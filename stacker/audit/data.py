@@ -1,0 +1,230 @@
+"""What is wrong with a data set and its split, found before a network learns it.
+
+Every check is a function from the manifest (and what was measured of its pictures) to findings. An
+error is something that makes a score wrong: the same case, slide or picture on two sides, a part
+without a class. A warning may make it misleading. A note is worth a sentence in a paper.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from stacker.audit.copies import Copy, Group, check_copies, find_copies, straddling
+from stacker.audit.findings import Audit, Finding, Severity, finding, sort
+from stacker.audit.fingerprints import Measures, measure
+from stacker.audit.shortcuts import recognisability
+from stacker.data.census import case_table, census, official_parts, part_counts, parts_of
+from stacker.data.disputed import FLAT
+from stacker.data.folds import Folds
+from stacker.data.manifest import Manifest, cases_by_class
+from stacker.data.store import Pixels
+from stacker.errors import plural
+
+Parts = Mapping[str, np.ndarray]
+FEW_CASES = 5
+GREY = 0.02  # mean saturation; the palest BreakHis and IDC tissue is above
+COLOURLESS = 0.05
+NO_EVIDENCE = ("picture format", "magnification")  # of a diagnosis, whatever they correlate with
+
+
+def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) -> Audit:
+    """Look at everything: counts, overlaps, copies, contradictions, shortcuts, pictures."""
+    measures = measure(pixels)
+    copies = find_copies(manifest, measures)
+    shortcuts = recognisability(manifest, measures, seed)
+    own = {} if folds is None else parts_of(manifest, folds)
+    official = official_parts(manifest)
+    if folds is not None and folds.policy.get("test") == "official":
+        official = {}  # it is this run's own
+    theirs = "the data set's own split (not used)"
+    found = [
+        *check_split(manifest, own, copies, "this run's split", "error"),
+        *check_parts(manifest, own, "this run's split", "error"),
+        *check_split(manifest, official, copies, theirs, "warning"),
+        *check_parts(manifest, official, theirs, "warning"),
+        *check_copies(manifest, copies),
+        *check_labels(manifest),
+        *check_sizes(manifest),
+        *check_pictures(manifest, measures),
+        *check_shortcuts(shortcuts, manifest.unit),
+    ]
+    return Audit(
+        findings=sort(found),
+        census=census(manifest),
+        unit=manifest.unit,
+        split="" if folds is None else folds.label,
+        parts={"own": part_counts(manifest, own), "official": part_counts(manifest, official)},
+        cases=case_table(manifest, own or official),
+        shortcuts=shortcuts,
+        copies=tuple(_named(manifest, copy) for group in copies for copy in group.copies),
+    )
+
+
+def _named(manifest: Manifest, copy: Copy) -> dict[str, Any]:
+    first, second = manifest.images[copy.first], manifest.images[copy.second]
+    return {**asdict(copy), "first": first.id, "second": second.id}
+
+
+def check_split(
+    manifest: Manifest, parts: Parts, copies: Sequence[Group], name: str, severity: Severity
+) -> Iterable[Finding]:
+    """Find cases, slides and pictures in two parts."""
+    meaning = "in more than one part: what scores a model trained it"
+    for unit in ("case", "slide"):
+        names = manifest.names(unit)
+        found: dict[str, set[str]] = defaultdict(set)
+        for part, rows in parts.items():
+            for row in rows:
+                found[names[row]].add(part)
+        found.pop("", None)
+        both = sorted(group for group, sides in found.items() if len(sides) > 1)
+        if both:
+            mistaken = unit == "slide" and manifest.misplaced_slides
+            yield finding(
+                severity,
+                f"{unit} on two sides",
+                f"{name} has {len(both)} of {len(found)} {unit}s {meaning}",
+                "correct the slides that are listed under two cases"
+                if mistaken
+                else "take folds.group=case, and shares instead of 'official'",
+                [f"{group} in {' and '.join(sorted(found[group]))}" for group in both],
+            )
+    apart = straddling(manifest, copies, parts)
+    if apart:
+        text = f"{name} has copies of {plural(len(apart), 'picture')} {meaning}"
+        yield finding(severity, "picture on two sides", text, "remove the copies", apart)
+
+
+def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity) -> Iterable[Finding]:
+    """Find parts that lack a class, and parts that are judged or chosen by with few cases of one."""
+    few_means = {"test": "intervals by case will be wide", "validation": "training keeps its last epoch"}
+    for part, rows in parts.items():
+        images = [manifest.images[row] for row in rows]
+        present = {image.label for image in images}
+        lacking = [label for label in manifest.classes if label not in present]
+        cases = sorted(cases_by_class(images).items())
+        few = [f"{number} of '{label}'" for label, number in cases if number < FEW_CASES]
+        if few and part in few_means:
+            text = f"{name}: {part} has {' and '.join(few)} (cases): {few_means[part]}"
+            yield finding("note", f"few {part} cases", text, "add cases, or say so in the paper")
+        if lacking:
+            text = f"{name}: {part} ({len(rows)} images) has no {' and no '.join(lacking)}"
+            if part == "validation":
+                yield finding("note", "part without a class", f"{text}: training keeps its last epoch")
+                continue
+            yield finding(
+                severity,
+                "part without a class",
+                f"{text}: a score on it means nothing; was the list cut without being shuffled?",
+                "give folds.test and folds.stack shares instead of 'official'",
+            )
+
+
+def check_labels(manifest: Manifest) -> Iterable[Finding]:
+    """Find slides and cases that carry two subtypes or two classes."""
+    kinds = [("subtype", "subtypes"), ("label", "classes")]
+    if all(image.label == image.subtype for image in manifest.images):
+        kinds.pop()  # they are the same
+    slides = set(manifest.slides)
+    for unit in ("slide", "case"):
+        names = manifest.names(unit)
+        for attribute, kind in kinds:
+            found: dict[str, set[str]] = defaultdict(set)
+            for image, name in zip(manifest.images, names, strict=True):
+                if name and getattr(image, attribute):
+                    found[name].add(getattr(image, attribute))
+            mixed = sorted(group for group, values in found.items() if len(values) > 1)
+            if unit == "case":  # a case that is one slide of the same name is reported as that slide
+                mixed = [group for group in mixed if group not in slides]
+            if not mixed:
+                continue
+            patches = len(mixed) > len(found) / 4
+            text = f"{len(mixed)} of {len(found)} {unit}s have images of two {kind}"
+            if patches:
+                yield finding(
+                    "note", f"{unit} with two {kind}", f"{text}: patches are labelled, not patients"
+                )
+                continue
+            yield finding(
+                "warning" if unit == "slide" else "note",
+                f"{unit} with two {kind}",
+                text,
+                "check the source",
+                [f"{group}: {', '.join(sorted(found[group]))}" for group in mixed],
+            )
+
+
+def check_sizes(manifest: Manifest) -> Iterable[Finding]:
+    """Find unknown cases, classes of few cases and classes that outnumber the others."""
+    misplaced = sorted(manifest.misplaced_slides.items())
+    if misplaced:
+        listed = [f"{slide}: {', '.join(cases)}" for slide, cases in misplaced]
+        text = f"{plural(len(listed), 'slide')} listed under several cases: one of them is wrong"
+        yield finding("warning", "slide under two cases", text, "correct the case", listed)
+    unknown = [image.id for image in manifest.images if not image.case]
+    if unknown:
+        yield finding(
+            "warning",
+            "case not known",
+            f"the case of {len(unknown)} of {len(manifest.images)} images is not known: nothing keeps a "
+            "patient's images together",
+            "give data.case_pattern, a column 'case', or the meta CSVs",
+            unknown,
+        )
+    for label, number in sorted(cases_by_class(manifest.images).items()):
+        if number < FEW_CASES:
+            text = (
+                f"'{label}' has {plural(number, 'case')}: intervals will be wide, chance decides a split"
+            )
+            yield finding("warning", "few cases", text, "add cases, or say so in the paper")
+    images = np.bincount(manifest.labels)
+    if images.max() > 10 * images.min():
+        most, least = manifest.classes[images.argmax()], manifest.classes[images.argmin()]
+        text = f"{images.max()} images are '{most}' and {images.min()} '{least}': accuracy says little"
+        yield finding("warning", "unbalanced classes", text, "read balanced accuracy and AUC")
+
+
+def check_pictures(manifest: Manifest, measures: Measures) -> Iterable[Finding]:
+    """Find pictures without content or colour."""
+    blank = measures.contrast < FLAT
+    grey = (measures.saturation < GREY) & ~blank
+    kinds = (
+        ("blank pictures", blank, "blank or nearly so: there is nothing to diagnose in them"),
+        ("grey pictures", grey, "without colour: glass, dirt or grey-scale, not stained tissue"),
+    )
+    for topic, which, meaning in kinds:
+        if which.any():
+            ids = [manifest.images[row].id for row in np.flatnonzero(which)]
+            yield finding(
+                "warning", topic, f"{plural(len(ids), 'image')} {meaning}", "look at them", ids
+            )
+    typical = float(np.median(measures.saturation))
+    if typical < COLOURLESS:
+        text = f"half of the images have a saturation below {typical:.3f}: is this stained tissue?"
+        yield finding("warning", "not histology", text, "pretrained weights will expect H&E colours")
+
+
+def check_shortcuts(shortcuts: Mapping[str, Any], unit: str) -> Iterable[Finding]:
+    """Find clues that tell the class without the tissue, on cases that a shallow model has not seen."""
+    if not shortcuts:
+        text = f"too few {unit}s of a class to see whether colour or file format tell it"
+        yield finding("note", "shortcuts not examined", text)
+    for clue, found in shortcuts.items():
+        perfect = [1.0, 1.0] if found["auc"] == 1 else [0.0, 1.0]  # of which nothing tells the error
+        low, high = found["interval"] or perfect
+        if low <= 0.6:
+            continue
+        artefact = clue in NO_EVIDENCE
+        yield finding(
+            "error" if artefact and low > 0.8 else "warning",
+            f"class told by {clue}",
+            f"{clue} alone tells the class of unseen {unit}s with AUC {found['auc']:.2f} [{low:.2f}, "
+            f"{high:.2f}]: a network may learn that instead of the tissue",
+            "take and save all classes alike" if artefact else "compare the final scores with this one",
+            found["typical"],
+        )

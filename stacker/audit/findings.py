@@ -1,0 +1,161 @@
+"""What an examination reports: findings, the worst first.
+
+The audit as a page of Markdown: the data section of a paper, with what a reader should be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from stacker import __version__
+from stacker.config.data import FoldsConfig
+from stacker.config.root import Config
+
+if TYPE_CHECKING:
+    from stacker.audit.check import Report
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+MOST_EXAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found: how bad, what, in how many places, which (the first of them), what to do."""
+
+    severity: Severity
+    topic: str
+    message: str
+    advice: str = ""
+    count: int = 1
+    examples: tuple[str, ...] = ()
+
+
+def finding(
+    severity: Severity, topic: str, message: str, advice: str = "", examples: Sequence[str] = ()
+) -> Finding:
+    """Return a finding with as many places as there are examples, keeping the first of them."""
+    return Finding(
+        severity, topic, message, advice, max(1, len(examples)), tuple(examples[:MOST_EXAMPLES])
+    )
+
+
+def sort(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return the findings with the errors first; those of one severity stay in their order."""
+    return tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity)))
+
+
+def worst(findings: Iterable[Finding]) -> Severity | None:
+    """Return the severity of the worst finding."""
+    found = {each.severity for each in findings}
+    return next((severity for severity in SEVERITIES if severity in found), None)
+
+
+SHOWN = 5
+
+
+def markdown(report: Report, config: Config) -> str:
+    """Return the whole page."""
+    lines = [f"# Data of {config.run}", "", f"Written by stacker {__version__}.", ""]
+    if report.audit is not None:
+        lines += _data(report.audit, config, report.manifest_digest, report.folds_digest)
+    lines += ["## Findings", ""]
+    lines += [line for each in report.findings for line in _finding(each)] or ["None.", ""]
+    return "\n".join(lines)
+
+
+def _data(audit: Audit, config: Config, manifest_digest: str, folds_digest: str) -> Iterator[str]:
+    total = audit.census["total"]["all"]
+    yield (
+        f"{total['images']} images, {_known(total, 'slide')}, {_known(total, 'case')} "
+        f"({config.data.format}, manifest {manifest_digest})."
+    )
+    yield ""
+    for view, rows in audit.census.items():
+        if view != "total":
+            yield from _table(view, rows)
+    if audit.parts["own"]:
+        yield f"## Split: {audit.split}"
+        yield ""
+        yield f"{_method(config.folds)} Seed {config.seed}, split {folds_digest}."
+        yield ""
+        yield from _parts(audit.parts["own"])
+    if audit.shortcuts:
+        yield "## What tells the class without the tissue"
+        yield ""
+        yield f"A shallow forest on the clue alone, scored on {audit.unit}s that it has not seen."
+        yield ""
+        yield from (f"| clue | AUC | 95 % by {audit.unit} |", "|---|---|---|")
+        for clue, found in audit.shortcuts.items():
+            bounds = found["interval"]
+            shown = found["withheld"] or "-"
+            shown = shown if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+            yield f"| {clue} | {_number(found['auc'])} | {shown} |"
+        yield ""
+
+
+def _known(counts: Mapping[str, int], unit: str) -> str:
+    number = counts[f"{unit}s"]
+    return f"{number} {unit}s" if number else f"{unit}s not known"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _method(folds: FoldsConfig) -> str:
+    """Say in a sentence how the split was made."""
+    test = "the data set's own test part" if folds.test == "official" else f"{folds.test:.0%}"
+    if folds.protocol == "crossfit":
+        rest = f"the rest is cut into {folds.k} folds"
+    elif folds.stack == "official":
+        rest = "the data set's own valid part is kept for stacking"
+    else:
+        rest = f"{folds.stack:.0%} are kept for stacking"
+    return (
+        f"Whole {folds.group}s are assigned, stratified by class and subtype: {test} for tests, {rest}, "
+        f"and {folds.validation:.0%} of what trains a model chooses its epoch, where it has five "
+        "cases of each class."
+    )
+
+
+def _table(heading: str, rows: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    yield from (f"| {heading} | images | slides | cases |", "|---|---|---|---|")
+    for name, counts in rows.items():
+        yield f"| {name} | {counts['images']} | {counts['slides'] or '-'} | {counts['cases'] or '-'} |"
+    yield ""
+
+
+def _parts(parts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterator[str]:
+    columns: Sequence[str] = list(next(iter(parts.values())))
+    yield "| part | " + " | ".join(f"{name}: images (cases)" for name in columns) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for part, counts in parts.items():
+        cells = (f"{counts[name]['images']} ({counts[name]['cases'] or '-'})" for name in columns)
+        yield f"| {part} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _finding(found: Any) -> Iterator[str]:
+    advice = f" *{found.advice}.*" if found.advice else ""
+    yield f"- **{found.severity}: {found.topic}.** {found.message}.{advice}"
+    yield from (f"  - {example}" for example in found.examples[:SHOWN])
+    if found.count > SHOWN:
+        yield f"  - and {found.count - SHOWN} more (audit.json)"
+    yield ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All that was found in a data set, with the numbers behind it."""
+
+    findings: tuple[Finding, ...]
+    census: dict[str, Any]
+    unit: str
+    split: str
+    parts: dict[str, Any]
+    cases: dict[str, Any]
+    shortcuts: dict[str, Any]
+    copies: tuple[dict[str, Any], ...]

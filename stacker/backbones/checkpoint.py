@@ -1,0 +1,81 @@
+"""The file of a base model: its weights, and all that is needed to use and to trust them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from stacker.backbones.backbone import Backbone, attach
+from stacker.backbones.weights import model_settings
+from stacker.errors import BackboneError
+from stacker.files import publish
+
+
+def save_checkpoint(path: Path, backbone: Backbone, facts: dict[str, Any]) -> None:
+    """Publish the weights with what is to be known of them.
+
+    The facts go in as one JSON string: safetensors does not keep the order of several entries, and
+    equal models should be equal files.
+    """
+    own = {"name": backbone.name, "size": backbone.size, "mean": backbone.mean, "std": backbone.std}
+    facts = {**own, "target_layer": backbone.target_layer, **facts}
+    state = {k: v.detach().cpu().contiguous() for k, v in backbone.model.state_dict().items()}
+    with publish(path) as temporary:
+        save_file(state, temporary, metadata={"stacker": json.dumps(facts)})
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, without reading its tensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads(file.metadata()["stacker"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise BackboneError(
+            f"{path} is not a base model of this program ({error}); delete it and train again"
+        ) from None
+    return facts
+
+
+def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:
+    """Rebuild a fine-tuned base model from its file alone; raise BackboneError for what is none."""
+    facts = read_facts(path)
+    _require_plain(facts["name"], path)
+    name, (height, width) = facts["name"], facts["size"]
+    size = (height, width)
+    wanted = {"num_classes": len(facts["classes"]), **model_settings(name, size)}
+    model = _without_drawing(name, wanted)
+    if model is None:
+        model = timm.create_model(name, **wanted)
+        model.load_state_dict(load_file(path))
+    else:
+        model.load_state_dict(load_file(path), assign=True)
+    return attach(name, model, size, facts["mean"], facts["std"]), facts
+
+
+def _require_plain(name: object, path: Path) -> None:
+    """Raise BackboneError for a name that timm would look for elsewhere, as on the Hugging Face hub."""
+    if not isinstance(name, str) or set(name) & set(":/"):
+        raise BackboneError(
+            f"{path} says that it is of the backbone {name!r}, expected the name of one of timm's own "
+            "models, e.g. resnet50: this program did not write it; copy the file again, or train again"
+        )
+
+
+def _without_drawing(name: str, wanted: dict[str, Any]) -> Any:
+    """Return a model without memory: VGG-16 needs seconds to draw weights that are replaced at once.
+
+    None for those whose constants are not part of their state, or need their values when they are built.
+    """
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, **wanted)
+    except RuntimeError:
+        return None
+    state = set(model.state_dict())
+    return model if all(key in state for key, _ in model.named_buffers()) else None

@@ -1,0 +1,231 @@
+"""Where a backbone's weights come from: the hub, a file, a folder of files, or nowhere.
+
+Files are in timm's layout, safetensors or `.pth`; what they match, lack and have too much is counted and
+logged, and a trunk that is not matched whole is refused unless the config asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stacker.config.training import TrainConfig, WeightsConfig
+from stacker.errors import BackboneError, LeakError
+
+log = logging.getLogger(__name__)
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the tensors of a file and those of a model's trunk met."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def weights_file(name: str, settings: WeightsConfig) -> Path | None:
+    """Return the file that a backbone starts from; None for the hub and for random initialisation.
+
+    Raise BackboneError when there is none at the path, or not for this backbone in the folder.
+    """
+    if settings.weights in ("hub", "random"):
+        return None
+    path = Path(settings.weights).expanduser()
+    if path.is_dir():
+        found = [path / f"{name}{suffix}" for suffix in SUFFIXES if (path / f"{name}{suffix}").is_file()]
+        if not found:
+            raise BackboneError(
+                f"backbones.{name}.weights: the folder {path} has no {name}.safetensors or {name}.pth"
+            )
+        return found[0]
+    if not path.is_file():
+        raise BackboneError(
+            f"backbones.{name}.weights: no file at {settings.weights}; "
+            "expected 'hub', 'random', a file, or a folder of files named after backbones"
+        )
+    return path
+
+
+def require_files(backbones: Mapping[str, WeightsConfig]) -> None:
+    """Raise BackboneError for weights that are to come from a file which is not there."""
+    for name, settings in backbones.items():
+        weights_file(name, settings)
+        if settings.weights == "hub":
+            require_published(name)
+
+
+def require_unseen(backbones: Mapping[str, WeightsConfig], cases: Collection[str]) -> None:
+    """Raise LeakError for weights of a base model, of any run, that some of these cases trained."""
+    for name, settings in backbones.items():
+        seen = sorted(set(trained_on(name, settings)) & set(cases))
+        if seen:
+            raise LeakError(
+                f"backbones.{name}.weights: {settings.weights} was trained on {len(seen)} cases of this "
+                f"run, e.g. {seen[0]}: no score of a model that starts from it could be trusted"
+            )
+
+
+def trained_on(name: str, settings: WeightsConfig) -> list[str]:
+    """Return the cases that trained the base model whose file a backbone starts from, if it is one.
+
+    Files of other programs, and base models that were exported, do not say.
+    """
+    path = weights_file(name, settings)
+    if path is None or path.suffix != ".safetensors":
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("stacker", "{}"))
+    except (SafetensorError, OSError):
+        return []  # whoever loads it will say so
+    return list(facts.get("training_cases", []))
+
+
+def model_settings(name: str, size: tuple[int, int]) -> Settings:
+    """Return the settings of a timm model that are made for one size of image."""
+    cfg = timm.get_pretrained_cfg(name)
+    return {"img_size": size} if cfg is not None and cfg.fixed_input_size else {}
+
+
+def drop_settings(recipe: TrainConfig) -> Settings:
+    """Return dropout and drop-path as timm's models call them, where the recipe says anything."""
+    wanted = {"drop_rate": recipe.dropout, "drop_path_rate": recipe.drop_path}
+    return {name: rate for name, rate in wanted.items() if rate is not None}
+
+
+def build(
+    name: str, classes: int, settings: WeightsConfig, size: tuple[int, int], drop: Settings
+) -> Any:
+    """Return the timm model with a fresh classifier and the wanted weights in its trunk."""
+    path = weights_file(name, settings)
+    wanted = {"num_classes": classes, **model_settings(name, size), **drop}
+    try:
+        if settings.weights == "hub":
+            return _from_hub(name, wanted)
+        model = timm.create_model(name, **wanted)
+    except TypeError as error:
+        refused = [key for key in wanted if f"'{key}'" in str(error)]
+        if not refused:
+            raise
+        setting = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}.get(refused[0], refused[0])
+        raise BackboneError(
+            f"backbones.{name}: has no {setting}; leave it out for this backbone "
+            f"(--set backbones.{name}.train.{setting}=null)"
+        ) from None
+    except AssertionError as error:
+        raise BackboneError(f"backbones.{name}: not at images.size={size}: {error}") from None
+    if path is not None:
+        _load(name, model, path, settings.partial)
+    return model
+
+
+def require_published(name: str) -> None:
+    """Raise BackboneError for a backbone whose weights nobody has published."""
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.has_weights:
+        raise BackboneError(
+            f"backbones.{name}: nobody has published weights for it; give a file, or start from random "
+            f"initialisation (--set backbones.{name}.weights=random)"
+        )
+
+
+def _from_hub(name: str, wanted: Settings) -> Any:
+    """Return the model with hub weights; raise BackboneError that names the alternatives."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    require_published(name)
+    cfg = timm.get_pretrained_cfg(name)
+    try:
+        if cfg.hf_hub_id and not try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors"):
+            get_session().head(constants.ENDPOINT, timeout=5)  # fail in seconds, not after retries
+        return timm.create_model(name, pretrained=True, **wanted)
+    except TypeError:
+        raise
+    except Exception as error:  # the hub's client raises several unrelated families
+        raise BackboneError(
+            f"backbones.{name}: no weights from the hub ({type(error).__name__}: {error}); give a "
+            f"local file (--set backbones.{name}.weights=PATH) or start from random initialisation "
+            f"(--set backbones.{name}.weights=random)"
+        ) from error
+
+
+def _load(name: str, model: Any, path: Path, partial: bool) -> None:
+    """Load a trunk from a file; raise BackboneError unless every trunk tensor is matched."""
+    tensors = _read_tensors(name, path)
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is not None:  # resamples position embeddings to the size of the image
+        tensors = adapt(tensors, model)
+    match = _compare(model, tensors)
+    lacking = [*match.missing, *match.misshapen]
+    total = len(match.matched) + len(lacking)
+    if not match.matched or (lacking and not partial):
+        raise BackboneError(
+            f"backbones.{name}: {path} holds {len(match.matched)} of the {total} trunk tensors; missing "
+            f"or of another shape: {_some(lacking)}. Give a file in timm's layout, or start those from "
+            f"random (--set backbones.{name}.partial=true)"
+        )
+    model.load_state_dict({key: tensors[key] for key in match.matched}, strict=False)
+    lines = {
+        "missing, they start from random": match.missing,
+        "of another shape, they start from random": match.misshapen,
+        "not expected, not used": match.unexpected,
+    }
+    notes = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in lines.items() if keys]
+    log.info("%s", "; ".join([f"{name}: {len(match.matched)} of {total} trunk tensors matched", *notes]))
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    return f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+
+
+def _compare(model: Any, tensors: Mapping[str, Tensor]) -> Match:
+    """Compare a file's tensors with the model's trunk; the classifier is the run's own."""
+    wanted = model.state_dict()
+    classifiers = model.pretrained_cfg["classifier"]
+    prefixes = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    head = tuple(f"{prefix}." for prefix in prefixes)
+    trunk = [k for k in wanted if not k.startswith(head) and not k.endswith("num_batches_tracked")]
+    return Match(
+        matched=tuple(k for k in trunk if k in tensors and tensors[k].shape == wanted[k].shape),
+        missing=tuple(k for k in trunk if k not in tensors),
+        misshapen=tuple(k for k in trunk if k in tensors and tensors[k].shape != wanted[k].shape),
+        unexpected=tuple(k for k in tensors if k not in wanted and not k.startswith(head)),
+    )
+
+
+def _read_tensors(name: str, path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors without running anything that it holds."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise BackboneError(f"backbones.{name}.weights: {path} cannot be read: {error}") from None
+    except (UnpicklingError, AttributeError) as error:
+        raise BackboneError(
+            f"backbones.{name}.weights: {path} is not a plain file of tensors: {error}"
+        ) from None
+    for key in ("state_dict", "model"):
+        content = content.get(key, content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping):
+        raise BackboneError(
+            f"backbones.{name}.weights: {path} holds a {type(content).__name__}, expected a state dict"
+        )
+    return {k: v for k, v in content.items() if isinstance(v, Tensor)}

@@ -1,0 +1,213 @@
+"""The cache: what stage two writes and stage three reads, and how it proves where it came from.
+
+One folder per base model (`cache/<backbone>/<fold>/`) holds parts of N rows and an index:
+
+    part-00000.h5, part-00001.h5, ...   complete files, each published by one rename
+    index.h5                            the parts as one, by HDF5 virtual datasets
+    index.sha256                        its SHA-256, in the form of sha256sum
+
+    maps      (N, K, h, w) float16   signed, unscaled, one per class    label    (N,) int64
+    maps_...                         of other methods and layers        image_id (N,) fixed-length UTF-8
+    features  (N, D) float32         penultimate activations            case_id  (N,) likewise
+    logits    (N, K) float32                                            fold     (N,) the row's part
+    flags     (N, M) uint8           what is wrong with each map
+
+The root attributes of every file say which checkpoint, manifest, split, layers, methods and
+preprocessing made it, and which cases trained the model. Every dataset carries the SHA-256 of its
+content, every part one digest of these and of its attributes, and the index lists the digests of its
+parts. HDF5 reads zeros where the file behind a virtual dataset is missing, without a word: the reader
+here goes to the parts, and takes nothing whose digest is not the one that was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stacker.caches.format import (
+    AGAIN,
+    INDEX,
+    INDEX_SHA256,
+    ROWS,
+    SCHEMA_VERSION,
+    Provenance,
+    Rows,
+    content_sha256,
+)
+from stacker.config.maps import name_maps
+from stacker.errors import CacheError
+from stacker.files import digest
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An opened cache folder: provenance and rows in memory, the arrays read on demand.
+
+    `sizes` are the numbers of rows of its parts, `shapes` the shape of one row of every array.
+    """
+
+    folder: Path
+    provenance: Provenance
+    rows: Rows
+    parts: tuple[Path, ...]
+    sizes: tuple[int, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def maps(self) -> list[str]:
+        """The names of the datasets of maps, in the order of the columns of `flags`."""
+        return list(name_maps(self.provenance.methods, self.provenance.lower))
+
+    def read(self, name: str, places: np.ndarray | None = None) -> np.ndarray:
+        """Return an array, of all rows or of some, by mask or by rising place."""
+        if name not in self.shapes:
+            raise CacheError(
+                f"{self.folder}: has no {name}; it has {', '.join(self.shapes)} (cam.methods, cam.lower)"
+            )
+        if places is None:
+            places = np.arange(len(self.rows))
+        elif places.dtype == bool:
+            places = np.flatnonzero(places)
+        pieces = []
+        ends = np.cumsum(self.sizes)
+        for number, mine in enumerate(np.split(places, np.searchsorted(places, ends[:-1]))):
+            if len(mine) or not len(places):
+                path, start = self.parts[number], ends[number] - self.sizes[number]
+                pieces.append(_read_some(path, name, mine - start))
+        return np.concatenate(pieces)
+
+
+_looked_at: set[tuple[Path, str, int]] = set()  # what this process has compared with its SHA-256
+
+
+def _read_some(path: Path, name: str, places: np.ndarray) -> np.ndarray:
+    """Return some rows of a part; the first time, the whole of it is compared with its SHA-256."""
+    key = (path, name, path.stat().st_mtime_ns if path.exists() else 0)
+    with opened(path) as file:
+        if key not in _looked_at:
+            values = read_dataset(file, name)
+            _looked_at.add(key)
+            some: np.ndarray = values[places]
+            return some
+        if not len(places):
+            return np.empty((0, *file[name].shape[1:]), file[name].dtype)
+        first = int(places[0])
+        found: np.ndarray = file[name][first : int(places[-1]) + 1][places - first]
+        return found
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Yield an HDF5 file; raise CacheError, with its name, when it is none or cannot be read."""
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise CacheError(f"{path} is missing; {AGAIN}") from None
+    except OSError as error:
+        raise CacheError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
+
+
+@contextmanager
+def _sound(file: h5py.File) -> Iterator[None]:
+    """Raise CacheError where something of a file is missing, or of another type than was written."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CacheError(
+            f"{file.filename} is damaged ({' '.join(str(error).split())}); {AGAIN}"
+        ) from None
+
+
+def read_dataset(file: h5py.File, name: str) -> np.ndarray:
+    """Return a dataset of a part; raise CacheError when it is not what was written."""
+    with _sound(file):
+        values: np.ndarray = file[name][:]
+        written = file[name].attrs["sha256"]
+    if content_sha256(name, values) != written:
+        raise CacheError(f"{file.filename} is damaged: {name} is not what was written; {AGAIN}")
+    return values
+
+
+def digest_of(file: h5py.File) -> str:
+    """Return what stands for a whole part: all that its attributes, and those of its datasets, say.
+
+    These have the SHA-256 of every content.
+    """
+    with _sound(file):
+        said = {name: {k: _plain(v) for k, v in file[name].attrs.items()} for name in sorted(file)}
+    return digest({**asdict(read_provenance(file)), "versions": None, "datasets": said})
+
+
+def _plain(value: Any) -> Any:
+    return [str(item) for item in value] if isinstance(value, np.ndarray) else str(value)
+
+
+def read_digest(file: h5py.File) -> str:
+    """Return a part's digest, made again; raise CacheError when it is not the one that was written."""
+    found = digest_of(file)
+    with _sound(file):
+        written = file.attrs["digest"]
+    if found != written:
+        raise CacheError(f"{file.filename} is damaged: its attributes are not what was written; {AGAIN}")
+    return found
+
+
+def read_rows(file: h5py.File) -> Rows:
+    """Return who the rows of a part are."""
+    return Rows(*(read_dataset(file, name) for name in ROWS))
+
+
+def read_provenance(file: h5py.File) -> Provenance:
+    """Return the origin of a part or an index; raise CacheError for another schema."""
+    with _sound(file):
+        version = int(file.attrs.get("schema_version", 0))
+    if version != SCHEMA_VERSION:
+        raise CacheError(
+            f"{file.filename}: written in schema {version}, this program reads {SCHEMA_VERSION} (the "
+            f"CHANGELOG says what changed); {AGAIN}"
+        )
+    with _sound(file):
+        values: dict[str, Any] = {f.name: str(file.attrs[f.name]) for f in fields(Provenance)}
+        values["schema_version"], values["lower"] = version, int(file.attrs["lower"])
+        for name in ("classes", "training_cases", "lower_layers", "methods"):
+            values[name] = tuple(str(item) for item in file.attrs[name])
+        values["classifier_bias"] = tuple(float(item) for item in file.attrs["classifier_bias"])
+    return Provenance(**values)
+
+
+def open_cache(folder: Path) -> Cache:
+    """Open a cache; raise CacheError when a file of it is missing, broken or of another origin."""
+    if not (folder / INDEX).exists():
+        raise CacheError(f"{folder}: there is no complete cache here; run 'stacker cache CONFIG'")
+    if not (folder / INDEX_SHA256).exists():
+        older = "it was written by an older version (schema 1), or not to the end"
+        raise CacheError(f"{folder}: has no {INDEX_SHA256}: {older}; {AGAIN}")
+    written = (folder / INDEX_SHA256).read_text(encoding="utf-8").split(" ")[0]
+    if index_sha256(folder) != written:
+        raise CacheError(f"{folder / INDEX} is damaged: it is not what was written; {AGAIN}")
+    with opened(folder / INDEX) as index, _sound(index):
+        provenance = read_provenance(index)
+        names, digests = ([str(n) for n in index.attrs[a]] for a in ("parts", "part_digests"))
+        shapes = {name: index[name].shape[1:] for name in index if name not in ROWS}
+    paths = [folder / name for name in names]
+    found = []
+    for path, expected in zip(paths, digests, strict=True):
+        with opened(path) as part:
+            if read_digest(part) != expected or read_provenance(part) != provenance:
+                raise CacheError(f"{path} is not the part that {INDEX} lists; {AGAIN}")
+            found.append(read_rows(part))
+    sizes = tuple(len(rows) for rows in found)
+    return Cache(folder, provenance, Rows.join(found), tuple(paths), sizes, shapes)
+
+
+def index_sha256(folder: Path) -> str:
+    """Return the SHA-256 of an index: looked at first, for HDF5 itself may crash on a damaged one."""
+    return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()

@@ -1,0 +1,128 @@
+"""Look into the caches of a run: what they hold, and their maps drawn over the images."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stacker.caches.format import FLAGS
+from stacker.caches.reader import Cache, open_cache
+from stacker.errors import CacheError
+from stacker.files import read_json
+from stacker.run import FROZEN, Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one cache holds, where it comes from, and what it cost.
+
+    `flagged` counts the images with a map that is not what a map should be, by kind of map and reason.
+    """
+
+    backbone: str
+    fold: str
+    images: dict[str, int]
+    methods: tuple[str, ...]
+    maps: dict[str, tuple[int, ...]]
+    embedding: int
+    layers: tuple[str, ...]
+    precision: str
+    parts: int
+    megabytes: float
+    kilobytes_per_image: float
+    flagged: dict[str, int]
+    images_per_second: float | None
+    together_with: int | None
+    checkpoint: str
+    training_cases: int
+    versions: dict[str, str]
+
+
+def find_caches(run: Run) -> dict[tuple[str, str], Cache]:
+    """Return the complete caches of a run by (backbone, fold); raise CacheError when there is none.
+
+    Caches that are still to be completed are said to be left out.
+    """
+    config = run.config
+    found = {
+        (index.parent.parent.name, index.parent.name): open_cache(index.parent)
+        for index in sorted(run.path.glob("cache/*/*/index.h5"))
+        if index.parent.parent.name
+        in (config.frozen if index.parent.name == FROZEN else config.backbones)
+    }
+    started = {part.parent for part in run.path.glob("cache/*/*/part-*.h5")}
+    begun = sorted(f"{folder.parent.name}/{folder.name}" for folder in started)
+    incomplete = [name for name in begun if tuple(name.split("/")) not in found]
+    again = f"stacker cache {run.path}/config.yaml"
+    if not found:
+        state = (
+            f"{len(incomplete)} caches are begun, none is complete" if begun else "nothing is cached yet"
+        )
+        raise CacheError(f"{run.path}: {state}; run '{again}'")
+    if incomplete:
+        log.warning("left out, not complete: %s (%s)", ", ".join(incomplete), again)
+    return found
+
+
+def summaries(run: Run, caches: Mapping[tuple[str, str], Cache]) -> list[Summary]:
+    """Return what the caches of a run hold."""
+    book = read_json(run.path / "run.json").get("cache", {})
+    return [_summarise(cache, book) for cache in caches.values()]
+
+
+def _summarise(cache: Cache, book: Mapping[str, Any]) -> Summary:
+    """Return what one cache holds; `book` is the section of the run's logbook about caches."""
+    parts, counts = np.unique(cache.rows.fold, return_counts=True)
+    size = sum(file.stat().st_size for file in cache.folder.glob("*.h5"))
+    origin = cache.provenance
+    logged = book.get(f"{origin.backbone}/{origin.model_fold}", {})
+    return Summary(
+        backbone=origin.backbone,
+        fold=origin.model_fold,
+        images={part.decode(): int(n) for part, n in zip(parts, counts, strict=True)},
+        methods=origin.methods,
+        maps={name: cache.shapes[name] for name in cache.maps},
+        embedding=cache.shapes["features"][0],
+        layers=(origin.target_layer, *origin.lower_layers),
+        precision=origin.precision,
+        parts=len(cache.parts),
+        megabytes=round(size / 1e6, 2),
+        kilobytes_per_image=round(size / 1e3 / len(cache.rows), 2),
+        flagged=_flagged(cache),
+        images_per_second=logged.get("images_per_second"),
+        together_with=logged.get("together_with"),
+        checkpoint=origin.checkpoint_sha256[:12],
+        training_cases=len(origin.training_cases),
+        versions=json.loads(origin.versions),
+    )
+
+
+def _flagged(cache: Cache) -> dict[str, int]:
+    """Count the images whose maps carry a flag."""
+    if not cache.maps:
+        return {}
+    flags = cache.read("flags")
+    counts = {
+        f"{name}: {meaning}": int((flags[:, column] & bit > 0).sum())
+        for column, name in enumerate(cache.maps)
+        for bit, meaning in FLAGS.items()
+    }
+    return {what: count for what, count in counts.items() if count}
+
+
+def sample(caches: dict[tuple[str, str], Cache], count: int, seed: int) -> list[str]:
+    """Return image ids drawn from the cached test images, taking the classes in turn."""
+    rows = next(iter(caches.values())).rows
+    tests = rows.take(rows.fold == b"test")
+    rng = np.random.default_rng(seed)
+    piles = [rng.permutation(np.flatnonzero(tests.label == k)) for k in np.unique(tests.label)]
+    turns = [(turn, pile[turn]) for pile in piles for turn in range(min(count, len(pile)))]
+    chosen = [row for _, row in sorted(turns, key=lambda pair: pair[0])][:count]
+    return [tests.image_id[row].decode() for row in sorted(chosen, key=lambda r: tests.label[r])]

@@ -1,0 +1,119 @@
+"""The command that puts meta-learners side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING
+
+import click
+
+from stacker.cli.common import RUN, Failure, show
+from stacker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stacker.run import Study
+
+
+@click.command()
+@RUN
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting of stage three, e.g. --set stack.compare.meta=[svm,mlp]. May be repeated.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), metavar="N", help="Processes at once; default: one per core."
+)
+@click.option("--all", "everything", is_flag=True, help="Show every entry, not the best dozen stacks.")
+@click.option(
+    "--protocols",
+    metavar="UNIT,...",
+    help="Instead, repeat the run split by these units (image, slide, case) and show the inflation.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def compare(
+    run_folder: Path,
+    overrides: tuple[str, ...],
+    jobs: int | None,
+    everything: bool,
+    protocols: str | None,
+    as_json: bool,
+) -> None:
+    """Fit every meta-learner on every choice of features of RUN, and write a leaderboard.
+
+    Beside them stand the base models and the mean of their probabilities, and every entry is fitted
+    again on permuted labels and shuffled maps. Everything is scored out of fold and on the test cases,
+    with intervals and paired differences. What is fitted already is kept. Writes RUN/compare/ and
+    RUN/figures/leaderboard.png.
+
+    With --protocols, whole runs are trained again under splits that leak, to measure what they pretend.
+    """
+    from stacker.run import open_study
+
+    strange = [each for each in overrides if not each.startswith("stack.")]
+    if strange:
+        raise ConfigError(f"--set {strange[0]}: only settings of 'stack' can be changed here")
+    study = open_study(run_folder, overrides)
+    if protocols is not None:
+        if overrides:
+            raise ConfigError(
+                "--set: the runs of --protocols differ in their split, and in nothing else"
+            )
+        _inflation(study, [unit.strip() for unit in protocols.split(",")], as_json)
+    else:
+        _leaderboard(study, jobs or 0, everything, as_json)
+
+
+def _leaderboard(study: Study, jobs: int, everything: bool, as_json: bool) -> None:
+    from stacker.cli.tables.comparison import (
+        WIDE,
+        answers_table,
+        leaderboard_table,
+        shown_models,
+        verdicts,
+    )
+    from stacker.comparison.entries import compare as fit_all
+    from stacker.comparison.leaderboard import make_leaderboard
+    from stacker.figures.canvas import save_figure
+    from stacker.figures.comparison import leaderboard_figure
+
+    comparison = fit_all(study, jobs)
+    board = make_leaderboard(comparison, study)
+    shown = shown_models(board, everything)
+    path = study.run.figures / "leaderboard.png"
+    save_figure(leaderboard_figure(board, shown), path)
+    if as_json:
+        click.echo(json.dumps(board, indent=1))
+    else:
+        parts = dict.fromkeys(row["part"] for row in board["rows"])
+        width = get_terminal_size((WIDE, 0)).columns if sys.stdout.isatty() else WIDE
+        show(*(leaderboard_table(board, part, shown, width) for part in parts))
+        if board["answers"]:
+            show(answers_table(board))
+        click.echo("\n" + "\n".join(verdicts(board)))
+        written = "leaderboard.csv, differences.csv, answers.csv, controls.csv"
+        click.echo(f"\n{study.run.path}/compare/{written}; {path}")
+    if comparison.failures:
+        listed = [f"{name}: {why}" for name, why in comparison.failures.items()]
+        raise Failure("\n  ".join([f"{len(listed)} entries could not be fitted:", *listed]), 1)
+
+
+def _inflation(study: Study, units: list[str], as_json: bool) -> None:
+    from stacker.cli.tables.comparison import inflation_table
+    from stacker.comparison.inflation import measure_inflation
+    from stacker.figures.canvas import save_figure
+    from stacker.figures.comparison import inflation_figure
+
+    found = measure_inflation(study, units)
+    path = study.run.figures / "inflation.png"
+    save_figure(inflation_figure(found), path)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    show(inflation_table(found))
+    click.echo(f"\n{study.run.path}/compare/inflation.csv; {path}")

@@ -1,0 +1,20 @@
+"""Tables for the terminal: plain results in, rich renderables out; only the CLI prints them."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+LEAK_STYLE = "bold red"
+
+
+def title_of(start: str, split: str) -> Text:
+    """Return a title with the label of the split, red where cases straddle it."""
+    return Text(start, style="italic").append(split, LEAK_STYLE if "leaks" in split else "italic")
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table

@@ -1,0 +1,175 @@
+"""Controls: what a comparison must not find, and finds if something leaks.
+
+Every entry is fitted again on labels that belong to other cases, and, where it looks at maps, on maps
+that belong to other images. Both are permuted within the rows of one fold's models: labels permuted
+across folds would keep what the folds have in common, and a learner that reads the fold would pass. The
+permutations of a draw are the same for all entries, so that the luckiest of many has a null of its own
+(`multiplicity`). Where a table does not fit into memory, cases are drawn by lot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stacker.errors import StackError
+from stacker.scores.bootstrap import points
+from stacker.scores.predictions import Predictions
+from stacker.stacking.blocks import array_of
+from stacker.stacking.fitting import COPIES, Design, fit, out_of_fold, ready
+from stacker.stacking.learners.matrix import whole
+from stacker.stacking.tables import Caches, Table, Tables
+
+LABELS, MAPS = "permuted labels", "shuffled maps"
+
+
+@dataclass(frozen=True)
+class Control:
+    """An entry that has nothing to learn from what is permuted: labels or maps."""
+
+    entry: str
+    kind: str
+    design: Design
+
+    @property
+    def name(self) -> str:
+        """The control as people call it."""
+        return f"{self.entry}, {self.kind}"
+
+
+def list_controls(entry: str, design: Design) -> list[Control]:
+    """Return the controls of an entry; each draw is fitted with one seed."""
+    config = design.config.model_copy(update={"seeds": 1})
+    single = replace(design, config=config)
+    kinds = [LABELS, *([MAPS] if any(is_of_maps(name, design) for name in design.features) else [])]
+    return [Control(entry, kind, single) for kind in kinds]
+
+
+def is_of_maps(name: str, design: Design) -> bool:
+    """Say whether a block is made of maps."""
+    return array_of(name, design.config.blocks.get(name)).startswith("maps") or name == "map_stats"
+
+
+def run_control(control: Control, caches: Caches, draws: int) -> list[dict[str, float | str]]:
+    """Return what every draw comes to: its AUC by image and by case, out of fold where that is known."""
+    config = control.design.config
+    found = caches.tables(control.design.features, config)
+    tables = _held(within(found, config.memory_gb / COPIES, control.design.seed))
+    chosen = np.array(
+        [is_of_maps(name.split("/")[1], control.design) for name in tables.development.columns]
+    )
+    answers: list[dict[str, float | str]] = []
+    for number in range(draws):
+        rng = np.random.default_rng([control.design.seed, number])
+        if control.kind == MAPS:
+            drawn = shuffle_columns(tables, chosen, rng)
+        else:
+            drawn = permute_labels(tables, rng)
+        part, said = _say(control.design, drawn)
+        areas = {unit: scores.get("auc", np.nan) for unit, scores in points(said, {"auc"}).items()}
+        answers.append({"part": part, **areas})
+    return answers
+
+
+def _say(design: Design, tables: Tables) -> tuple[str, Predictions]:
+    """Return what a design says out of fold, or of the test cases where too few can be cut."""
+    centred, _ = ready(design, tables)
+    found = out_of_fold(design, centred)
+    if found is None:
+        return "test", fit(design, tables).says.test
+    rows = tables.development.rows
+    shares = found.raw.mean(axis=0)
+    said = Predictions(rows.label, rows.case_id, shares, raw=found.raw, parts=found.parts)
+    return "development", said
+
+
+def within(tables: Tables, limit_gb: float, seed: int) -> Tables:
+    """Return tables of so many cases, drawn by lot, and so many test rows, as fit into memory."""
+    most = int(limit_gb * 1e9 / (4 * tables.development.shape[1]))
+    rng = np.random.default_rng(seed)
+    if len(tables.groups) > most:
+        groups, place, sizes = np.unique(tables.groups, return_inverse=True, return_counts=True)
+        order = rng.permutation(len(groups))
+        kept = np.zeros(len(groups), dtype=bool)
+        kept[order[np.cumsum(sizes[order]) <= most]] = True
+        rows = kept[place]
+        development = tables.development.take(rows)
+        if len(np.unique(development.rows.label)) < len(development.classes):
+            raise StackError(
+                f"a control needs cases of every class, and {kept.sum()} cases are all that fit into "
+                "stack.memory_gb; allow more"
+            )
+        tables = replace(tables, development=development, groups=tables.groups[rows])
+    number = len(next(iter(tables.tests.values())).rows)
+    if number * len(tables.tests) > most:
+        chosen = np.sort(rng.permutation(number)[: max(1, most // len(tables.tests))])
+        tests = {fold: table.take(chosen) for fold, table in tables.tests.items()}
+        tables = replace(tables, tests=tests)
+    return tables
+
+
+def _held(tables: Tables) -> Tables:
+    """Return tables with all values in memory, where they can be shuffled."""
+
+    def hold(table: Table) -> Table:
+        return replace(table, values=whole(table, np.inf, "a control"))
+
+    tests = {fold: hold(table) for fold, table in tables.tests.items()}
+    return replace(tables, development=hold(tables.development), tests=tests)
+
+
+def shuffle_columns(tables: Tables, chosen: np.ndarray, rng: np.random.Generator) -> Tables:
+    """Give some columns (F,) of every row to another row of its fold; on all folds' test rows alike."""
+    tests = list(tables.tests.values())
+    order = _permute_within(tables.development.source, rng)
+    order_of_tests = rng.permutation(len(tests[0].rows))
+    return replace(
+        tables,
+        development=_shuffled(tables.development, chosen, order),
+        tests={f: _shuffled(table, chosen, order_of_tests) for f, table in tables.tests.items()},
+    )
+
+
+def _permute_within(strata: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return an order (N,) that leaves every row in its stratum."""
+    order = np.arange(len(strata))
+    for stratum in np.unique(strata):
+        mine = np.flatnonzero(strata == stratum)
+        order[mine] = rng.permutation(mine)
+    return order
+
+
+def _shuffled(table: Table, chosen: np.ndarray, order: np.ndarray) -> Table:
+    values = whole(table, np.inf, "a control").copy()
+    values[:, chosen] = values[order][:, chosen]
+    return replace(table, values=values)
+
+
+def permute_labels(tables: Tables, rng: np.random.Generator) -> Tables:
+    """Give every case the label of another one of its fold; single rows, where a case has several.
+
+    Whole cases, because that is how the truth is clustered: permuted rows would be easier to tell from
+    it. Within each fold, so that all of them keep their classes.
+    """
+    rows = tables.development.rows
+    labels = permuted(rows.label, tables.groups, tables.development.source, rng)
+    development = replace(tables.development, rows=replace(rows, label=labels))
+    return replace(tables, development=development)
+
+
+def permuted(
+    labels: np.ndarray, groups: np.ndarray, strata: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return labels (N,) that whole groups have exchanged within strata."""
+    found = labels.copy()
+    for stratum in np.unique(strata):
+        mine = strata == stratum
+        names, place = np.unique(groups[mine], return_inverse=True)
+        of_group = np.full(len(names), -1)
+        of_group[place] = labels[mine]
+        if np.array_equal(of_group[place], labels[mine]):
+            found[mine] = of_group[rng.permutation(len(names))][place]
+        else:
+            found[mine] = labels[mine][rng.permutation(int(mine.sum()))]
+    return found

@@ -1,0 +1,262 @@
+"""Every meta-learner on every choice of features, beside what needs no meta-learner, and the controls.
+
+An entry is fitted in a process of its own and writes what it says of the development and the test cases
+into `compare/<entry>/`. One that is there already, by the digest of its settings and of the caches, is
+kept: a comparison that was stopped goes on where it stood. `leaderboard` makes scores of the answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stacker.caches.format import Rows
+from stacker.comparison.controls import LABELS, MAPS, Control, list_controls, permute_labels, run_control
+from stacker.config.learners import RULES
+from stacker.config.stacking import StackConfig
+from stacker.errors import StackerError
+from stacker.files import digest, read_json, write_json
+from stacker.progress import bar
+from stacker.run import Study
+from stacker.scores.metrics import area_within
+from stacker.stacking.admission import open_caches
+from stacker.stacking.blocks import resolve
+from stacker.stacking.finish import Says
+from stacker.stacking.fitting import Design, fit
+from stacker.stacking.saved import facts_of_fit, is_current, load_says, save_says
+from stacker.stacking.stage import baselines, identity_of
+from stacker.stacking.tables import Caches, Tables
+
+log = logging.getLogger(__name__)
+METAS = ("logistic", "svm", "random_forest", "xgboost", "mlp", "convnet")
+Task = Callable[[], bool]  # says whether there was anything to do
+Answer = tuple[str, bool, str | None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the comparison: its name, what kind it is, what it says and what it took.
+
+    `kind` is base (a base model, the constant, the mean), meta, or rule; base has no design.
+    """
+
+    name: str
+    kind: str
+    says: Says
+    facts: dict[str, Any]
+    design: Design | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared: entries, the draws of the controls, and why some entries are missing.
+
+    `rows` are those that the entries speak of, of the development and of the test cases. `controls` are
+    the draws of each kind, by entry.
+    """
+
+    rows: dict[str, Rows]
+    entries: list[Entry]
+    controls: dict[str, dict[str, list[dict[str, Any]]]]
+    failures: dict[str, str]
+
+
+def compare(study: Study, jobs: int = 0) -> Comparison:
+    """Fit what is not fitted yet, in so many processes (0: one per core), and return what all say."""
+    run, config = study.run, study.run.config
+    caches = open_caches(run, study.manifest, study.folds, frozen=bool(config.frozen))
+    designs = [
+        Design.of(name, features, config.stack, config.seed, config.device)
+        for name, features in grid(config.stack, list(config.cam.maps), frozen=bool(config.frozen))
+    ]
+    folder, draws = run.path / "compare", config.stack.compare.permutations
+    split = study.folds.label
+    fits: dict[str, Task] = {
+        entry_name(design): _Fit(design, caches, folder / slug(entry_name(design)), split)
+        for design in designs
+    }
+    failures = _work("compare", fits, jobs)
+    designs = [design for design in designs if entry_name(design) not in failures]
+    controls = [each for design in designs for each in list_controls(entry_name(design), design)]
+    nulls: dict[str, Task] = {
+        control.name: _Draw(control, caches, draws, _draws_file(folder, control), split)
+        for control in controls
+    }
+    failures |= _work("controls", nulls, jobs)
+    plain = caches.tables(["logits"], config.stack)
+    before = baselines(caches, plain, run)
+    entries = [Entry(n, "base", says, {"meta": "", "features": []}) for n, says in before.items()]
+    entries += [_entry(design, folder) for design in designs]
+    done: dict[str, dict[str, list[dict[str, Any]]]] = {LABELS: {}, MAPS: {}}
+    for control in controls:
+        if control.name not in failures:
+            found = read_json(_draws_file(folder, control))["draws"]
+            done[control.kind][control.entry] = found
+    done[LABELS] |= null_of_plain(before, plain, config.seed, draws)
+    tests = next(iter(plain.tests.values()))
+    rows = {"development": plain.development.rows, "test": tests.rows}
+    return Comparison(rows, entries, done, failures)
+
+
+def _draws_file(folder: Path, control: Control) -> Path:
+    return folder / slug(control.entry) / f"{slug(control.kind)}.json"
+
+
+def null_of_plain(
+    before: Mapping[str, Says], tables: Tables, seed: int, draws: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the permuted labels of models that need no fit: the same permutations, scored anew."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number in range(draws):
+        rng = np.random.default_rng([seed, number])
+        labels = permute_labels(tables, rng).development.rows.label
+        for name, says in before.items():
+            if says.development is not None and name != "constant":
+                area = area_within(replace(says.development, labels=labels))
+                found.setdefault(name, []).append({"part": "development", "image": area})
+    return found
+
+
+def grid(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[tuple[str, list[str]]]:
+    """Return meta-learners and feature blocks that go together, the rules last.
+
+    `maps` are the datasets of maps that are cached.
+    """
+    metas = config.compare.meta or list(dict.fromkeys([*METAS, *config.custom, *config.meta]))
+    choices = config.compare.features or _choices(config, maps, frozen)
+    found = [
+        (name, features)
+        for features in choices
+        for name in metas
+        if name not in RULES and (name != "convnet" or _has_cells(features, config))
+    ]
+    if "convnet" in (config.compare.meta or ()) and not any(name == "convnet" for name, _ in found):
+        log.warning("convnet: none of stack.compare.features has cells of maps; it is left out")
+    return [*found, *((name, ["probabilities"]) for name in ("vote", "best_base"))]
+
+
+def _choices(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[list[str]]:
+    """Return the blocks that are compared where the config does not say, each choice once."""
+    choices = [config.features, ["probabilities"], ["logits"], ["map_stats"], ["embeddings"]]
+    choices += [[name] for name in maps]
+    choices += [["maps", "logits"], ["map_stats", "logits"], ["embeddings", "logits"]]
+    if frozen:
+        choices += [["frozen"], ["frozen", "logits"]]
+    choices += [[name] for name in config.blocks]
+    return list({frozenset(names): names for names in reversed(choices)}.values())[::-1]
+
+
+def _has_cells(features: Sequence[str], config: StackConfig) -> bool:
+    """Say whether some columns are cells of maps, without which the convolutional net has no input."""
+    blocks = resolve(features, config).values()
+    return any(
+        b is not None and b.of.startswith("maps") and b.view != "stats" and not b.pca for b in blocks
+    )
+
+
+def entry_name(design: Design) -> str:
+    """Return what an entry is called; the rules look at nothing but probabilities."""
+    return design.meta if design.meta in RULES else f"{design.meta}: {' + '.join(design.features)}"
+
+
+def slug(name: str) -> str:
+    """Return the name of an entry's folder."""
+    return name.replace(": ", "@").replace(" + ", "+").replace(" ", "_")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The task of fitting one entry."""
+
+    design: Design
+    caches: Caches
+    folder: Path
+    split: str
+
+    def __call__(self) -> bool:
+        tables = self.caches.tables(self.design.features, self.design.config)
+        identity = identity_of(self.design, self.caches, tables)
+        if is_current(self.folder, identity):
+            return False
+        (self.folder / "stack.json").unlink(missing_ok=True)
+        fitted = fit(self.design, tables)
+        save_says(self.folder, fitted.says)
+        facts = {
+            "digest": digest(identity),
+            **identity,
+            "split": self.split,
+            **facts_of_fit(fitted),
+        }
+        write_json(self.folder / "stack.json", facts)
+        return True
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The task of drawing one control."""
+
+    control: Control
+    caches: Caches
+    draws: int
+    path: Path
+    split: str
+
+    def __call__(self) -> bool:
+        tables = self.caches.tables(self.control.design.features, self.control.design.config)
+        identity = identity_of(self.control.design, self.caches, tables)
+        memory = self.control.design.config.memory_gb  # decides how many cases a control has
+        identity |= {"draws": self.draws, "kind": self.control.kind, "memory_gb": memory}
+        if self.path.exists() and read_json(self.path)["digest"] == digest(identity):
+            return False
+        found = run_control(self.control, self.caches, self.draws)
+        write_json(self.path, {"digest": digest(identity), "split": self.split, "draws": found})
+        return True
+
+
+def _work(what: str, tasks: dict[str, Task], jobs: int) -> dict[str, str]:
+    """Do the tasks, in so many processes (0: one per core); return why some could not be done."""
+    failures = {}
+    with bar(what, len(tasks)) as advance:
+        for done, (name, fitted, problem) in enumerate(_answers(tasks, jobs), 1):
+            advance(1)
+            if problem is None:
+                kept = "" if fitted else ", there already"
+                log.info("%s %d of %d: %s%s", what, done, len(tasks), name, kept)
+            else:
+                failures[name] = problem
+                log.warning("%s %d of %d: %s: %s", what, done, len(tasks), name, problem)
+    return failures
+
+
+def _answers(tasks: dict[str, Task], jobs: int) -> Iterator[Answer]:
+    """Yield the tasks as they are done; side by side, each process has one thread."""
+    number = jobs or len(os.sched_getaffinity(0))
+    if number == 1:
+        yield from (_attempt(name, task) for name, task in tasks.items())
+        return
+    from joblib import Parallel, delayed, parallel_config
+
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        work = Parallel(n_jobs=number, return_as="generator_unordered")
+        yield from work(delayed(_attempt)(name, task) for name, task in tasks.items())
+
+
+def _attempt(name: str, task: Task) -> Answer:
+    """Do a task; return its name, whether it was new, and what a user can mend where it failed."""
+    try:
+        return name, task(), None
+    except StackerError as error:
+        return name, False, str(error)
+
+
+def _entry(design: Design, folder: Path) -> Entry:
+    name = entry_name(design)
+    facts = read_json(folder / slug(name) / "stack.json")
+    kind = "rule" if design.meta in RULES else "meta"
+    return Entry(name, kind, load_says(folder / slug(name), design.config), facts, design)

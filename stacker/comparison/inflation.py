@@ -1,0 +1,105 @@
+"""How much better a study looks when cases straddle its split: the same run, split by other units.
+
+Each unit is a run of its own, named after the one that it repeats, with all three stages; nothing else
+of the config changes. Splits by slide and by image leak across cases. Their scores are not results: they
+are the measure of what such a split pretends, and carry that on their label wherever they are written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from stacker import pipeline
+from stacker.comparison.leaderboard import write_rows
+from stacker.config.root import Config
+from stacker.errors import ConfigError, RunError
+from stacker.files import write_json
+from stacker.run import Run, Study
+
+log = logging.getLogger(__name__)
+UNITS = ("image", "slide", "case")
+SCORES = ("auc", "accuracy")
+
+
+def measure_inflation(study: Study, units: Sequence[str]) -> dict[str, Any]:
+    """Repeat a run split by each unit; return scores side by side, and write compare/inflation.*."""
+    _require_units(study, units)
+    found = {}
+    for unit in units:
+        if unit == study.folds.group:
+            found[unit] = pipeline.stack(study, study.run.config.stack.meta)
+        else:
+            config = sibling(study.run, unit)
+            log.info("split by %s: run %s", unit, config.run_path)
+            found[unit] = pipeline.run_all(config)
+    rows = [
+        row
+        for part in ("held_out", "test")
+        for model in found[units[0]][part]
+        if model != "constant"
+        for row in _rows(part, model, found, units)
+    ]
+    result = {
+        "run": study.run.config.run,
+        "units": list(units),
+        "labels": {unit: metrics["split"] for unit, metrics in found.items()},
+        "intervals": {unit: metrics["intervals"] for unit, metrics in found.items()},
+        "rows": rows,
+    }
+    folder = study.run.path / "compare"
+    write_rows(folder / "inflation.csv", rows)
+    write_json(folder / "inflation.json", result)
+    return result
+
+
+def sibling(run: Run, unit: str) -> Config:
+    """Return the config of the same run, split by another unit, in a folder beside it."""
+    path = run.path.absolute()
+    changes = {"artifacts": path.parent, "run": f"{path.name}-by-{unit}"}
+    folds = run.config.folds.model_copy(update={"group": unit})
+    return run.config.model_copy(update={**changes, "folds": folds})
+
+
+def _require_units(study: Study, units: Sequence[str]) -> None:
+    """Raise ConfigError for units that the images do not have, or that cannot be compared."""
+    strange = [unit for unit in units if unit not in UNITS]
+    if strange:
+        raise ConfigError(f"--protocols: {strange[0]!r} is no unit; expected some of {', '.join(UNITS)}")
+    if len(set(units)) < 2:
+        raise ConfigError("--protocols: name two units or more, e.g. --protocols image,slide,case")
+    images = study.manifest.images
+    for unit in set(units) - {"image"}:
+        if not all(getattr(image, unit) for image in images):
+            raise ConfigError(f"--protocols: the {unit} of some images is not known; leave {unit} out")
+    config = study.run.config
+    if "official" in (config.folds.test, config.folds.stack):
+        raise RunError(
+            "--protocols: an official split has its own unit and cannot be cut by another; take shares "
+            "(folds.test=0.2) in a run of their own"
+        )
+
+
+def _rows(
+    part: str, model: str, found: dict[str, dict[str, Any]], units: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return a model's scores by image under each unit, and how far they are above those by case."""
+    rows = []
+    for unit in units:
+        scores = found[unit][part].get(model)
+        honest = found.get("case", {}).get(part, {}).get(model)
+        if scores is None:
+            continue
+        row: dict[str, Any] = {"part": part, "model": model, "split_by": unit}
+        for score in SCORES:
+            low, high = scores["image"]["interval"][score] or (None, None)
+            row |= {score: scores["image"][score], f"{score}_low": low, f"{score}_high": high}
+            row[f"{score}_withheld"] = scores["image"]["withheld"].get(score)
+            apart = None
+            if honest is not None and None not in (scores["image"][score], honest["image"][score]):
+                apart = round(scores["image"][score] - honest["image"][score], 4)
+            row[f"{score}_inflation"] = apart
+        row |= {"images": scores["image"]["n"], "split": found[unit]["split"]}
+        rows.append(row)
+    return rows

@@ -1,0 +1,143 @@
+"""The first thing that anyone would try: frozen features and a logistic regression, on the same split.
+
+The last grid of every backbone of the config, with the weights that it starts from, is averaged over the
+image; a regularised regression on the standardised averages is fitted per fold on exactly the images
+that train the fold's base model. What fine-tuning gains over that is then a paired difference.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from stacker.backbones.backbone import create
+from stacker.backbones.devices import How, autocast
+from stacker.data.store import Pixels
+from stacker.errors import CacheError, RunError
+from stacker.files import write_json
+from stacker.progress import bar
+from stacker.run import Study
+from stacker.scores.bootstrap import Resampling
+from stacker.stacking.admission import open_caches
+from stacker.stacking.finish import Says
+from stacker.stacking.fitting import parts_of
+from stacker.stacking.stage import baselines, by_unit, say_plainly
+
+log = logging.getLogger(__name__)
+BATCH = 32
+Answers: TypeAlias = tuple[np.ndarray, ...]  # out of fold (N, K), of test rows (folds, N, K)
+
+
+def probe(study: Study, strength: float) -> dict[str, Any]:
+    """Score the probes of all backbones, beside the base models that are cached already."""
+    config, manifest = study.run.config, study.manifest
+    pixels = study.pixels()
+    answers: dict[str, Answers] = {}
+    with bar("probe", len(pixels) * len(config.backbones)) as advance:
+        for name in config.backbones:
+            features = _embed(study, name, pixels, advance)
+            answers[f"{name}, frozen"] = _fit(study, features, strength)
+    if len(answers) > 1:
+        answers["mean, frozen"] = tuple(
+            np.mean(each, axis=0) for each in zip(*answers.values(), strict=True)
+        )
+    rows = split_rows(study)
+    says = {name: _say(study, rows, *found) for name, found in answers.items()}
+    tuned = _tuned(study)
+    says |= tuned
+    held_out = {name: found.development for name, found in says.items() if found.development}
+    test = {name: found.test for name, found in says.items()}
+    pairs = [(name, f"{name}, frozen") for name in tuned if name in held_out]
+    how = Resampling(config.stack.bootstrap, config.seed, manifest.classes, manifest.unit)
+    metrics: dict[str, Any] = {
+        "split": study.folds.label,
+        "classes": manifest.classes,
+        "unit": manifest.unit,
+        "C": strength,
+        "intervals": how.description,
+        "held_out": by_unit(how.evaluate(held_out), manifest.unit),
+        "test": by_unit(how.evaluate(test), manifest.unit),
+        "differences": how.differences(held_out, pairs),
+    }
+    write_json(study.run.path / "probe.json", metrics)
+    return metrics
+
+
+def _embed(study: Study, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
+    """Return the averaged last grid (N, C) of all images, from the weights that training starts from."""
+    config = study.run.config
+    machine = How.of(config)
+    device, precision = machine.device, machine.precision
+    torch.manual_seed(config.seed)
+    size, classes = config.images.shape, len(study.manifest.classes)
+    backbone = create(name, classes, config.backbones[name], size).freeze()
+    backbone.model.to(device)
+    found = []
+    for start in range(0, len(pixels), BATCH):
+        images_BHWC = torch.from_numpy(pixels[np.arange(start, min(start + BATCH, len(pixels)))])
+        with torch.no_grad(), autocast(device, precision):
+            grid_BChw = backbone.trunk(backbone.normalise(images_BHWC.to(device))).grid_BChw
+        found.append(grid_BChw.float().mean(dim=(2, 3)).cpu().numpy())
+        advance(len(images_BHWC))
+    features: np.ndarray = np.concatenate(found)
+    return features
+
+
+def split_rows(study: Study) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the rows that each fold holds out, and the test rows."""
+    folds, rows_of = study.folds, study.manifest.rows_of
+    return [rows_of(folds.group, fold.held_out) for fold in folds.folds], rows_of(
+        folds.group, folds.test
+    )
+
+
+def _fit(study: Study, features: np.ndarray, strength: float) -> Answers:
+    """Return out-of-fold probabilities (N, K), fold after fold, and those of test rows (folds, N, K)."""
+    manifest, folds = study.manifest, study.folds
+    held_out_rows, tests = split_rows(study)
+    held_out, test = [], []
+    for fold, rows in zip(folds.folds, held_out_rows, strict=True):
+        trained = manifest.rows_of(folds.group, (*fold.fit, *fold.validation))
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
+        model.fit(features[trained], manifest.labels[trained])
+        held_out.append(model.predict_proba(features[rows]))
+        test.append(model.predict_proba(features[tests]))
+    return np.concatenate(held_out), np.stack(test)
+
+
+def _say(
+    study: Study, rows: tuple[list[np.ndarray], np.ndarray], held_out: np.ndarray, test: np.ndarray
+) -> Says:
+    """Return what a probe says, finished and scored as the base models of the run are."""
+    manifest, config = study.manifest, study.run.config
+    by_fold, tests = rows
+    fold = np.repeat(np.arange(len(by_fold)), [len(each) for each in by_fold])
+    own = np.concatenate(by_fold)
+    cases = np.array([cluster.encode() for cluster in manifest.clusters])
+    labels, groups = manifest.labels[own], np.array(manifest.groups(study.folds.group))[own]
+    parts = parts_of(labels, groups, fold, len(manifest.classes), config.stack, config.seed)
+    return say_plainly(
+        config.stack,
+        parts,
+        (labels, cases[own]),
+        held_out,
+        (manifest.labels[tests], cases[tests]),
+        test,
+    )
+
+
+def _tuned(study: Study) -> dict[str, Says]:
+    """Return what the run's base models say of the same images in the same order, if cached."""
+    try:
+        caches = open_caches(study.run, study.manifest, study.folds, frozen=False)
+    except (CacheError, RunError) as error:
+        log.info("no base models beside the probes: %s", error)
+        return {}
+    found = baselines(caches, caches.tables(["logits"], study.run.config.stack), study.run)
+    return {name: found[name] for name in caches.backbones}

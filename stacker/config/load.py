@@ -1,0 +1,97 @@
+"""From a YAML file and `--set` overrides to a checked Config.
+
+Unknown keys are rejected with the nearest known name, and all faults are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from stacker.config.root import Config
+from stacker.errors import ConfigError
+
+
+def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read a YAML config and apply `a.b=c` overrides; raise ConfigError with every fault in it."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"no config file at {path}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        faults = [explain(dict(fault)) for fault in error.errors()]
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        raise ConfigError("\n  ".join([f"{path}: {count} in the config", *faults])) from None
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set `a.b=c` in the raw mapping, creating the sections on the way."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: expected section.key=value, e.g. train.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: '{text}' is not a YAML value") from None
+    section = raw
+    for key in keys[:-1]:
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: '{key}' is a value, not a section")
+    section[keys[-1]] = value
+
+
+def explain(fault: dict[str, Any]) -> str:
+    """Say one pydantic fault in a line: where, what is wrong, what was found or what is near."""
+    location: tuple[str | int, ...] = fault["loc"]
+    where = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{where}: required, but not given"
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not location or fault["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    if fault["type"] == "literal_error":
+        choices = [c.strip("'") for c in fault["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        near = difflib.get_close_matches(str(fault["input"]), choices, n=1, cutoff=0.5)
+        message += f"; did you mean '{near[0]}'?" if near else ""
+    return f"{where}: {message}; found {fault['input']!r}"
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    """Return the names that the section at `location` knows."""
+    if location[:1] == ("backbones",) and "train" in location:  # a backbone's own changes of `train`
+        location = location[location.index("train") :]
+    model: type[BaseModel] = Config
+    keys = iter(location)
+    for key in keys:
+        annotation = model.model_fields[str(key)].annotation
+        sections = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if sections and get_origin(annotation) is not dict:  # a section that may be absent
+            annotation = sections[0]
+        if get_origin(annotation) is dict:
+            next(keys)
+            annotation = get_args(annotation)[1]
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,171 @@
+"""A reader per data-set format: folders, names and lists become the rows of a manifest.
+
+    breakhis   SOB_<B|M>_<subtype>-<year>-<slide>-<magnification>-<seq>.png, in a tree or flat
+    pcam       camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, read in place (module pcam)
+    idc        <patient>/<class>/<patient>_idx5_x<X>_y<Y>_class<0|1>.png
+    folder     [<train|valid|test>/]<class>/.../<image>, as torchvision's ImageFolder
+    csv        path,label and, where known, id, case, slide, magnification, subtype, split
+
+What a name states is read by a strict grammar; a picture outside it stops the reading, because a case
+that is guessed wrong leaks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from stacker.config.data import DataConfig
+from stacker.data.formats.breakhis import BREAKHIS_NAME, read_breakhis
+from stacker.data.formats.folders import IDC_NAME, read_folder, read_idc
+from stacker.data.formats.names import without_contradicting_slides
+from stacker.data.formats.pcam import read_pcam
+from stacker.data.formats.table import read_csv
+from stacker.data.manifest import Image, Manifest, make_manifest
+from stacker.errors import DataError, UnreadableImages, require_one_of
+from stacker.progress import track
+
+log = logging.getLogger(__name__)
+
+
+def read_manifest(config: DataConfig) -> Manifest:
+    """Read the data set; raise DataError when the paths, the names or the classes are unusable."""
+    _require_paths(config)
+    images = READERS[config.format](config)
+    if config.magnifications is not None:
+        found = sorted({image.magnification or 0 for image in images})
+        images = [image for image in images if image.magnification in config.magnifications]
+        if not images:
+            raise DataError(f"no image has a magnification in {config.magnifications}; found {found}")
+    if config.task == "subtype":
+        images = _by_subtype(images)
+        if config.format == "breakhis":
+            images = without_contradicting_slides(images)
+    if config.classes is not None:
+        images = _of_classes(images, config.classes)
+    if not images:
+        raise DataError(f"no image is left of {config.path}; look at data.classes and data.task")
+    _refuse_duplicate_ids(images)
+    _refuse_useless_masks(images, config.masks)
+    images = _with_hashes(sorted(images, key=lambda image: image.id), config.on_error)
+    manifest = make_manifest(images, config.classes)
+    if config.task == "binary" and len(manifest.classes) > 2:
+        counts = Counter(image.label for image in images)
+        listed = ", ".join(f"{label!r}: {counts[label]}" for label in manifest.classes)
+        raise DataError(
+            f"data.task is binary and there are {len(counts)} classes (images of {listed}); choose two "
+            "with data.classes, take data.task=subtype, or correct the labels"
+        )
+    return manifest
+
+
+def _require_paths(config: DataConfig) -> None:
+    """Raise DataError for a folder or file of the data section that is not there."""
+    kind = "file" if config.format == "csv" else "folder"
+    if not (config.path.is_file() if kind == "file" else config.path.is_dir()):
+        raise DataError(f"data.path: no {kind} at {config.path}; give the data set's {kind}")
+    if config.masks is not None and not config.masks.is_dir():
+        raise DataError(f"data.masks: no folder at {config.masks}; give the masks' folder, or null")
+    if config.fold_list is not None and not config.fold_list.is_file():
+        raise DataError(f"data.fold_list: no file at {config.fold_list}; give a dsfold list, or null")
+
+
+READERS: dict[str, Callable[[DataConfig], list[Image]]] = {
+    "breakhis": read_breakhis,
+    "pcam": lambda config: read_pcam(config.path),
+    "idc": read_idc,
+    "folder": read_folder,
+    "csv": read_csv,
+}
+
+
+def _by_subtype(images: list[Image]) -> list[Image]:
+    """Return the images with their subtype as label; the labels stay where nothing has a subtype."""
+    without = [image.id for image in images if not image.subtype]
+    if len(without) == len(images):
+        return images
+    if without:
+        raise DataError(
+            f"data.task is subtype; {len(without)} of {len(images)} images have none, e.g. {without[0]}"
+        )
+    return [replace(image, label=image.subtype) for image in images]
+
+
+def _of_classes(images: list[Image], classes: list[str]) -> list[Image]:
+    """Leave out the images of classes that are not asked for."""
+    counts = Counter(image.label for image in images)
+    require_one_of("class (data.classes)", classes, sorted(counts))
+    for label in sorted(counts.keys() - set(classes)):
+        log.warning("class '%s' is left out, images: %d (data.classes)", label, counts[label])
+    return [image for image in images if image.label in classes]
+
+
+def _refuse_duplicate_ids(images: list[Image]) -> None:
+    counts = Counter(image.id for image in images)
+    if len(counts) < len(images):
+        twice = next(name for name, count in counts.items() if count > 1)
+        first, second, *_ = (image.path for image in images if image.id == twice)
+        raise DataError(f"two images have the id {twice}: {first} and {second}; remove or rename one")
+
+
+def _refuse_useless_masks(images: list[Image], masks: Path | None) -> None:
+    """Masks are needed last, when all is trained: notice early that none belongs to an image."""
+    if masks is None:
+        return
+    masked = Counter(name for image in images if (masks / (name := Path(image.path).name)).exists())
+    if masked and masked.most_common(1)[0][1] > 1:
+        name = masked.most_common(1)[0][0]
+        raise DataError(
+            f"data.masks: {masks / name} belongs to several images of that name; rename them"
+        )
+    if not masked:
+        raise DataError(
+            f"data.masks: no file in {masks} has the name of an image, {Path(images[0].path).name} say"
+        )
+
+
+def _with_hashes(images: list[Image], on_error: str) -> list[Image]:
+    """Return the images with the SHA-256 of their files; leave out, or refuse, those without."""
+    if all(image.sha256 for image in images):
+        return images
+    reasons: dict[int, str] = {}
+
+    def sha256(row: int) -> str:
+        try:
+            return hashlib.sha256(Path(images[row].path).read_bytes()).hexdigest()
+        except OSError as error:
+            reasons[row] = f"{images[row].path}: cannot be read: {error.strerror}"
+            return ""
+
+    with ThreadPoolExecutor() as pool:
+        rows = track(pool.map(sha256, range(len(images))), "read files", len(images))
+        hashed = [replace(image, sha256=h) for image, h in zip(images, rows, strict=True)]
+    if reasons and on_error == "stop":
+        raise UnreadableImages(reasons, len(images))
+    for reason in reasons.values():
+        log.warning("left out: %s", reason)
+    return [image for image in hashed if image.sha256]
+
+
+def case_in(path: Path, below: str, data: DataConfig) -> str:
+    """Return an image's case as its name tells it, or nothing.
+
+    `data.case_pattern` is searched in `below`, the path below the folder, table or pattern that named
+    the image, and then in the bare name.
+    """
+    if data.format == "breakhis":
+        match = BREAKHIS_NAME.fullmatch(f"{path.stem}.png")
+        return f"{match['year']}-{match['accession']}" if match else ""
+    if data.format == "idc":
+        match = IDC_NAME.fullmatch(f"{path.stem}.png")
+        return match["patient"] if match else ""
+    if data.case_pattern is None:
+        return ""
+    matches = (re.search(data.case_pattern, text) for text in (below, path.name) if text)
+    return next((match["case"] for match in matches if match and match["case"]), "")

@@ -1,0 +1,150 @@
+"""From a picture file to a rectangle of uint8 pixels, or a reason why not.
+
+What would have to be guessed at (16-bit pixels, several frames, slivers of tissue) is refused with its
+path and reason; grey, palette, CMYK and transparent pictures become RGB.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from PIL import Image as Picture
+from PIL import ImageOps, UnidentifiedImageError
+
+from stacker.config.data import ImagesConfig
+from stacker.config.root import Config
+from stacker.data.manifest import Image
+from stacker.errors import DataError
+
+MAX_PIXELS = 100_000_000
+MIN_SIDE = 16  # a sliver of tissue (IDC has patches of 50x1) shows no nucleus
+EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+
+
+def fit(pixels_HWC: np.ndarray, config: ImagesConfig, background: str = "white") -> np.ndarray:
+    """Return pixels as a rectangle of the config's size: squashed, cropped or padded."""
+    height, width = config.shape
+    if pixels_HWC.shape[:2] == (height, width):
+        return pixels_HWC
+    picture = Picture.fromarray(pixels_HWC)
+    if config.resize == "crop":
+        picture = ImageOps.fit(picture, (width, height), Picture.Resampling.BICUBIC)
+    elif config.resize == "pad":
+        picture = ImageOps.pad(picture, (width, height), Picture.Resampling.BICUBIC, background)
+    else:
+        picture = picture.resize((width, height), Picture.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def decode(path: Path | str, config: ImagesConfig, background: str = "white") -> np.ndarray:
+    """Return one picture as (height, width, 3) uint8; raise DataError with the path and the reason."""
+    try:
+        return decode_bytes(Path(path).read_bytes(), config, background)
+    except UnusableError as error:
+        raise DataError(f"{path}: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def decode_image(image: Image, config: ImagesConfig) -> np.ndarray:
+    """Return the pixels of one row of a manifest, from its file or its array."""
+    if image.index is None:
+        return decode(image.path, config)
+    return fit(open_array(Path(image.path), "x")[image.index], config)
+
+
+class UnusableError(Exception):
+    """Why a file's content is no picture to work with."""
+
+
+def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white") -> np.ndarray:
+    """Return a file's content as (height, width, 3) uint8; raise UnusableError with the reason."""
+    try:
+        with Picture.open(io.BytesIO(content)) as picture:
+            _refuse_unusable(picture)
+            rgb = _opaque(picture, background)
+    except UnidentifiedImageError:
+        raise UnusableError("not an image, or of a format that Pillow does not know") from None
+    except (UnusableError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  # what Pillow raises for damaged files is no closed list
+        raise UnusableError(f"cannot be decoded: {error}") from None
+    return fit(np.asarray(rgb), config, background)
+
+
+def _refuse_unusable(picture: Picture.Image) -> None:
+    """Raise for a picture whose pixels would have to be guessed at, before they are decoded."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise UnusableError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels; cut it into tiles")
+    if min(width, height) < MIN_SIDE:
+        raise UnusableError(f"{width}x{height} is too small, {MIN_SIDE} pixels a side are needed")
+    raw = " ".join(str(tile[3]) for tile in getattr(picture, "tile", []))
+    if picture.mode not in EIGHT_BIT_MODES or ";16" in raw:  # Pillow cuts 16-bit RGB to 8 without a word
+        depth = " in 16 bits" if picture.mode in EIGHT_BIT_MODES else ""
+        raise UnusableError(f"pixels of type {picture.mode}{depth}; convert it to 8-bit RGB")
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":  # a camera's JPEG with a preview behind it
+        raise UnusableError(f"{frames} frames or pages; keep the one that counts")
+
+
+def _opaque(picture: Picture.Image, background: str) -> Picture.Image:
+    """Return the picture as RGB; what is transparent becomes white, the colour of an empty slide."""
+    if "A" in picture.mode or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        return Picture.alpha_composite(Picture.new("RGBA", rgba.size, background), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+class ContiguousArray:
+    """Rows of an array that lies in a file in one piece, read without HDF5's overhead per call.
+
+    A memory map would be as fast, but the file's pages would count as this process's memory.
+    """
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.file = path.open("rb", buffering=0)
+        self.offset, self.shape, self.dtype = offset, shape, dtype
+        self.row_bytes = dtype.itemsize * math.prod(shape[1:])
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray:
+        """Return one row, or a slice of consecutive rows."""
+        start, stop, _ = rows.indices(len(self)) if isinstance(rows, slice) else (rows, rows + 1, 1)
+        wanted = max(0, stop - start) * self.row_bytes
+        content = os.pread(self.file.fileno(), wanted, self.offset + int(start) * self.row_bytes)
+        if len(content) != wanted:
+            raise DataError(f"{self.file.name} ends before row {stop - 1}; download it again")
+        values = np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
+        return values if isinstance(rows, slice) else values[0]
+
+
+def open_array(path: Path, name: str) -> Any:
+    """Open an array of an HDF5 file, to be read by row or by slice of rows."""
+    try:
+        dataset = h5py.File(path, "r")[name]
+        offset = dataset.id.get_offset()
+    except FileNotFoundError:
+        raise DataError(f"no file at {path}; PatchCamelyon's x and y files belong together") from None
+    except (OSError, KeyError) as error:
+        raise DataError(f"{path} cannot be read as HDF5 with a dataset '{name}': {error}") from None
+    if offset is None:
+        return dataset
+    return ContiguousArray(path, offset, dataset.shape, dataset.dtype)
+
+
+def read_mask(image: Image, config: Config) -> np.ndarray | None:
+    """Return an image's lesion mask as (height, width) bool, or None when it has none."""
+    if config.data.masks is None:
+        return None
+    path = config.data.masks / Path(image.path).name
+    return decode(path, config.images, "black")[..., 0] > 127 if path.exists() else None

@@ -1,0 +1,35 @@
+"""Every figure, drawn with matplotlib and without a display.
+
+The functions return a Figure and know nothing of runs: whoever calls them decides what to show.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from stacker.files import publish
+
+STRONG_ALPHA = 0.75
+LEAK_COLOUR = "#c00000"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Publish a figure as PNG."""
+    FigureCanvasAgg(figure)
+    with publish(path) as temporary:
+        figure.savefig(
+            temporary,
+            format="png",
+            dpi=120,
+            bbox_inches="tight",  # the constrained layout alone cuts titles of two lines
+            pad_inches=0.1,
+            metadata={"Software": None},
+        )
+
+
+def split_colour(split: str) -> str:
+    """Return the colour of a figure's title: red where cases straddle the split."""
+    return LEAK_COLOUR if "leaks" in split else "black"

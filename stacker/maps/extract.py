@@ -1,0 +1,142 @@
+"""Base models over images: one read of a batch feeds all of them, one pass each gives everything.
+
+The trunk runs in bfloat16 where the hardware multiplies it natively, the head and its gradients always
+in float32. What is found stays on the device until the images are through: a copy per batch would wait
+for the device each time.
+
+The base models of a stack, held in memory together while images stream past.
+
+Where they do not fit into the memory that they may have, they take turns: a portion of images is seen by
+one group of them after the other, so that each is loaded once for many images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stacker.backbones.backbone import Backbone
+from stacker.backbones.checkpoint import load_checkpoint
+from stacker.backbones.devices import How
+from stacker.maps.cam import Answers, Wanted, look
+
+Arrays = dict[str, np.ndarray]
+
+
+def extract(
+    backbones: Mapping[str, Backbone],
+    batches: Iterable[Tensor],
+    wanted: Mapping[str, Wanted],
+    precision: torch.dtype,
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> dict[str, Arrays]:
+    """Return `features` (N, D), `logits` (N, K) and the `wanted` maps (N, K, h, w) by base model.
+
+    `batches` are pixels_BHWC, uint8, on the backbones' device; `on_batch` hears how many images times
+    base models are done.
+    """
+    found: dict[str, list[Answers]] = {name: [] for name in backbones}
+    for pixels_BHWC in batches:
+        for name, backbone in backbones.items():
+            images_BCHW = backbone.normalise(pixels_BHWC)
+            found[name].append(look(backbone, images_BCHW, wanted[name], precision))
+        on_batch(len(pixels_BHWC) * len(backbones))
+    return {name: _join(answers) for name, answers in found.items()}
+
+
+def _join(answers: list[Answers]) -> Arrays:
+    """Put the answers to all batches together, in the memory of the CPU."""
+    pieces = {
+        "features": [a.embedding_BD for a in answers],
+        "logits": [a.logits_BK for a in answers],
+        **{name: [a.maps[name] for a in answers] for name in answers[0].maps},
+    }
+    return {name: torch.cat(values).cpu().numpy() for name, values in pieces.items()}
+
+
+def classifier_bias(backbone: Backbone) -> tuple[float, ...]:
+    """Return the bias of a head that averages the grid and is linear behind; nothing for other heads.
+
+    There the sum of a Grad-CAM map over its grid is logit - bias, which can be checked in any cache.
+    """
+    device = next(backbone.model.parameters()).device
+    with torch.no_grad():
+        grid_BChw, rest = backbone.trunk(torch.zeros(1, 3, *backbone.size, device=device))
+        grid_BChw = torch.linspace(0, 1, grid_BChw.numel(), device=device).reshape(grid_BChw.shape)
+        embedding_BD, _ = backbone.head(grid_BChw, rest)
+    mean_BC = grid_BChw.mean(dim=(2, 3))
+    if embedding_BD.shape != mean_BC.shape or not torch.allclose(embedding_BD, mean_BC, atol=1e-5):
+        return ()
+    bias = backbone.model.get_classifier().bias
+    return tuple(float(value) for value in (bias if bias is not None else []))
+
+
+log = logging.getLogger(__name__)
+PORTION_BYTES = 64_000_000  # pixels that are held while base models take turns
+
+
+@dataclass
+class Ensemble:
+    """Base models by name: their files, the maps that are wanted of each, and how they are asked."""
+
+    files: Mapping[str, Path]
+    wanted: Mapping[str, Wanted]
+    how: How
+    precision: torch.dtype
+    batch_size: int
+    memory_gb: float
+    _held: dict[str, Backbone] = field(default_factory=dict)
+
+    @cached_property
+    def rounds(self) -> list[list[str]]:
+        """The base models in groups of which each fits into the memory."""
+        rounds: list[list[str]] = []
+        taken = 0.0
+        for name, path in self.files.items():
+            size = path.stat().st_size / 1e9
+            if not rounds or taken + size > self.memory_gb:
+                rounds.append([])
+                taken = 0.0
+            rounds[-1].append(name)
+            taken += size
+        return rounds
+
+    def portion(self, shape: tuple[int, int]) -> int:
+        """Return how many images of a shape are read before all base models have seen them."""
+        if len(self.rounds) == 1:
+            return self.batch_size
+        height, width = shape
+        portion = max(1, PORTION_BYTES // (3 * height * width * self.batch_size)) * self.batch_size
+        log.info(
+            "the base models do not fit into cam.memory_gb=%g together: %d images at a time are seen by "
+            "%d groups of them in turn, before their rows are there",
+            *(self.memory_gb, portion, len(self.rounds)),
+        )
+        return portion
+
+    def ask(self, pixels: Sequence[np.ndarray]) -> dict[str, Arrays]:
+        """Return what every base model says of some images."""
+        found: dict[str, Arrays] = {}
+        for names in self.rounds:
+            batches = (
+                torch.from_numpy(np.stack(pixels[start : start + self.batch_size])).to(self.how.device)
+                for start in range(0, len(pixels), self.batch_size)
+            )
+            found |= extract(self._hold(names), batches, self.wanted, self.precision)
+        return found
+
+    def _hold(self, names: Sequence[str]) -> dict[str, Backbone]:
+        """Return some base models on the device; others that are held give way."""
+        if list(self._held) != list(names):
+            self._held.clear()
+            for name in names:
+                self._held[name] = load_checkpoint(self.files[name])[0].freeze()
+                self._held[name].model.to(self.how.device)
+        return self._held

@@ -1,0 +1,178 @@
+"""The caches that a run should have: of which base model, and of which images, cut into which parts.
+
+A cache holds the images that its base model never saw: the held-out ones of its fold, and the test ones.
+All caches are cut into the same pieces of images, so that one read of a piece can feed all base models.
+Backbones under `frozen` are not trained: they embed all these images once, under the fold name `frozen`,
+from a copy of their weights that the run keeps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stacker.backbones.backbone import create
+from stacker.backbones.checkpoint import read_facts, save_checkpoint
+from stacker.backbones.devices import How
+from stacker.backbones.weights import require_unseen, trained_on, weights_file
+from stacker.caches.format import AGAIN, Provenance, Rows, describe_preprocessing, part_file
+from stacker.caches.reader import open_cache
+from stacker.caches.rows import unseen
+from stacker.caches.writer import examine_part
+from stacker.data.folds import Fold
+from stacker.errors import CacheError, RunError
+from stacker.files import digest, file_sha256, held, versions
+from stacker.maps.cam import Wanted
+from stacker.run import FROZEN, Study
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Images that lie in one part: their positions in the manifest, and who they are."""
+
+    images: np.ndarray
+    rows: Rows
+
+    @property
+    def key(self) -> bytes:
+        """What pieces of the same images have in common."""
+        return self.images.tobytes()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cache that a run should have: where, made by what, of which images, piece by piece."""
+
+    backbone: str
+    fold: str
+    model: Path
+    folder: Path
+    provenance: Provenance
+    wanted: Wanted
+    pieces: tuple[Piece, ...]
+
+    @property
+    def name(self) -> str:
+        """The cache as people call it."""
+        return f"{self.backbone}/{self.fold}"
+
+    @property
+    def images(self) -> int:
+        """How many images it is about."""
+        return sum(len(piece.images) for piece in self.pieces)
+
+    def count(self, numbers: Sequence[int]) -> int:
+        """Return how many images lie in some of its parts."""
+        return sum(len(self.pieces[number].images) for number in numbers)
+
+    def missing(self) -> dict[int, str]:
+        """Return the parts that are not there as they should be, by their digests: number and reason."""
+        found = {}
+        for number, piece in enumerate(self.pieces):
+            try:
+                examine_part(part_file(self.folder, number), piece.rows, self.provenance)
+            except CacheError as error:
+                found[number] = str(error).removesuffix(f"; {AGAIN}")
+        return found
+
+    def strays(self) -> list[Path]:
+        """Return files that look like parts of it and are none."""
+        own = {part_file(self.folder, number) for number in range(len(self.pieces))}
+        return sorted(set(self.folder.glob("part-*.h5")) - own)
+
+    def is_whole(self) -> bool:
+        """Say whether the index and just these parts are there; the parts' content is `missing`'s."""
+        try:
+            cache = open_cache(self.folder)
+        except CacheError:
+            return False
+        expected = [part_file(self.folder, number) for number in range(len(self.pieces))]
+        same = cache.provenance == self.provenance and list(cache.parts) == expected
+        return same and not self.strays()
+
+
+def list_targets(study: Study) -> list[Target]:
+    """Return the caches of a run; raise RunError when a model is not there yet."""
+    return [make_target(study, name, fold) for name, fold in planned(study)]
+
+
+def planned(study: Study) -> list[tuple[str, Fold | None]]:
+    """Return backbone and fold of every cache that a run should have; None for frozen backbones."""
+    return [*study.jobs(), *((name, None) for name in study.run.config.frozen)]
+
+
+def make_target(study: Study, backbone: str, fold: Fold | None) -> Target:
+    """Return one cache of a run; raise RunError when its model is not there yet."""
+    parts = [fold] if fold is not None else list(study.folds.folds)
+    pieces = tuple(piece for part in (*parts, None) for piece in _cut(study, part))
+    return _target(study, backbone, FROZEN if fold is None else fold.name, pieces)
+
+
+def _cut(study: Study, fold: Fold | None) -> Iterator[Piece]:
+    """Cut the held-out images of a fold, or the test images, into pieces."""
+    images, rows = unseen(study.manifest, study.folds, fold)
+    size = study.run.config.cam.part_rows
+    for start in range(0, len(images), size):
+        chosen = slice(start, start + size)
+        yield Piece(images[chosen], rows.take(chosen))
+
+
+def _target(study: Study, backbone: str, fold: str, pieces: tuple[Piece, ...]) -> Target:
+    run, folds, frozen = study.run, study.folds, fold == FROZEN
+    model = run.model_file(backbone, fold)
+    if not model.exists():
+        stage = "cache" if frozen else "train"
+        raise RunError(f"{model}: no such base model; run 'stacker {stage} CONFIG' first")
+    facts, images, cam = read_facts(model), run.config.images, run.config.cam
+    provenance = Provenance(
+        backbone=backbone,
+        model_fold=fold,
+        classes=study.manifest.classes,
+        group=folds.group,
+        checkpoint_sha256=file_sha256(model),
+        manifest_digest=study.manifest.digest,
+        folds_digest=folds.digest,
+        training_cases=tuple(facts["training_cases"]),
+        target_layer=facts["target_layer"],
+        methods=() if frozen else tuple(cam.methods),
+        lower=0 if frozen else cam.lower,
+        preprocessing=describe_preprocessing(images.size, images.resize, facts["mean"], facts["std"]),
+        precision=str(How.of(run.config).precision).removeprefix("torch."),
+        versions=json.dumps(versions()),
+    )
+    folder = run.cache_folder(backbone, fold)
+    return Target(backbone, fold, model, folder, provenance, {} if frozen else cam.maps, pieces)
+
+
+def keep_frozen(study: Study) -> None:
+    """Write the run's copies of its frozen backbones, where they are missing or of other weights."""
+    require_unseen(study.run.config.frozen, study.manifest.clusters)
+    for name, settings in study.run.config.frozen.items():
+        path, weights = study.run.model_file(name, FROZEN), weights_file(name, settings)
+        size, seed = study.run.config.images.shape, study.run.config.seed
+        identity = digest(
+            {
+                "backbone": name,
+                "weights_sha256": file_sha256(weights) if weights else None,
+                "settings": settings.model_dump(mode="json"),
+                "size": size,
+                "seed": seed,
+            }
+        )
+        with held(path.with_name(".lock"), wait=True):
+            if not path.exists() or read_facts(path)["identity"] != identity:
+                torch.manual_seed(seed)
+                backbone = create(name, len(study.manifest.classes), settings, size)
+                facts: dict[str, Any] = {
+                    "identity": identity,
+                    "classes": study.manifest.classes,
+                    "fold": FROZEN,
+                }
+                facts |= {"training_cases": trained_on(name, settings), "versions": versions()}
+                save_checkpoint(path, backbone, facts)

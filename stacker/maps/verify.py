@@ -1,0 +1,134 @@
+"""Examine the caches of a run to the last byte, and say of each what is wrong with it.
+
+Everything that stage three relies on is looked at: that all parts are there and are what was written,
+that they belong to this run's base models, images, split and settings, that no row's case trained its
+model, that the index shows to others what the parts hold, and, where a Grad-CAM map sums to its logit
+minus the bias, that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stacker.caches.format import AGAIN, INDEX, part_file
+from stacker.caches.reader import open_cache, opened, read_dataset, read_provenance
+from stacker.caches.rows import refuse_leaks, rows_of_cache
+from stacker.data.folds import Fold
+from stacker.errors import BackboneError, CacheError, RunError
+from stacker.maps.targets import Target, make_target, planned
+from stacker.run import FROZEN, Study
+
+SUMMING = ("gradcam", "hirescam")  # the methods whose maps sum to the logit behind an average
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one cache: nothing, if it is as it should be."""
+
+    name: str
+    whole: int
+    parts: int
+    images: int
+    problems: tuple[str, ...]
+
+
+def verify(study: Study) -> list[Verdict]:
+    """Examine every cache that a run should have, and name folders that are none of them."""
+    found = []
+    expected = set()
+    for backbone, fold in planned(study):
+        name = f"{backbone}/{FROZEN if fold is None else fold.name}"
+        expected.add(name)
+        try:
+            target = make_target(study, backbone, fold)
+        except (RunError, BackboneError) as error:
+            found.append(Verdict(name, 0, 0, 0, (str(error),)))
+            continue
+        missing = target.missing()
+        problems = (*_bad_parts(target, missing), *_bad_index(study, target, fold, missing))
+        whole = len(target.pieces) - len(missing)
+        found.append(Verdict(name, whole, len(target.pieces), target.images, problems))
+    there = {f"{each.parent.name}/{each.name}" for each in study.run.path.glob("cache/*/*/")}
+    stranger = "is none of this run's caches; remove the folder"
+    return [*found, *(Verdict(name, 0, 0, 0, (stranger,)) for name in sorted(there - expected))]
+
+
+def _bad_parts(target: Target, missing: Mapping[int, str]) -> Iterator[str]:
+    """Yield what is wrong with the parts of a cache; those that are not there in one line."""
+    absent = [number for number in missing if not part_file(target.folder, number).exists()]
+    if absent:
+        first = part_file(target.folder, absent[0])
+        yield f"{first} is missing" + (f", and {len(absent) - 1} more are" if len(absent) > 1 else "")
+    yield from (why for number, why in missing.items() if number not in absent)
+    for number in range(len(target.pieces)):
+        if number not in missing:
+            yield from _said(_examine_sums, part_file(target.folder, number))
+    yield from (f"{stray} is none of its parts" for stray in target.strays())
+
+
+def _bad_index(
+    study: Study, target: Target, fold: Fold | None, missing: Mapping[int, str]
+) -> Iterator[str]:
+    """Yield what is wrong with the whole of a cache whose parts are right: its index, and leaks."""
+    if missing:
+        return
+    paths = [part_file(target.folder, number) for number in range(len(target.pieces))]
+    yield from _said(_examine_index, target.folder, paths)
+    rows = rows_of_cache(study.manifest, study.folds, fold)
+    yield from _said(refuse_leaks, rows, target.provenance, target.name)
+    if fold is not None:
+        trained = study.manifest.rows_of(study.folds.group, (*fold.fit, *fold.validation))
+        ids = {study.manifest.images[row].id.encode() for row in trained}
+        leaked = [image for image in rows.image_id if image in ids]
+        if leaked:
+            yield f"{len(leaked)} images trained their own model, e.g. {leaked[0].decode()}"
+
+
+def _said(examine: Callable[..., None], *arguments: Any) -> list[str]:
+    """Return what an examination complains about."""
+    try:
+        examine(*arguments)
+    except CacheError as error:
+        return [str(error).removesuffix(f"; {AGAIN}")]
+    return []
+
+
+def _examine_sums(path: Path) -> None:
+    """Raise CacheError when maps do not add up to their logits, as far as float16 can tell."""
+    with opened(path) as file:
+        origin = read_provenance(file)
+        if not (origin.classifier_bias and origin.methods and origin.methods[0] in SUMMING):
+            return
+        maps_NKhw = read_dataset(file, "maps").astype(np.float64)
+        logits_NK, ids = read_dataset(file, "logits"), read_dataset(file, "image_id")
+        flagged_N = read_dataset(file, "flags")[:, 0] > 0  # clipped, or no numbers: they cannot sum
+    rounding_NK = np.abs(maps_NKhw).sum(axis=(2, 3)) * 2.0**-11 + maps_NKhw[0, 0].size * 2.0**-24
+    gap_NK = np.abs(maps_NKhw.sum(axis=(2, 3)) - (logits_NK - np.array(origin.classifier_bias)))
+    wrong_N = (gap_NK > 2 * rounding_NK + 1e-4 * np.abs(logits_NK) + 1e-4).any(axis=1)
+    wrong = np.flatnonzero(wrong_N & ~flagged_N)
+    if len(wrong):
+        raise CacheError(
+            f"{path}: maps of {len(wrong)} images do not sum to logit - bias, first "
+            f"{ids[wrong[0]].decode()}: delete the file"
+        )
+
+
+def _examine_index(folder: Path, parts: Sequence[Path]) -> None:
+    """Raise CacheError when the index is not as it was written, or does not show what the parts hold."""
+    open_cache(folder)
+    with opened(folder / INDEX) as index:
+        if [str(name) for name in index.attrs["parts"]] != [part.name for part in parts]:
+            raise CacheError(f"{folder / INDEX} lists other parts")
+        start = 0
+        for part in parts:
+            with opened(part) as file:
+                end = start + len(file["label"])
+                for name in file:
+                    if index[name][start:end].tobytes() != file[name][:].tobytes():
+                        raise CacheError(f"{folder / INDEX} shows other {name} than {part.name} has")
+                start = end

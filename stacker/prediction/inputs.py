@@ -1,0 +1,185 @@
+"""What `stacker predict` is asked about: files, folders, patterns, tables, lists.
+
+An image's case comes from the table's own column, or else from the file's name by the grammar of the
+format that the run was made from (`data.format`, `data.case_pattern`); where neither tells, it stays
+empty. An image that is named twice is answered for once.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from stacker.config.data import DataConfig, ImagesConfig
+from stacker.data.formats.registry import case_in
+from stacker.data.images import decode
+from stacker.data.manifest import PICTURES
+from stacker.errors import ConfigError, DataError
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One picture file; `below` is its path as a pattern of cases looks at it."""
+
+    path: Path
+    case: str = ""
+    label: str = ""
+    below: str = ""
+
+
+def find_inputs(arguments: Sequence[str], data: DataConfig, lines: Iterable[str] = ()) -> list[Input]:
+    """Return the images that the arguments name, each once; `lines` is what `-` reads.
+
+    Raise ConfigError for an argument that names nothing. A file that a table or a list names need not be
+    there: whoever reads it says so.
+    """
+    found: dict[str, Input] = {}
+    for argument in arguments:
+        named = list(_from_lines(lines)) if argument == STDIN else _named_by(argument)
+        if not named:
+            raise ConfigError(f"{_name(argument)}: nothing is named there; expected a path per line")
+        for each in named:
+            found.setdefault(os.path.realpath(each.path), each)
+    return [
+        each if each.case else replace(each, case=case_in(each.path, each.below, data))
+        for each in found.values()
+    ]
+
+
+def _name(argument: str) -> str:
+    return "stdin" if argument == STDIN else argument
+
+
+def _from_lines(lines: Iterable[str]) -> Iterator[Input]:
+    """Yield the files of a list, one path per line."""
+    for line in lines:
+        if text := line.strip():
+            yield Input(Path(text))
+
+
+def _named_by(argument: str) -> list[Input]:
+    """Return the images that a file, a folder, a table or a pattern names."""
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        pictures = _below(path)
+        if not pictures:
+            raise ConfigError(f"{path}: no picture below this folder; looked for {_endings()}")
+        return pictures
+    if path.is_file():
+        return _from_table(path) if path.suffix.lower() == ".csv" else [Input(path)]
+    if not glob.has_magic(str(path)):
+        raise ConfigError(
+            f"{path}: no such file or folder; give a picture, a folder, a .csv or a pattern"
+        )
+    pictures = list(_matching(str(path)))
+    if not pictures:
+        raise ConfigError(f"{path}: no picture matches this pattern; looked for {_endings()}")
+    return pictures
+
+
+def _endings() -> str:
+    return ", ".join(sorted(PICTURES))
+
+
+def _below(folder: Path) -> list[Input]:
+    """Return the pictures below a folder, sorted; hidden files and folders do not count."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(where, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURES
+        ]
+    return [Input(path, below=path.relative_to(folder).as_posix()) for path in sorted(found)]
+
+
+def _matching(pattern: str) -> Iterator[Input]:
+    """Yield the pictures that a pattern matches, and those below the folders that it matches."""
+    root = Path(*_until_magic(Path(pattern).parts))
+    for match in map(Path, sorted(glob.glob(pattern, recursive=True))):  # noqa: PTH207  # `**` too
+        if match.is_dir():
+            yield from (_seen_from(each, root) for each in _below(match))
+        elif match.suffix.lower() in PICTURES:
+            yield _seen_from(Input(match), root)
+
+
+def _until_magic(parts: Sequence[str]) -> Iterator[str]:
+    for part in parts:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _seen_from(each: Input, root: Path) -> Input:
+    return replace(each, below=Path(os.path.relpath(each.path, root)).as_posix())
+
+
+def _from_table(table: Path) -> list[Input]:
+    """Return the rows of a CSV with a column `path`, and `case` and `label` where it has them."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            header = file.readline()
+            separator = max(",;\t", key=header.count)
+            columns = [name.strip().strip('"').lower() for name in header.split(separator)]
+            rows = [
+                {str(name): (text or "").strip() for name, text in row.items() if isinstance(text, str)}
+                for row in csv.DictReader(file, columns, delimiter=separator)
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{table} is not a CSV in UTF-8: {error}; save it again as such") from None
+    if "path" not in columns:
+        raise ConfigError(f"{table} has no column path; expected path[,case,label], found {columns}")
+    named = [row for row in rows if row.get("path")]
+    if not named:
+        raise ConfigError(f"{table} names no image: its column path is empty")
+    return [
+        Input(table.parent / row["path"], row.get("case", ""), row.get("label", ""), row["path"])
+        for row in named
+    ]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of reading an image: its pixels, or the reason why there are none."""
+
+    image: Input
+    pixels: np.ndarray | None
+    reason: str = ""
+
+
+def read_ahead(images: Iterable[Input], config: ImagesConfig, size: int) -> Iterator[list[Reading]]:
+    """Yield the images in batches, decoded; threads read the next two while one is worked on."""
+    source = iter(images)
+    batches = iter(lambda: list(islice(source, size)), [])
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        pending: deque[list[Future[Reading]]] = deque(
+            [pool.submit(_read, each, config) for each in batch] for batch in islice(batches, 2)
+        )
+        while pending:
+            done = pending.popleft()
+            pending.extend(
+                [pool.submit(_read, each, config) for each in batch] for batch in islice(batches, 1)
+            )
+            yield [each.result() for each in done]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read(image: Input, config: ImagesConfig) -> Reading:
+    try:
+        return Reading(image, decode(image.path, config))
+    except DataError as error:
+        return Reading(image, None, str(error).removeprefix(f"{image.path}: "))

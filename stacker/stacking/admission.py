@@ -1,0 +1,116 @@
+"""Which caches may be stacked: those of this run's images, split and models, and of no others.
+
+Every cache is compared with the split row by row. A row whose case trained the model that produced it is
+refused when the split is by case, whatever the file names say; a split by slide or by image leaks across
+cases by its nature, was asked for and says so on its label, and is held to its own unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stacker.caches.format import AGAIN, Provenance, Rows
+from stacker.caches.reader import Cache, open_cache
+from stacker.caches.rows import _refuse_trained_images, refuse_leaks, rows_of_cache
+from stacker.data.folds import Fold, Folds
+from stacker.data.manifest import Manifest
+from stacker.errors import CacheError
+from stacker.files import digest, file_sha256
+from stacker.run import FROZEN, Run
+from stacker.stacking.tables import Caches, Source
+
+
+def open_caches(run: Run, manifest: Manifest, folds: Folds, frozen: bool) -> Caches:
+    """Open the caches of a run; raise CacheError or LeakError when one is not what it should be."""
+    untrained = list(run.config.frozen) if frozen else []
+    embedded = {name: _open(run, name, None, manifest, folds) for name in untrained}
+    opened = {f"{name}/{FROZEN}": cache for name, cache in embedded.items()}
+    sources = []
+    for fold in folds.folds:
+        caches = {name: _open(run, name, fold, manifest, folds) for name in run.config.backbones}
+        opened |= {f"{name}/{fold.name}": cache for name, cache in caches.items()}
+        rows = next(iter(caches.values())).rows
+        beside = {name: (cache, _places(cache, rows)) for name, cache in embedded.items()}
+        sources.append(Source(fold.name, caches, beside))
+    origins = {key: cache.provenance for key, cache in opened.items()}
+    _require_one_precision(origins)
+    groups = zip((image.id for image in manifest.images), manifest.groups(folds.group), strict=True)
+    return Caches(
+        sources=tuple(sources),
+        classes=manifest.classes,
+        groups={image.encode(): group for image, group in groups},
+        checkpoints={key: origin.checkpoint_sha256 for key, origin in origins.items()},
+        origins={key: digest({**asdict(o), "versions": None}) for key, o in origins.items()},
+        precision=next(iter(origins.values())).precision,
+    )
+
+
+def _open(run: Run, backbone: str, fold: Fold | None, manifest: Manifest, folds: Folds) -> Cache:
+    """Open the cache of a base model, or of a frozen backbone, and look whether it may be stacked."""
+    name = FROZEN if fold is None else fold.name
+    cache = open_cache(run.cache_folder(backbone, name))
+    _check_origin(cache, backbone, name, run, manifest, folds)
+    refuse_leaks(cache.rows, cache.provenance, f"{backbone}/{name}")
+    if fold is not None:
+        _refuse_trained_images(cache, f"{backbone}/{name}", fold, manifest, folds)
+    if not cache.rows.equals(rows_of_cache(manifest, folds, fold)):
+        raise CacheError(f"{cache.folder} holds other images than the split of this run says; {AGAIN}")
+    _check_model(cache, run.model_file(backbone, name))
+    return cache
+
+
+def _places(cache: Cache, rows: Rows) -> np.ndarray:
+    """Return the places in a frozen backbone's cache of some images."""
+    place = {image: row for row, image in enumerate(cache.rows.image_id)}
+    missing = [image for image in rows.image_id if image not in place]
+    if missing:
+        raise CacheError(f"{cache.folder}: {missing[0].decode()} is not among its images; {AGAIN}")
+    return np.array([place[image] for image in rows.image_id])
+
+
+def _check_origin(
+    cache: Cache, backbone: str, fold: str, run: Run, manifest: Manifest, folds: Folds
+) -> None:
+    """Raise CacheError unless the cache is of this run's images, split and settings."""
+    found, cam = cache.provenance, run.config.cam
+    expected: dict[str, Any] = {
+        "backbone": backbone,
+        "model_fold": fold,
+        "manifest_digest": manifest.digest,
+        "folds_digest": folds.digest,
+        "classes": manifest.classes,
+        "group": folds.group,
+    }
+    if fold != FROZEN:
+        expected |= {"methods": tuple(cam.methods), "lower": cam.lower}
+    for name, value in expected.items():
+        if getattr(found, name) != value:
+            raise CacheError(
+                f"cache {backbone}/{fold} was made with {name} {_plain(getattr(found, name))}, this run "
+                f"uses {_plain(value)}; run 'stacker cache CONFIG' again"
+            )
+
+
+def _require_one_precision(origins: Mapping[str, Provenance]) -> None:
+    """Raise CacheError for a table of columns in different precision."""
+    found = {origin.precision: key for key, origin in origins.items()}
+    if len(found) > 1:
+        named = ", ".join(f"{key} in {precision}" for precision, key in found.items())
+        raise CacheError(f"caches differ in precision: {named}; run 'stacker cache CONFIG' again")
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _check_model(cache: Cache, model: Path) -> None:
+    """Raise CacheError when the base model was trained again after it was cached."""
+    if model.exists() and file_sha256(model) != cache.provenance.checkpoint_sha256:
+        raise CacheError(
+            f"{cache.folder} was made by another model than {model}; run 'stacker cache CONFIG' again"
+        )

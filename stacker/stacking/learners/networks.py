@@ -1,0 +1,335 @@
+"""What the networks among the meta-learners share: one visible training loop, and how they are stored.
+
+Batches are drawn from all rows where the table may be held in memory. From a larger one, blocks of
+rows that lie side by side are read in random order, some are pooled and shuffled, and an epoch reads
+every row once. How long to train is decided on an inner split by whole cases: the state with the least
+validation loss is kept. Rows have their weights in both losses.
+
+Nothing here touches the state of anybody's random numbers.
+
+The BatchNorm/Dropout multi-layer perceptron.
+
+Each hidden layer is Linear, BatchNorm, ReLU, Dropout. With a few hundred rows and many columns it is
+dropout, weight decay and an early stop that keep it honest. Columns come standardised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self, TypeAlias
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from sklearn.base import BaseEstimator, ClassifierMixin
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from stacker.config.learners import MlpConfig, NetworkConfig
+from stacker.data.cuts import validation_rows
+from stacker.errors import StackError
+from stacker.stacking.learners.contract import count_classes, or_ones
+from stacker.stacking.learners.matrix import (
+    Matrix,
+    Rows2D,
+    as_matrix,
+    chunks,
+    predict_in_pieces,
+    size_gb,
+    spans,
+    whole,
+)
+from stacker.stacking.learners.whole_table import say_once
+
+BLOCK_BYTES = 8_000_000  # rows that are read together
+POOL = 32  # blocks that are shuffled together
+PREDICTED = 1024  # rows that go through a network at once
+Batches: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]  # values, labels, weights
+
+
+class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A network as a classifier; `network_`, `classes_` and `epochs_` are what fitting leaves behind.
+
+    `epochs_` is the number of epochs that led to the state that is kept.
+    """
+
+    suffix: ClassVar[str] = ".safetensors"
+    weighs: ClassVar[bool] = True
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: NetworkConfig,
+        columns: Sequence[str],
+        memory_gb: float = 2.0,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self.settings = settings
+        self.columns = columns
+        self.memory_gb = memory_gb
+        self.seed = seed
+        self.device = device
+
+    def _network(self, classes: int) -> nn.Module:
+        """Return the network that takes rows (B, F) and gives logits (B, K)."""
+        raise NotImplementedError
+
+    def prepare(self, network: nn.Module, table: Matrix) -> None:
+        """Let the network see the table before it learns, without the labels."""
+
+    def fit(
+        self,
+        X: Rows2D,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Self:
+        """Learn from rows (N, F) and class indices (N,), stopping by whole `groups` (N,)."""
+        labels = np.asarray(y).astype(np.int64)
+        classes, weights = count_classes(labels), or_ones(weights, labels)
+        if X.shape[1] != len(self.columns):
+            raise StackError(
+                f"{self.kind}: the table has {X.shape[1]} columns, names are given for "
+                f"{len(self.columns)}"
+            )
+        device = _choose_device(self.device)
+        with _seeded(self.seed, device):
+            network = self._network(classes)
+            self.prepare(network, as_matrix(X))
+            self.epochs_ = self._learn(network.to(device), X, labels, groups, weights, device)
+        self.network_ = network.cpu().eval()
+        self.classes_ = np.arange(classes)
+        return self
+
+    def _learn(
+        self,
+        network: nn.Module,
+        X: Rows2D,
+        labels: np.ndarray,
+        groups: np.ndarray | None,
+        weights: np.ndarray,
+        device: torch.device,
+    ) -> int:
+        """Train until the validation loss has not fallen for `patience` epochs; keep the best state."""
+        how, rng = self.settings, np.random.default_rng(self.seed)
+        apart = validation_rows(labels, groups, how.validation, self.seed)
+        learnt = np.arange(len(labels)) if apart is None else np.flatnonzero(~apart)
+        draw, watch = _feeds(X, Targets(labels, weights), learnt, apart, self.memory_gb, device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+        best, best_epoch, state = np.inf, 0, None
+        for epoch in range(1, how.epochs + 1):
+            network.train()
+            for values, wanted, weight in draw(how.batch_size, rng):
+                loss = _weighted(network(values), wanted, weight).sum() / weight.sum()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            if watch is None:
+                continue
+            found = _loss(network, watch())
+            if found < best:
+                best, best_epoch, state = found, epoch, deepcopy(network.state_dict())
+            if epoch - best_epoch >= how.patience:
+                break
+        if watch is None:
+            say_once(f"{self.kind}: no inner split by case is possible, all {how.epochs} epochs run")
+            return how.epochs
+        if state is None:
+            raise StackError(
+                f"{self.kind}: the validation loss was never finite; lower stack.{self.kind}.lr "
+                f"(it is {how.lr:g}) or look for values that are not numbers in the features"
+            )
+        network.load_state_dict(state)
+        return best_epoch
+
+    def predict_proba(self, X: Rows2D) -> np.ndarray:
+        """Return class probabilities (N, K)."""
+        return predict_in_pieces(self._shares, X)
+
+    def predict(self, X: Rows2D) -> np.ndarray:
+        """Return class indices (N,)."""
+        likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
+        return likeliest
+
+    @torch.no_grad()
+    def _shares(self, values: np.ndarray) -> np.ndarray:
+        rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        logits = torch.cat([self.network_(some) for some in rows.split(PREDICTED)])
+        shares: np.ndarray = logits.double().softmax(dim=1).numpy()
+        return shares
+
+    def save(self, path: Path) -> None:
+        """Write the network and what it was built from as one safetensors file."""
+        about = {
+            "kind": self.kind,
+            "settings": self.settings.model_dump(),
+            "columns": list(self.columns),
+            "classes": len(self.classes_),
+            "epochs": self.epochs_,
+        }
+        tensors = {name: value.contiguous() for name, value in self.network_.state_dict().items()}
+        save_file(tensors, path, metadata={"stacker": json.dumps(about)})
+
+    def restore(self, path: Path, trusted: Sequence[str] = ()) -> Self:  # noqa: ARG002  # nothing to run
+        """Take the network that `save` wrote; raise StackError when it is not one for these columns."""
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {})["stacker"])
+            tensors = load_file(path)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise StackError(
+                f"{path} is not a stored {self.kind} ({error!r}); run 'stacker stack' again"
+            ) from error
+        if about["kind"] != self.kind or about["columns"] != list(self.columns):
+            raise StackError(
+                f"{path} holds a {about['kind']} of {len(about['columns'])} columns, expected a "
+                f"{self.kind} of these {len(self.columns)}; run 'stacker stack' again"
+            )
+        self.settings = type(self.settings).model_validate(about["settings"])
+        self.network_ = self._network(about["classes"])
+        self.network_.load_state_dict(tensors)
+        self.network_.eval()
+        self.classes_, self.epochs_ = np.arange(about["classes"]), about["epochs"]
+        return self
+
+
+def _choose_device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed while the block runs, and go on as if nothing had been drawn."""
+    cards = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards):
+        torch.default_generator.manual_seed(seed)
+        if cards:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What rows are to be (N,), and what each weighs (N,)."""
+
+    labels: np.ndarray
+    weights: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Targets:
+        """Return those of some rows."""
+        return Targets(self.labels[rows], self.weights[rows])
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return both on a device."""
+        weights = torch.from_numpy(self.weights.astype(np.float32))
+        return torch.from_numpy(self.labels).to(device), weights.to(device)
+
+
+def _feeds(
+    X: Rows2D,
+    targets: Targets,
+    learnt: np.ndarray,
+    apart: np.ndarray | None,
+    memory_gb: float,
+    device: torch.device,
+) -> tuple[Callable[[int, np.random.Generator], Batches], Callable[[], Batches] | None]:
+    """Return how batches to learn from are drawn, and how the rows kept apart are gone through."""
+    if size_gb(X) <= memory_gb:
+        values = torch.from_numpy(np.ascontiguousarray(whole(X, memory_gb, ""), dtype=np.float32))
+        values, (wanted, weights) = values.to(device), targets.tensors(device)
+
+        def draw(size: int, rng: np.random.Generator) -> Batches:
+            for rows in cut_batches(rng.permutation(learnt), size):
+                chosen = torch.from_numpy(rows).to(device)
+                yield values[chosen], wanted[chosen], weights[chosen]
+
+        if apart is None:
+            return draw, None
+        kept = torch.from_numpy(np.flatnonzero(apart)).to(device)
+        return draw, lambda: ((values[s], wanted[s], weights[s]) for s in kept.split(PREDICTED))
+    table = as_matrix(X)
+
+    def read(size: int, rng: np.random.Generator) -> Batches:
+        for values, some in pooled(table.take(learnt), targets.take(learnt), size, rng):
+            yield torch.from_numpy(values).to(device), *some.tensors(device)
+
+    if apart is None:
+        return read, None
+    watched, theirs = table.take(np.flatnonzero(apart)), targets.take(apart).tensors(device)
+
+    def go_through() -> Batches:
+        start = 0
+        for piece in chunks(watched, PREDICTED):
+            rows = slice(start, start + len(piece))
+            yield torch.from_numpy(piece).to(device), theirs[0][rows], theirs[1][rows]
+            start += len(piece)
+
+    return read, go_through
+
+
+def pooled(
+    table: Matrix, targets: Targets, size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, Targets]]:
+    """Yield batches of all rows, shuffled within pools of blocks that are drawn in random order."""
+    blocks = spans(table, max(1, BLOCK_BYTES // (4 * table.shape[1])))
+    order = rng.permutation(len(blocks))
+    values, places = np.empty((0, table.shape[1]), np.float32), np.empty(0, np.int64)
+    for start in range(0, len(order), POOL):
+        some = [blocks[number] for number in order[start : start + POOL]]
+        values = np.concatenate([values, *(table.read(*block) for block in some)])
+        places = np.concatenate([places, *(np.arange(*block) for block in some)])
+        shuffled = rng.permutation(len(places))
+        more_to_come = start + POOL < len(order)
+        ready = len(places) - len(places) % size if more_to_come else len(places)
+        for rows in cut_batches(shuffled[:ready], size):
+            yield values[rows], targets.take(places[rows])
+        values, places = values[shuffled[ready:]], places[shuffled[ready:]]
+
+
+def cut_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut rows into batches; a single row left over joins the last: BatchNorm has no use for one row."""
+    found: list[np.ndarray] = np.split(rows, range(size, len(rows) - 1, size)) if len(rows) else []
+    return found
+
+
+def _weighted(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Return the weighted loss of each row."""
+    return cross_entropy(logits, wanted, reduction="none") * weight
+
+
+@torch.no_grad()
+def _loss(network: nn.Module, batches: Batches) -> float:
+    """Return the weighted mean loss over all batches."""
+    network.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    weighed = torch.zeros((), dtype=torch.float64)
+    for values, wanted, weight in batches:
+        total += _weighted(network(values), wanted, weight).sum().double().cpu()
+        weighed += weight.sum().double().cpu()
+    return float(total / weighed)
+
+
+class MlpClassifier(NetworkClassifier):
+    """A multi-layer perceptron over all columns."""
+
+    kind: ClassVar[str] = "mlp"
+    settings: MlpConfig
+
+    def _network(self, classes: int) -> nn.Sequential:
+        inputs = len(self.columns)
+        layers: list[nn.Module] = []
+        for width in self.settings.hidden:
+            dropout = nn.Dropout(self.settings.dropout)
+            layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU(), dropout]
+            inputs = width
+        return nn.Sequential(*layers, nn.Linear(inputs, classes))

@@ -1,0 +1,198 @@
+"""What is learnt of the columns before a meta-learner sees them: centres, components and scales.
+
+The models of two folds differ by offsets that say nothing of the class: each fold's columns are centred
+by its own rows, without a look at their labels, and on new images by the same constants. Components and
+scales are fitted on the rows that the meta-learner is fitted on, and on no others, and are stored beside
+it. Components replace the columns of one block of one backbone; scales bring every column that is left
+to mean 0 and deviation 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stacker.errors import StackError
+from stacker.files import read_arrays, write_arrays
+from stacker.run import FROZEN
+from stacker.stacking.blocks import array_of
+from stacker.stacking.learners.matrix import Changed, Matrix, chunks, spans
+from stacker.stacking.tables import Table
+
+MOST_ROWS = 20_000  # what components are fitted on; more rows would hardly turn them
+LEAST_SCALE = 1e-6
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components (P, F) of the columns `start` to `start + F`, and what is taken off first."""
+
+    start: int
+    mean: np.ndarray
+    axes: np.ndarray
+
+    def change(self, values: np.ndarray) -> np.ndarray:
+        """Return rows (n, F) as their components (n, P)."""
+        found: np.ndarray = (values - self.mean) @ self.axes.T
+        return found
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What turns the columns of a table, `given`, into those that a meta-learner sees, `columns`."""
+
+    given: tuple[str, ...]
+    columns: tuple[str, ...]
+    components: tuple[Components, ...]
+    mean: np.ndarray | None
+    scale: np.ndarray | None
+
+    def of(self, table: Matrix) -> Matrix:
+        """Return a table as the meta-learner sees it, rows being read when they are wanted."""
+        if table.shape[1] != len(self.given):
+            raise StackError(
+                f"the meta-learner was fitted on {len(self.given)} columns, found {table.shape[1]}; run "
+                "'stacker stack CONFIG' again"
+            )
+        return Changed(table, self.change, len(self.columns))
+
+    def change(self, values: np.ndarray) -> np.ndarray:
+        """Return rows (n, F) as the meta-learner sees them, float32."""
+        values = project(values, self.components)
+        if self.mean is not None:
+            values = (values - self.mean) / self.scale
+        return values.astype(np.float32, copy=False)
+
+    def save(self, path: Path) -> None:
+        """Publish the arrays and names as .npz, without pickle."""
+        arrays = {"given": np.array(self.given), "columns": np.array(self.columns)}
+        for number, found in enumerate(self.components):
+            arrays[f"start{number}"] = np.array(found.start)
+            arrays[f"mean{number}"], arrays[f"axes{number}"] = found.mean, found.axes
+        if self.mean is not None and self.scale is not None:
+            arrays |= {"mean": self.mean, "scale": self.scale}
+        write_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Preparation:
+        """Read what `save` wrote; raise StackError when it is missing or damaged."""
+        found = read_arrays(path)
+        numbers = range(sum(name.startswith("axes") for name in found))
+        components = tuple(
+            Components(int(found[f"start{n}"]), found[f"mean{n}"], found[f"axes{n}"]) for n in numbers
+        )
+        given, columns = (tuple(str(name) for name in found[key]) for key in ("given", "columns"))
+        return cls(given, columns, components, found.get("mean"), found.get("scale"))
+
+
+def fit_preparation(
+    table: Matrix, columns: Sequence[str], pca: Mapping[str, int], scaled: bool, seed: int
+) -> Preparation:
+    """Learn components of the blocks named in `pca` (with how many), and then scales, from a table."""
+    components, names = _fit_components(table, columns, pca, seed)
+    mean, scale = None, None
+    if scaled:
+        mean, scale = _moments(Changed(table, lambda values: project(values, components), len(names)))
+    return Preparation(tuple(columns), names, components, mean, scale)
+
+
+def fit_centres(table: Table) -> np.ndarray:
+    """Return the mean of each column (S, F) over the rows of each source, all cases weighing the same.
+
+    Labels are not looked at, so that a fold may be centred by the rows that are predicted. What nobody
+    trained, and hence has no offset, keeps a centre of nought.
+    """
+    sums = np.zeros((len(table.sources), table.shape[1]))
+    _, case, images = np.unique(
+        np.stack([table.source, np.unique(table.rows.case_id, return_inverse=True)[1]]),
+        axis=1,
+        return_inverse=True,
+        return_counts=True,
+    )
+    weight = 1 / images[case.ravel()]
+    for start, stop in spans(table):
+        rows = slice(start, stop)
+        source, piece = table.source[rows], table.read(start, stop)
+        for number in np.unique(source):
+            mine = source == number
+            sums[number] += weight[rows][mine] @ piece[mine]
+    totals = np.bincount(table.source, weight, len(sums))
+    centres = sums / np.where(totals > 0, totals, 1)[:, None]
+    blocks = [
+        array_of(name.split("/")[1], table.blocks.get(name.split("/")[1])) for name in table.columns
+    ]
+    centres[:, [block == FROZEN for block in blocks]] = 0
+    found: np.ndarray = centres.astype(np.float32)
+    return found
+
+
+def project(values: np.ndarray, components: Sequence[Components]) -> np.ndarray:
+    """Return rows with the columns of each block replaced by its components."""
+    if not components:
+        return values
+    pieces, done = [], 0
+    for found in components:
+        end = found.start + len(found.mean)
+        pieces += [values[:, done : found.start], found.change(values[:, found.start : end])]
+        done = end
+    return np.concatenate([*pieces, values[:, done:]], axis=1)
+
+
+def _fit_components(
+    table: Matrix, columns: Sequence[str], pca: Mapping[str, int], seed: int
+) -> tuple[tuple[Components, ...], tuple[str, ...]]:
+    """Return the components of every backbone's block, and the names of the columns after them."""
+    starts = [tuple(name.split("/")[:2]) for name in columns]
+    names: list[str] = []
+    found: list[Components] = []
+    sample: np.ndarray | None = None
+    position = 0
+    while position < len(columns):
+        start = starts[position]
+        end = position
+        while end < len(columns) and starts[end] == start:
+            end += 1
+        if start[1] in pca:
+            sample = _sample(table) if sample is None else sample
+            fitted = _components(sample[:, position:end], pca[start[1]], position, seed)
+            found.append(fitted)
+            names += [f"{'/'.join(start)}/pc{number:03d}" for number in range(len(fitted.axes))]
+        else:
+            names += columns[position:end]
+        position = end
+    return tuple(found), tuple(names)
+
+
+def _components(values: np.ndarray, wanted: int, start: int, seed: int) -> Components:
+    """Fit components; there are no more of them than rows less one, or columns."""
+    from sklearn.decomposition import PCA
+
+    most = max(1, min(wanted, len(values) - 1, values.shape[1]))
+    fitted = PCA(most, random_state=seed).fit(values)
+    return Components(start, fitted.mean_.astype(np.float32), fitted.components_.astype(np.float32))
+
+
+def _sample(table: Matrix) -> np.ndarray:
+    """Return all rows, or 20,000 spread evenly over the table."""
+    rows = table.shape[0]
+    if rows > MOST_ROWS:
+        table = table.take(np.linspace(0, rows - 1, MOST_ROWS).astype(np.int64))
+    return np.concatenate(list(chunks(table)))
+
+
+def _moments(table: Matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and deviation of every column, piece by piece (Chan et al. 1983, eq. 2.1)."""
+    count, mean, squares = 0, np.zeros(table.shape[1]), np.zeros(table.shape[1])
+    for piece in chunks(table):
+        new_mean = piece.mean(axis=0, dtype=np.float64)
+        apart = new_mean - mean
+        total = count + len(piece)
+        squares += ((piece - new_mean) ** 2).sum(axis=0) + apart**2 * count * len(piece) / total
+        mean += apart * len(piece) / total
+        count = total
+    scale = np.sqrt(squares / max(1, count))
+    scale[scale < LEAST_SCALE] = 1  # a column that says nothing stays at 0
+    return mean.astype(np.float32), scale.astype(np.float32)

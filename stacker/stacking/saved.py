@@ -1,0 +1,298 @@
+"""A fitted stack on disk: its members, what it says of itself, and what it said of the run's cases.
+
+    stack/<meta>/stack.json           what it was fitted with and on, calibrations and thresholds
+                 centres.npz          what is taken off the columns of each fold's models
+                 <scope>-<seed>.npz   scales and components of one member
+                 <scope>-<seed>.*     its meta-learner: skops, UBJSON, safetensors or JSON, never pickle
+                 says.npz             raw probabilities of development and test rows
+
+`stack.json` is written last and removed first, so that it never speaks of other files.
+
+What models said, row by row, as CSV: enough to compute every published score again.
+
+    out_of_fold.csv        a line per model, development image and cut into parts
+    predictions.csv        a line per model and test image
+    ..._cases.csv          the same by case, where each case has one label
+
+`raw_<class>` is what images are ranked by, within their `part` of a `cut`; `p_<class>` is calibrated,
+`threshold` is from where on the last class is predicted (the likeliest where it is empty). Numbers are
+written so that they are read back to the last bit.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stacker.caches.format import Rows
+from stacker.config.stacking import StackConfig
+from stacker.data.manifest import Manifest
+from stacker.errors import RunError, StackError
+from stacker.files import digest, publish, read_arrays, read_json, write_arrays, write_json
+from stacker.run import Run
+from stacker.scores.predictions import Finish, Predictions, by_case, mean_over_folds
+from stacker.stacking.blocks import Arrays, Blocks, assemble, resolve
+from stacker.stacking.finish import OutOfFold, Says, conclude
+from stacker.stacking.fitting import Design, Fitted, Member, of_scope, say
+from stacker.stacking.learners.matrix import InMemory
+from stacker.stacking.learners.registry import load_meta, save_meta
+from stacker.stacking.preparation import Preparation
+
+CENTRES = "centres.npz"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A fitted stack that was read back: it predicts from what base models say of new images."""
+
+    name: str
+    facts: dict[str, Any]
+    blocks: Blocks
+    members: dict[str, list[Member]]
+    centres: dict[str, np.ndarray]
+    finish: Finish
+    case_finish: Finish
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes in the order of their indices."""
+        return tuple(self.facts["classes"])
+
+    @property
+    def folds(self) -> list[str]:
+        """The folds whose base models it needs."""
+        return list(self.facts["folds"])
+
+    @property
+    def backbones(self) -> list[str]:
+        """The backbones that were fine-tuned, in the order of its columns."""
+        return list(self.facts["backbones"])
+
+    def raw(self, by_fold: Mapping[str, Mapping[str, Arrays]]) -> np.ndarray:
+        """Return raw probabilities (N, K) from the arrays of every fold's backbones.
+
+        Each fold's model yields features of its own, centred by its own constants: averaged features
+        would be smoother than those that the stack was fitted on. What it says of them is averaged.
+        """
+        shares = []
+        for fold in self.folds:
+            values, _ = assemble(by_fold[fold], self.classes, self.blocks)
+            if fold in self.centres:
+                values = values - self.centres[fold]
+            shares.append(say(of_scope(self.members, fold), InMemory(values)))
+        return mean_over_folds(np.stack(shares))
+
+    def finish_images(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return probabilities (N, K) and classes (N,) of images."""
+        return _decided(self.finish, raw)
+
+    def finish_cases(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same of cases, from the mean raw probabilities of their images."""
+        return _decided(self.case_finish, raw)
+
+
+def _decided(finish: Finish, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shares = finish.calibrator.apply(raw)
+    rows = np.zeros(len(raw), dtype=np.int64)
+    return shares, Predictions(rows, rows, shares, finish.threshold).predicted
+
+
+def save_stack(
+    folder: Path, design: Design, fitted: Fitted, identity: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """Publish a fitted stack; `identity` decides whether it is up to date, `facts` are for its users."""
+    (folder / "stack.json").unlink(missing_ok=True)
+    for stale in folder.glob("*-[0-9]*.*"):  # members of other seeds, or of other scopes
+        stale.unlink()
+    for scope, members in fitted.members.items():
+        for number, member in enumerate(members):
+            stem = folder / f"{scope}-{number}"
+            member.preparation.save(stem.with_name(f"{stem.name}.npz"))
+            save_meta(member.learner, stem)
+    write_arrays(folder / CENTRES, fitted.centres)
+    save_says(folder, fitted.says)
+    content = {
+        "digest": digest(identity),
+        **identity,
+        **facts,
+        "members": {scope: len(members) for scope, members in fitted.members.items()},
+        "factors": {scope: [list(m.factors) for m in found] for scope, found in fitted.members.items()},
+        "settings": design.config.model_dump(mode="json"),
+        **facts_of_fit(fitted),
+    }
+    write_json(folder / "stack.json", content)
+
+
+def facts_of_fit(fitted: Fitted) -> dict[str, Any]:
+    """Return what a fit took and came to, as JSON can hold it."""
+    says = fitted.says
+    return {
+        "finish": says.finish.as_dict(),
+        "case_finish": None if says.case_finish is None else says.case_finish.as_dict(),
+        "columns_used": fitted.columns,
+        "seeds_auc": [round(each, 4) for each in says.areas],
+        "fit_seconds": round(fitted.fit_seconds, 3),
+        "predict_seconds": round(fitted.predict_seconds, 3),
+    }
+
+
+def is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Say whether a stack was fitted with just these settings on just these caches."""
+    path = folder / "stack.json"
+    return path.exists() and bool(read_json(path).get("digest") == digest(identity))
+
+
+def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
+    """Read a fitted stack; raise StackError when a file of it is missing or strange."""
+    folder, facts = run.stack_folder(name), stack_facts(run, name)
+    config = StackConfig.model_validate(facts["settings"])
+    members = {
+        scope: [
+            _load_member(
+                folder / f"{scope}-{n}", name, config, np.array(facts["factors"][scope][n]), trusted
+            )
+            for n in range(count)
+        ]
+        for scope, count in facts["members"].items()
+    }
+    finish = Finish.from_dict(facts["finish"])
+    case_finish = Finish.from_dict(facts["case_finish"]) if facts["case_finish"] else finish
+    blocks = resolve(facts["features"], config)
+    return Stack(name, facts, blocks, members, read_arrays(folder / CENTRES), finish, case_finish)
+
+
+def _load_member(
+    stem: Path, name: str, config: StackConfig, factors: np.ndarray, trusted: Sequence[str]
+) -> Member:
+    preparation = Preparation.load(stem.with_name(f"{stem.name}.npz"))
+    learner = load_meta(name, config, stem, preparation.columns, trusted)
+    return Member(preparation, learner, factors)
+
+
+def stack_facts(run: Run, name: str) -> dict[str, Any]:
+    """Return what a fitted stack says of itself; raise RunError when there is none."""
+    path = run.stack_folder(name) / "stack.json"
+    if not path.exists():
+        raise RunError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
+    facts: dict[str, Any] = read_json(path)
+    if "case_finish" not in facts:
+        raise RunError(f"{path} was written by an older version; run 'stacker stack CONFIG' again")
+    return facts
+
+
+def fitted_names(run: Run) -> list[str]:
+    """Return the names of all stacks of a run, those of `stack.meta` first."""
+    found = {path.parent.name for path in run.path.glob("stack/*/stack.json")}
+    first = [name for name in run.config.stack.meta if name in found]
+    return [*first, *sorted(found - set(first))]
+
+
+def default_meta(run: Run) -> str:
+    """Return the first of `stack.meta` that is fitted, or else any other that is."""
+    names = fitted_names(run)
+    if not names:
+        raise RunError(f"{run.path}: no meta-learner is fitted yet; run 'stacker stack CONFIG' first")
+    return names[0]
+
+
+def save_says(folder: Path, says: Says) -> None:
+    """Publish what a model says of the run's cases, raw, to be read again to the bit."""
+    arrays: dict[str, np.ndarray] = {}
+    for part, found in {"development": says.development, "test": says.test}.items():
+        if found is not None:
+            raw, parts = found.ranked
+            cases = found.cases.view(f"S{found.cases.itemsize}")  # h5py marks its own type
+            own = {"labels": found.labels, "cases": cases, "raw": raw, "parts": parts}
+            arrays |= {f"{part}_{key}": value for key, value in own.items()}
+    write_arrays(folder / "says.npz", arrays | {"areas": np.array(says.areas)})
+
+
+def load_says(folder: Path, config: StackConfig) -> Says:
+    """Read what a stack said of the run's cases; raise StackError when that is missing or damaged."""
+    found = read_arrays(folder / "says.npz")
+    if "test_raw" not in found:
+        raise StackError(f"{folder} has no test rows; delete it and run 'stacker stack CONFIG' again")
+    areas = tuple(float(each) for each in found.get("areas", ()))
+    development, truth = None, (found["test_labels"], found["test_cases"])
+    if "development_raw" in found:
+        truth = (found["development_labels"], found["development_cases"])
+        development = OutOfFold(found["development_raw"], found["development_parts"], areas)
+    test_truth = (found["test_labels"], found["test_cases"])
+    return conclude(config, development, truth, found["test_raw"][0], test_truth)
+
+
+Line = list[object]
+
+
+def write_predictions(
+    path: Path,
+    models: Mapping[str, Predictions],
+    rows: Rows,
+    made_by: np.ndarray | None,
+    manifest: Manifest,
+    split: str,
+) -> None:
+    """Publish what models say of some rows, by image and by case; `made_by` (N,) is each row's fold."""
+    folds = np.full(len(rows), "") if made_by is None else made_by
+    images = [image.decode() for image in rows.image_id]
+    lines = (
+        [images[i], *line]
+        for name, found in models.items()
+        for i, line in _lines(name, found, folds, manifest.classes, split)
+    )
+    _write(path, ["image_id", *_header(manifest.classes)], lines)
+    whole = {name: by_case(found) for name, found in models.items()}
+    beside = path.with_name(f"{path.stem}_cases.csv")
+    if any(found is None for found in whole.values()) or manifest.unit == "image":
+        beside.unlink(missing_ok=True)
+        return
+    _, first, place, counts = np.unique(
+        rows.case_id, return_index=True, return_inverse=True, return_counts=True
+    )
+    straddles = np.bincount(place, folds != folds[first][place]) > 0  # in a split by image
+    of_cases = np.where(straddles, "", folds[first])
+    _write(
+        beside,
+        ["images", *_header(manifest.classes)],
+        (
+            [counts[i], *line]
+            for name, found in whole.items()
+            if found is not None
+            for i, line in _lines(name, found, of_cases, manifest.classes, split)
+        ),
+    )
+
+
+def _header(classes: Sequence[str]) -> list[str]:
+    raw, shares = [f"raw_{name}" for name in classes], [f"p_{name}" for name in classes]
+    start = ["case_id", "label", "model", "fold", "cut", "part"]
+    return [*start, *raw, *shares, "threshold", "predicted", "split"]
+
+
+def _lines(
+    name: str, found: Predictions, folds: np.ndarray, classes: Sequence[str], split: str
+) -> Iterator[tuple[int, Line]]:
+    """Yield the number and the line of every row, cut by cut."""
+    raw, parts = found.ranked
+    threshold = np.broadcast_to(
+        np.nan if found.threshold is None else found.threshold, len(found.labels)
+    )
+    predicted = found.predicted
+    for number, (raw_NK, part_N) in enumerate(zip(raw, parts, strict=True)):
+        for i, case in enumerate(found.cases):
+            who: Line = [case.decode(), classes[found.labels[i]], name, folds[i], number, int(part_N[i])]
+            shares = [repr(float(each)) for each in (*raw_NK[i], *found.probabilities[i])]
+            level = "" if np.isnan(threshold[i]) else repr(float(threshold[i]))
+            yield i, [*who, *shares, level, classes[predicted[i]], split]
+
+
+def _write(path: Path, header: Sequence[str], lines: Iterator[Line]) -> None:
+    with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(lines)

@@ -1,0 +1,252 @@
+"""The jobs of stage one: each backbone in each fold, trained once, resumed where it was interrupted.
+
+A job's result says in itself from what it was made: an identity digest of everything that decides its
+weights. A job whose result is there is skipped, one that another process has in hand is left to it, and
+one that was killed goes on after its last whole epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stacker.backbones.backbone import Backbone, create, require_linear
+from stacker.backbones.batches import Part
+from stacker.backbones.checkpoint import read_facts, save_checkpoint
+from stacker.backbones.devices import How
+from stacker.backbones.stages import require_stages
+from stacker.backbones.weights import build, drop_settings, trained_on, weights_file
+from stacker.config.training import BackboneConfig
+from stacker.data.folds import Fold, fold_name
+from stacker.data.store import Pixels
+from stacker.errors import BackboneError, RunError, require_one_of
+from stacker.files import digest, file_sha256, held, require_space, sweep, versions
+from stacker.progress import bar
+from stacker.run import Study
+from stacker.training.loop import finetune
+from stacker.training.snapshot import Snapshot, load_snapshot
+from stacker.training.validation import Epoch
+from stacker.training.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One base model to be: a backbone in a fold of a study."""
+
+    study: Study
+    backbone: str
+    fold: Fold
+
+    @property
+    def name(self) -> str:
+        """The job as people call it."""
+        return f"{self.backbone}/{self.fold.name}"
+
+    @property
+    def path(self) -> Path:
+        """The base model's file."""
+        return self.study.run.model_file(self.backbone, self.fold.name)
+
+    @property
+    def seed(self) -> int:
+        """Where the job's randomness starts."""
+        return int(digest([self.study.run.config.seed, self.backbone, self.fold.name]), 16) % 2**31
+
+    @property
+    def identity(self) -> str:
+        """Stand for all that decides the base model's weights."""
+        study, config = self.study, self.study.run.config
+        settings = config.backbones[self.backbone]
+        weights = weights_file(self.backbone, settings)
+        return digest(
+            {
+                "backbone": self.backbone,
+                "weights_sha256": file_sha256(weights) if weights else None,
+                "settings": settings.model_dump(mode="json", exclude={"train"}),
+                "recipe": config.recipe(self.backbone).model_dump(mode="json"),
+                "images": config.images.model_dump(mode="json"),
+                "seed": config.seed,
+                "fold": self.fold.name,
+                "manifest": study.manifest.digest,
+                "folds": study.folds.digest,
+            }
+        )
+
+    @property
+    def images(self) -> int:
+        """How many images the job will see, epoch by epoch: what its progress is counted in."""
+        fit = self.study.manifest.rows_of(self.study.folds.group, self.fold.fit)
+        return len(fit) * self.study.run.config.recipe(self.backbone).epochs
+
+    def build(self) -> Backbone:
+        """Return the backbone that the job starts from: the same one whenever it is built."""
+        study, config = self.study, self.study.run.config
+        torch.manual_seed(self.seed)
+        settings, drop = config.backbones[self.backbone], drop_settings(config.recipe(self.backbone))
+        return create(self.backbone, len(study.manifest.classes), settings, config.images.shape, drop)
+
+    def parts(self, pixels: Pixels) -> tuple[Part, Part]:
+        """Return what the model is fitted on, and what its best epoch is chosen by."""
+        manifest, group = self.study.manifest, self.study.folds.group
+        cases = np.array(manifest.clusters)
+        fit, validation = (
+            Part(pixels, manifest.labels, manifest.rows_of(group, groups), cases)
+            for groups in (self.fold.fit, self.fold.validation)
+        )
+        return fit, validation
+
+    def is_done(self) -> bool:
+        """Say whether the base model is there; raise RunError when another run's is."""
+        if not self.path.exists():
+            return False
+        found, expected = read_facts(self.path)["identity"], self.identity
+        if found != expected:
+            raise RunError(
+                f"{self.path} was trained for another run (identity {found}, expected {expected}); "
+                "delete it and run 'stacker train CONFIG' again"
+            )
+        return True
+
+
+def list_jobs(study: Study, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[Job]:
+    """Return the jobs of some backbones and folds, or of all; raise ConfigError for unknown ones."""
+    known = [fold.name for fold in study.folds.folds]
+    wanted = [fold_name(fold) for fold in folds]
+    require_one_of("backbone of this run", backbones, study.run.config.backbones)
+    require_one_of("fold of this run", wanted, known)
+    return [
+        Job(study, name, fold)
+        for name, fold in study.jobs()
+        if name in (backbones or [name]) and fold.name in (wanted or [fold.name])
+    ]
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Train what is not trained yet; return the jobs that other processes still have in hand.
+
+    A job that fails does not stop the others; then raise BackboneError with the reasons at the end.
+    """
+    if not jobs:
+        return []
+    config = jobs[0].study.run.config
+    how = How.of(config)
+    for job in {job.backbone: job for job in jobs}.values():
+        _require_usable(job)
+    elsewhere, failures = [], []
+    with bar("train", sum(job.images for job in jobs)) as advance:
+        for job in jobs:
+            with held(job.path.with_name(".lock")) as mine:
+                if not mine:
+                    log.info("train %s: another process trains it", job.name)
+                    elsewhere.append(job)
+                    advance(job.images)
+                    continue
+                if job.is_done():  # asked with the lock in hand: the other may have just ended
+                    log.info("train %s: done already", job.name)
+                    advance(job.images)
+                    continue
+                try:
+                    _train(job, how, advance)
+                except (BackboneError, torch.OutOfMemoryError) as error:
+                    log.error("train %s: %s", job.name, error)  # noqa: TRY400  # a message, not a bug
+                    failures.append(f"{job.name}: {error}")
+    if failures:
+        raise BackboneError(
+            "\n  ".join([f"{len(failures)} of {len(jobs)} base models failed:", *failures])
+        )
+    return [job for job in elsewhere if not job.path.exists()]
+
+
+def _require_usable(job: Job) -> None:
+    """Build a job's backbone without memory; raise BackboneError, before any job, for what it cannot be.
+
+    Whether trunk and head are the model takes a forward pass, which the job itself makes.
+    """
+    study, name = job.study, job.backbone
+    config, settings = study.run.config, BackboneConfig(weights="random")
+    recipe, classes = config.recipe(name), len(study.manifest.classes)
+    try:
+        with torch.device("meta"):
+            model = build(name, classes, settings, config.images.shape, drop_settings(recipe))
+    except RuntimeError:  # it computes with its weights when it is built
+        return
+    require_linear(name, model)
+    require_stages(name, model, recipe)
+
+
+def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
+    """Train one base model from its beginning or its resume file, and publish it."""
+    config, study = job.study.run.config, job.study
+    recipe, started, shown = config.recipe(job.backbone), time.perf_counter(), 0
+    how = How(how.device, how.precision, job.seed, how.compile)
+    backbone = job.build()
+    folder = job.path.parent
+    sweep(folder)
+    weights = sum(t.nbytes for t in backbone.model.state_dict().values())
+    require_space(folder, (1 + 2 * recipe.resume_copies) * weights)
+    resume_file = folder / "resume.safetensors"
+    snapshot = load_snapshot(resume_file, job.identity)
+    before: list[Epoch] = snapshot.facts["epochs"] if snapshot else []
+    fit, validation = job.parts(study.pixels())
+    if before:
+        log.info("train %s: goes on after epoch %d", job.name, len(before))
+
+    def on_images(count: int) -> None:
+        nonlocal shown
+        shown += count
+        advance(count, f"train {job.name}")
+
+    def on_epoch(epoch: Epoch, take: Callable[[], Snapshot]) -> None:
+        watch.see(epoch)
+        if epoch["epoch"] < recipe.epochs:
+            taken = take()
+            taken.facts["identity"] = job.identity
+            taken.save(resume_file)
+
+    with closing(Watch(folder, job.name, recipe.epochs, before)) as watch:
+        on_images(len(before) * len(fit.rows))
+        best = finetune(backbone, fit, validation, recipe, how, on_epoch, on_images, snapshot)
+        watch.end(best)
+    trained = np.concatenate([fit.rows, validation.rows])
+    save_checkpoint(job.path, backbone, _facts(job, how, best, trained))
+    resume_file.unlink(missing_ok=True)
+    advance(job.images - shown)
+    _record(job, how, watch.epochs, best, round(time.perf_counter() - started, 1))
+
+
+def _record(job: Job, how: How, epochs: Sequence[Epoch], best: Epoch, seconds: float) -> None:
+    """Write into the run's logbook what a job took."""
+    entry = {"seconds": seconds, "epochs": len(epochs), "best_epoch": best["epoch"]}
+    rate = float(np.median([epoch["images_per_second"] for epoch in epochs]))
+    entry |= {"images_per_second": rate, "accumulate": epochs[-1]["accumulate"]}
+    entry |= {"device": str(how.device), "precision": str(how.precision)}
+    job.study.run.record("train", {job.name: entry})
+
+
+def _facts(job: Job, how: How, best: Epoch, trained: np.ndarray) -> dict[str, Any]:
+    """Return what a checkpoint says of its origin; `trained` are the rows that it has seen."""
+    manifest, folds = job.study.manifest, job.study.folds
+    inherited = set(trained_on(job.backbone, job.study.run.config.backbones[job.backbone]))
+    return {
+        "identity": job.identity,
+        "classes": manifest.classes,
+        "fold": job.fold.name,
+        "group": folds.group,
+        "training_cases": sorted({manifest.clusters[row] for row in trained} | inherited),
+        "manifest_digest": manifest.digest,
+        "folds_digest": folds.digest,
+        "config": job.study.run.config.results(),
+        "precision": str(how.precision).removeprefix("torch."),
+        "versions": versions(),
+        "best": {k: v for k, v in best.items() if k not in ("images_per_second", "gpu_gb")},
+    }

@@ -1,0 +1,172 @@
+"""The score of a recipe, without a leak: answers for images of inner folds that were held out.
+
+The development cases of a run (neither its test part nor, under `holdout`, its stack part) are cut into
+inner folds, the same for every recipe and with the same seeds. Each model is trained on a part of the
+other folds, and its epoch chosen on the rest of them; it answers for the fold that it has not seen.
+
+The models of two folds give numbers of two scales: an image of one fold above an image of another says
+little. The AUC therefore counts pairs within a fold, all of which weigh the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from stacker.backbones.backbone import Backbone
+from stacker.backbones.batches import Part
+from stacker.backbones.devices import How
+from stacker.config.root import Config
+from stacker.config.training import TuneConfig
+from stacker.data.folds import Folds, make_folds
+from stacker.data.manifest import Manifest
+from stacker.data.store import Pixels
+from stacker.errors import BackboneError, DataError
+from stacker.files import digest
+from stacker.run import Study
+from stacker.scores.bootstrap import points
+from stacker.scores.predictions import Predictions, by_case
+from stacker.training.jobs import Job
+from stacker.training.loop import finetune
+from stacker.training.validation import answer
+
+SCORES = {"auc": "AUC within folds", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+SCORING = 2  # rises when the same answers get another score
+
+
+class DivergedError(BackboneError):
+    """A training that came to nothing: it counts as a trial, and says something of its settings."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all trials share: the images, the inner folds, the backbones and the machine."""
+
+    study: Study
+    tune: TuneConfig
+    inner: Folds
+    backbones: tuple[str, ...]
+    pixels: Pixels
+    how: How
+
+    @property
+    def name(self) -> str:
+        """Stand for all that a score depends on: trials of another search are not mixed in."""
+        tune = self.tune.model_dump(mode="json", include={"space", "score", "unit", "folds"})
+        results = self.study.run.config.results()
+        return digest([SCORING, results, tune, self.inner.digest, sorted(self.backbones)])
+
+    @property
+    def what(self) -> str:
+        """Say for people what a score is a score of."""
+        leak = (
+            "" if self.inner.group == "case" else f" (split by {self.inner.group}: leaks across cases)"
+        )
+        score = f"{SCORES[self.tune.score]} by {self.tune.unit}"
+        return (
+            f"{score}, out of fold on {len(self.inner.folds)} inner folds of the development cases{leak}"
+        )
+
+    def score(self, rows: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> float:
+        """Return the score of the answers for the images of some inner folds, fold by fold.
+
+        The AUC is one of pairs within a fold: models of different folds differ in scale.
+        """
+        fold = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+        own = (np.concatenate(rows), np.concatenate(answers), self.tune.unit, fold)
+        return float(
+            points(by_unit(self.study.manifest, *own), {self.tune.score})["image"][self.tune.score]
+        )
+
+
+def prepare(study: Study, tune: TuneConfig, backbones: tuple[str, ...]) -> Search:
+    """Cut a run's development cases into inner folds; raise DataError when they cannot be scored."""
+    config, inner = study.run.config, inner_folds(study, tune.folds)
+    rows = study.manifest.rows_of(inner.group, [g for fold in inner.folds for g in fold.held_out])
+    by_unit(study.manifest, rows, np.ones((len(rows), 1)), tune.unit, np.zeros(len(rows), np.int64))
+    return Search(study, tune, inner, backbones, study.pixels(), How.of(config))
+
+
+def inner_folds(study: Study, count: int) -> Folds:
+    """Cut what trains a run's base models into folds; all its other groups are their test part.
+
+    Raise DataError when a class has too few groups.
+    """
+    config, folds, manifest = study.run.config, study.folds, study.manifest
+    development = {group for fold in folds.folds for group in (*fold.fit, *fold.validation)}
+    marked = [
+        replace(image, split="train" if group in development else "test")
+        for image, group in zip(manifest.images, manifest.groups(folds.group), strict=True)
+    ]
+    changes = {"protocol": "crossfit", "test": "official", "k": count}
+    asked = config.folds.model_copy(update=changes)
+    try:
+        return make_folds(Manifest(tuple(marked), manifest.classes), asked, config.seed)
+    except DataError as error:
+        raise DataError(
+            f"tune.folds={count}: the development {folds.group}s cannot be cut into that many inner "
+            f"folds; try another number: {error}"
+        ) from None
+
+
+def evaluate(search: Search, config: Config) -> Iterator[float]:
+    """Yield the score of a config's recipes after each inner fold, of all answers so far."""
+    study = replace(search.study, run=replace(search.study.run, config=config), folds=search.inner)
+    answers: dict[str, list[np.ndarray]] = {name: [] for name in search.backbones}
+    held_out: list[np.ndarray] = []
+    for fold in search.inner.folds:
+        held_out.append(study.manifest.rows_of(search.inner.group, fold.held_out))
+        for name in search.backbones:
+            answers[name].append(_answer(Job(study, name, fold), search, held_out[-1]))
+        yield float(np.mean([search.score(held_out, each) for each in answers.values()]))
+
+
+def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
+    """Train a model as stage one would; return its probabilities for images that it has not seen."""
+    study, config = job.study, job.study.run.config
+    recipe, how = config.recipe(job.backbone), replace(search.how, seed=job.seed)
+    backbone = job.build()
+    fit, validation = job.parts(search.pixels)
+    try:
+        finetune(backbone, fit, validation, recipe, how)
+    except BackboneError as error:
+        raise DivergedError(str(error)) from error
+    held_out = Part(search.pixels, study.manifest.labels, rows)
+    probabilities = predict(backbone, held_out, recipe.batch_size, how)
+    if not np.isfinite(probabilities).all():
+        raise DivergedError(f"{job.name}: its answers are not numbers any more")
+    return probabilities
+
+
+@torch.inference_mode()
+def predict(backbone: Backbone, part: Part, batch_size: int, how: How) -> np.ndarray:
+    """Return the class probabilities of a part's images."""
+    logits_NK, _ = answer(backbone.model, backbone, part, batch_size, how.device, how.precision)
+    shares_NK: np.ndarray = logits_NK.softmax(1).cpu().numpy()
+    return shares_NK
+
+
+def by_unit(
+    manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, unit: str, fold: np.ndarray
+) -> Predictions:
+    """Return the answers by image or by case; raise DataError when cases cannot be scored."""
+    cases = np.array(manifest.clusters)[rows]
+    by_image = Predictions(
+        manifest.labels[rows], cases, probabilities, raw=probabilities[None], parts=fold[None]
+    )
+    if unit == "image":
+        return by_image
+    if manifest.unit != "case":
+        raise DataError(
+            f"tune.unit=case: the cases are not known, only the {manifest.unit}s; take tune.unit=image"
+        )
+    of_cases = by_case(by_image)
+    if of_cases is None:
+        raise DataError(
+            "tune.unit=case: there are cases with images of several classes, which have no label of "
+            "their own; take tune.unit=image"
+        )
+    return of_cases

@@ -1,0 +1,192 @@
+"""The settings that `stacker tune` may change, and what it may change them to.
+
+Only what decides how a backbone learns is searched: `train.*`, `backbones.<name>.train.*` and
+`backbones.<name>.weights`. Anything else would change the data or the split under the score, or does not
+touch it. What the config refuses is found before the first trial, by trying the ends and the choices of
+every range, alone and mixed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from stacker.backbones.weights import require_files
+from stacker.config.load import explain
+from stacker.config.root import Config
+from stacker.config.training import AugmentConfig, Range, TrainConfig
+from stacker.errors import ConfigError, require_one_of
+from stacker.training.optimizer import require_optimizer
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+MIXTURES = 200  # random combinations that are tried on the config, beside each option by itself
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A config, and a range for some of its settings by their dotted names."""
+
+    config: Config
+    ranges: Mapping[str, Range]
+
+    @cached_property
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Every setting that may be searched, with its way through the config."""
+        names = [name for name in TrainConfig.model_fields if name != "augment"]
+        recipe = [(name,) for name in names] + [("augment", name) for name in AugmentConfig.model_fields]
+        backbones = self.config.backbones
+        sections = [("train",), *(("backbones", name, "train") for name in backbones)]
+        paths = [(*section, *setting) for section in sections for setting in recipe]
+        paths += [("backbones", name, "weights") for name in backbones]
+        return {".".join(path): path for path in paths}
+
+    def check(self, backbones: Sequence[str]) -> None:
+        """Raise ConfigError for a setting that may not be searched, has no effect or wrong values."""
+        for name in self.ranges:
+            self._require_searchable(name)
+        first = {name: _options(found)[0] for name, found in self.ranges.items()}
+        for name, found in self.ranges.items():
+            configs = [self._try({**first, name: option}) for option in _options(found)]
+            for config in configs:
+                _require_usable(config)
+            learnt = [[(c.recipe(b), c.backbones[b].weights) for b in backbones] for c in configs]
+            if all(each == learnt[0] for each in learnt):
+                raise ConfigError(
+                    f"tune.space.{name} changes nothing for {', '.join(backbones)}: what a backbone "
+                    "sets itself goes before 'train', and only the backbones that are scored count"
+                )
+        rng = np.random.default_rng(self.config.seed)
+        options = {name: _options(found) for name, found in self.ranges.items()}
+        for _ in range(MIXTURES):
+            self._try({name: found[rng.integers(len(found))] for name, found in options.items()})
+
+    def _require_searchable(self, name: str) -> None:
+        """Raise ConfigError for a setting that is unknown or not a matter of learning."""
+        if not name.startswith(("train.", "backbones.")):
+            raise ConfigError(
+                f"tune.space.{name}: only train.*, backbones.NAME.train.* and backbones.NAME.weights "
+                "are searched; any other setting changes the data or the split under the score, or "
+                "comes after it"
+            )
+        require_one_of("setting to search (tune.space)", [name], self.paths)
+
+    def _try(self, values: Values) -> Config:
+        """Return the config with some values; raise ConfigError with the reason that it is refused."""
+        try:
+            return self.put(values)
+        except ValidationError as error:
+            faults = "; ".join(explain(dict(fault)) for fault in error.errors())
+            raise ConfigError(
+                f"tune.space holds {shorten(values)}, which the config refuses: {faults}; narrow "
+                "the space"
+            ) from None
+
+    def put(self, values: Values) -> Config:
+        """Return the config with values put in; raise ValidationError when it refuses them."""
+        raw = self.config.model_dump(mode="json")
+        for name, value in values.items():
+            *parents, last = self.paths[name]
+            section = raw
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[last] = value
+        return Config.model_validate(raw)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the space as Optuna has it."""
+        from optuna.distributions import (
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
+
+        found: dict[str, BaseDistribution] = {}
+        for name, r in self.ranges.items():
+            if r.choices is not None:
+                found[name] = CategoricalDistribution([_label(choice) for choice in r.choices])
+            elif r.low is not None and r.high is not None:
+                whole = IntDistribution(int(r.low), int(r.high), log=r.log) if r.whole else None
+                found[name] = whole or FloatDistribution(r.low, r.high, log=r.log)
+        return found
+
+    def values(self, parameters: Mapping[str, Any]) -> Values:
+        """Return the settings that Optuna's parameters stand for."""
+        choices = {
+            name: {_label(choice): choice for choice in found.choices or ()}
+            for name, found in self.ranges.items()
+        }
+        return {name: choices[name].get(value, value) for name, value in parameters.items()}
+
+    def own_values(self) -> Values | None:
+        """Return the config's own values as Optuna's parameters; None where the space lacks one."""
+        found: Values = {}
+        for name, r in self.ranges.items():
+            value = self._own(name)
+            if r.choices is not None and _label(value) in [_label(choice) for choice in r.choices]:
+                found[name] = _label(value)
+            elif _is_within(value, r):
+                found[name] = int(value) if r.whole else float(value)
+        return found if found.keys() == self.ranges.keys() else None
+
+    def _own(self, name: str) -> Any:
+        """Return a setting's value in the config as it stands."""
+        section, *keys = self.paths[name]
+        found: Any = self.config.train
+        if section == "backbones":
+            backbone, part, *keys = keys
+            if part == "weights":
+                return self.config.backbones[backbone].weights
+            found = self.config.recipe(backbone)
+        for key in keys:
+            found = getattr(found, key)
+        return found
+
+
+def _require_usable(config: Config) -> None:
+    """Raise for an optimizer that is not known or a weights file that is not there."""
+    require_files(config.backbones)
+    for name in config.backbones:
+        try:
+            require_optimizer(name, config.recipe(name))
+        except ConfigError as error:
+            raise ConfigError(f"tune.space: {error}") from None
+
+
+def _is_within(value: Any, r: Range) -> bool:
+    if r.low is None or r.high is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return r.low <= value <= r.high and (not r.whole or value == int(value))
+
+
+def _options(r: Range) -> list[Any]:
+    """Return what a range is tried with: all choices, or both ends and a number in between."""
+    if r.choices is not None:
+        return r.choices
+    low, high = r.low or 0.0, r.high or 0.0
+    return [int(low), int(high)] if r.whole else [low, low + 0.382 * (high - low), high]
+
+
+def _label(choice: Any) -> Any:
+    """Return what stands for a choice in Optuna's records, which hold plain values only."""
+    plain = choice is None or isinstance(choice, bool | int | float | str)
+    return choice if plain else json.dumps(choice)
+
+
+def short(name: str) -> str:
+    """Return a setting's name as short as it stays clear."""
+    return name.removeprefix("train.").removeprefix("backbones.").replace(".train.", ".")
+
+
+def shorten(values: Mapping[str, Any]) -> str:
+    """Say some settings' values in a line."""
+    numbers = {name: f"{v:.4g}" if isinstance(v, float) else str(v) for name, v in values.items()}
+    return " ".join(f"{short(name)}={number}" for name, number in numbers.items())

@@ -1,0 +1,220 @@
+"""What stage two costs is measured beside what it is compared with; how fast, is left to the machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam import GradCAM
+
+from stacker.backbones.backbone import create
+from stacker.backbones.checkpoint import save_checkpoint
+from stacker.bench import peers as bench_peers
+from stacker.bench.cache import bench_cache
+from stacker.bench.peers import find_peers, package_cam, peer_layer
+from stacker.bench.timing import (
+    BARE,
+    BATCHED,
+    LOOP,
+    OURS,
+    TOGETHER,
+    cost,
+    deviation,
+    ratios,
+    sums,
+    verdict,
+)
+from stacker.config.root import Config
+from stacker.config.training import BackboneConfig
+from stacker.errors import RunError
+from tests.cli.test_main import call, expect_refusal
+
+NAMES = ("test_resnet", "test_efficientnet")
+BACKBONES = {name: {"weights": "random"} for name in NAMES}
+
+
+@pytest.fixture(autouse=True)
+def _few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_peers, "SIZES", (1, 4))
+
+
+def test_every_way_is_timed_for_every_base_model_and_for_all(write_config: Callable[..., Path]) -> None:
+    """As often as asked for; the ratios are those of the times, and nothing is left on the disk."""
+    path = write_config(precision="bf16")
+    options = ("--images", "20", "--repeats", "2", "--set", "cam.methods=[gradcam, layercam]", "--json")
+    found = json.loads(call("bench", "cache", path, *options).stdout)
+    costs = {(c["of"], c["way"]): c for c in found["costs"]}
+    assert set(costs) == {(of, way) for of in (*NAMES, TOGETHER) for way in (OURS, BARE, BATCHED, LOOP)}
+    assert all(len(c["repeats"]) == 2 and c["milliseconds"] > 0 for c in costs.values())
+    assert {c["images"] for (_, way), c in costs.items() if way in (OURS, BARE)} == {20}
+    for ratio in found["ratios"]:
+        own, bare, loop = (costs[ratio["of"], w]["milliseconds"] for w in (OURS, BARE, LOOP))
+        assert ratio["bare"] == pytest.approx(own / bare, abs=1e-3)
+        assert ratio["loop"] == pytest.approx(loop / own, abs=1e-2)
+    assert (found["precision"], found["device"], found["images"]) == ("torch.bfloat16", "cpu", 20)
+    assert found["maps"] == ["maps", "maps_layercam"]
+    assert found["threads"] == torch.get_num_threads()
+    assert not list((path.parent / "artifacts").glob(".bench-*"))
+
+
+def test_what_was_measured_is_said(write_config: Callable[..., Path]) -> None:
+    """Where a base model comes from, the bytes of its rows, and the package's best batch."""
+    options = ("--images", "12", "--repeats", "1", "--set", "precision=fp32", "--json")
+    found = json.loads(call("bench", "cache", write_config(), *options).stdout)
+    assert [s["backbone"] for s in found["subjects"]] == list(NAMES)
+    for subject in found["subjects"]:
+        assert subject["start"] == "as they start"
+        assert subject["bytes_per_image"] > 100
+        assert subject["peer_batch_size"] in (1, 4)
+        assert subject["peer_layout"] in ("contiguous", "channels_last")
+    assert found["subjects"][0]["peer_layer"] == "layer4"
+    assert found["deviations"] is None
+    assert found["verdict"].startswith("all together: ")
+
+
+def test_bfloat16_is_compared_with_float32(make_config: Callable[..., Config]) -> None:
+    """On the same images: it deviates, and not by much."""
+    found = bench_cache(make_config(precision="bf16"), 12, 1)
+    assert found.deviations is not None
+    assert [d.backbone for d in found.deviations] == list(NAMES)
+    for each in found.deviations:
+        for gap in (each.logits, each.embeddings, each.maps["maps"]):
+            assert 0 < gap.mean <= gap.maximum < 0.2
+        assert 0 <= each.changed_predictions <= 12
+
+
+def test_tables_and_verdict_are_for_people(write_config: Callable[..., Path]) -> None:
+    """All ways, all base models, the deviation and one sentence."""
+    options = ("--images", "8", "--repeats", "1", "--set", "precision=bf16")
+    shown = call("bench", "cache", write_config(), *options).stdout
+    for text in (*NAMES, TOGETHER, "bare", "naive loop", "kB per image", "bfloat16 against float32"):
+        assert text in shown
+    assert "the time of a bare forward pass" in shown.splitlines()[-1]
+
+
+def test_one_backbone_is_not_summed_up(make_config: Callable[..., Config]) -> None:
+    """A single base model is all there is."""
+    config = make_config(backbones={"test_resnet": {"weights": "random"}}, precision="fp32")
+    found = bench_cache(config, 4, 1)
+    assert [r.of for r in found.ratios] == ["test_resnet"]
+    assert found.verdict.startswith("test_resnet: ")
+
+
+def test_a_trained_base_model_is_taken_where_there_is_one(make_config: Callable[..., Config]) -> None:
+    """Of the run's first fold; one of other classes is refused."""
+    config = make_config(backbones={"test_resnet": {"weights": "random"}}, precision="fp32")
+    path = config.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
+    base = create("test_resnet", 2, BackboneConfig(weights="random"), (32, 32))
+    facts = {"classes": ("benign", "malignant"), "training_cases": ["a"], "identity": ""}
+    save_checkpoint(path, base, facts)
+    assert bench_cache(config, 4, 1).subjects[0].start == "trained"
+    save_checkpoint(path, base, {**facts, "classes": ("cat", "dog")})
+    with pytest.raises(RunError, match="other classes"):
+        bench_cache(config, 4, 1)
+
+
+def test_more_images_than_there_are_is_refused(write_config: Callable[..., Path]) -> None:
+    """With the number that there are."""
+    done = call("bench", "cache", write_config(), "--images", "800")
+    expect_refusal(done, 2, "--images 800", "72 images")
+    expect_refusal(call("bench", "cache", write_config(), "--images", "0"), 2, "--images")
+
+
+def test_without_the_package_the_rest_is_measured(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left out, and that is said."""
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    found = bench_cache(make_config(precision="fp32"), 4, 1)
+    assert found.notes == (
+        "the grad-cam package is not installed: pip install 'stacker[bench]'; it was left out",
+    )
+    assert {c.way for c in found.costs} == {OURS, BARE}
+    assert all(r.batched is None and r.loop is None for r in found.ratios)
+    assert "grad-cam" not in found.verdict
+
+
+def test_a_family_without_a_module_at_its_last_grid_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others stay, and nobody adds up what is not whole."""
+    images = torch.rand(4, 3, 32, 32)
+    bases = {
+        name: create(name, 2, BackboneConfig(weights="random"), (32, 32)).freeze() for name in NAMES
+    }
+    model = bases["test_resnet"].model
+    original = model.forward_features
+    monkeypatch.setattr(model, "forward_features", lambda x: original(x) + 0)
+    cpu = torch.device("cpu")
+    peers, notes = find_peers({name: (base, images) for name, base in bases.items()}, cpu)
+    assert set(peers) == {"test_efficientnet"}
+    assert notes == ["test_resnet: no module's output is its last grid: the package was left out"]
+    some = [cost(BATCHED, "test_efficientnet", 4, [1.0])]
+    assert sums(some, NAMES) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "size"),
+    [
+        ("test_resnet", "layer4", 32),
+        ("test_efficientnet", "bn2", 32),
+        ("densenet121", "features", 32),
+        ("test_vit", "blocks.5.norm1", 160),
+    ],
+)
+def test_the_package_looks_at_the_layer_that_is_cached(name: str, layer: str, size: int) -> None:
+    """Its activations, put into a grid, are the backbone's."""
+    base = create(name, 2, BackboneConfig(weights="random"), (size, size)).freeze()
+    images = torch.rand(2, 3, size, size)
+    assert peer_layer(base, images[:1]) == layer
+    cam = package_cam(base, layer, images, "contiguous")
+    assert isinstance(cam, GradCAM)
+    assert cam(images, None).shape == (2, size, size)
+    with torch.no_grad():
+        expected = base.trunk(images).grid_BChw
+    torch.testing.assert_close(cam.activations_and_grads.activations[0], expected, rtol=1e-3, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_ratios_and_sums_are_arithmetic() -> None:
+    """Medians of the repeats, sums repeat by repeat, shares of the bare pass, multiples of our time."""
+    costs = [
+        cost(OURS, "a", 8, [2.0, 9.0, 3.0]),
+        cost(BARE, "a", 8, [2.5, 2.5, 2.5]),
+        cost(BATCHED, "a", 4, [30.0, 27.0, 33.0]),
+        cost(LOOP, "a", 2, [60.0, 60.0, 60.0]),
+        cost(OURS, "b", 8, [4.0, 4.0, 4.0]),
+        cost(BARE, "b", 8, [4.0, 4.0, 4.0]),
+        cost(BATCHED, "b", 8, [10.0, 11.0, 12.0]),
+        cost(OURS, TOGETHER, 8, [6.0, 6.0, 6.0]),
+        cost(BARE, TOGETHER, 8, [5.0, 5.0, 5.0]),
+    ]
+    (batched,) = sums(costs, ["a", "b"])  # b has no loop
+    assert (batched.milliseconds, batched.repeats) == (40.0, (40.0, 38.0, 45.0))
+    assert batched.images == 4
+    first, second, both = ratios([*costs, batched])
+    assert (first.of, first.bare, first.batched, first.loop) == ("a", 1.2, 10.0, 20.0)
+    assert (second.bare, second.batched, second.loop) == (1.0, 2.75, None)
+    assert (both.of, both.bare, both.batched) == (TOGETHER, 1.2, 6.67)
+    said = "all together: 1.20x the time of a bare forward pass; grad-cam, batched takes 6.7x as long"
+    assert verdict(both) == said
+
+
+def test_deviations_are_arithmetic() -> None:
+    """Logits as they are, the others as shares of the largest exact value."""
+    exact = {
+        "logits": np.array([[1.0, 2.0], [0.0, -1.0]]),
+        "features": np.array([[4.0, 0.0], [0.0, 0.0]]),
+        "maps": np.zeros((2, 1, 1, 1)),
+    }
+    rounded = {**exact, "logits": np.array([[2.5, 2.0], [0.0, -1.0]])}
+    rounded["features"] = np.array([[3.0, 0.0], [0.0, 0.0]])
+    found = deviation("a", rounded, exact)
+    assert (found.logits.maximum, found.logits.mean, found.changed_predictions) == (1.5, 0.375, 1)
+    assert (found.embeddings.maximum, found.embeddings.mean) == (0.25, 0.0625)
+    assert (found.maps["maps"].maximum, found.maps["maps"].mean) == (0, 0)

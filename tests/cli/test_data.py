@@ -1,0 +1,99 @@
+"""check and data on the command line: tables, JSON, files, and exit codes that scripts can use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.image import imread
+
+from stacker.config.data import DataConfig
+from stacker.config.load import load_config
+from stacker.data.formats.registry import read_manifest
+from stacker.figures.data import pick
+from stacker.training.begin import begin
+from tests.cli.test_main import call, expect_refusal
+
+WriteConfig = Callable[..., Path]
+
+
+def test_check_prints_and_writes(write_config: WriteConfig, tmp_path: Path) -> None:
+    """The tables go to stdout, the report next to the run, and a sound run exits with 0."""
+    done = call("check", write_config())
+    assert done.exit_code == 0, done.output
+    for text in ("phyllodes_tumor", "holdout split by case", "test_resnet", "forward_features"):
+        assert text in " ".join(done.stdout.split())
+    run = tmp_path / "artifacts" / "small"
+    assert {path.name for path in run.iterdir()} == {"audit.json", "audit.md"}
+    assert call("train", write_config(train={"epochs": 1})).exit_code == 0
+
+
+def test_exit_code_by_severity(write_config: WriteConfig) -> None:
+    """Errors fail; warnings fail under --strict; a wrong config is 2."""
+    leaking = write_config(folds={"group": "image"})
+    expect_refusal(call("check", leaking), 1, "error")
+    warned = write_config(data={"on_error": "skip"})
+    root = load_config(warned).data.path
+    (root / "histology_slides" / "SOB_B_A-14-99999-100-001.png").write_bytes(b"no picture")
+    try:
+        assert call("check", warned).exit_code == 0
+        expect_refusal(call("check", warned, "--strict"), 1, "warning")
+        assert "unreadable images" in call("check", warned, "--json").stdout
+    finally:
+        (root / "histology_slides" / "SOB_B_A-14-99999-100-001.png").unlink()
+    expect_refusal(call("check", warned, "--set", "data.formt=idc"), 2, "did you mean 'format'?")
+
+
+def test_check_for_scripts(write_config: WriteConfig, tmp_path: Path) -> None:
+    """--json prints the findings alone; --out chooses the folder of the report."""
+    done = call("check", write_config(), "--json", "--out", tmp_path / "report")
+    assert {each["severity"] for each in json.loads(done.stdout)} <= {"warning", "note"}
+    assert (tmp_path / "report" / "audit.md").exists()
+
+
+def test_describe(write_config: WriteConfig) -> None:
+    """Images, slides and cases are counted by class, subtype and magnification."""
+    counts = json.loads(call("data", "describe", write_config(), "--json").stdout)
+    assert counts["class"]["benign"]["images"] + counts["class"]["malignant"]["images"] == 72
+    assert counts["total"]["all"]["cases"] == 24
+    assert len(counts["subtype"]) == 8
+    assert "tubular_adenoma" in call("data", "describe", write_config()).stdout
+
+
+def test_split_shows_the_split_of_the_run(write_config: WriteConfig, tmp_path: Path) -> None:
+    """Before a run it is the one to come, afterwards the one that is written down: they are the same."""
+    path = write_config()
+    before = json.loads(call("data", "split", path, "--json").stdout)
+    study = begin(load_config(path))
+    after = json.loads(call("data", "split", path, "--json").stdout)
+    assert before == after
+    assert after["digest"] == study.folds.digest
+    assert sum(part["all"]["images"] for part in after["parts"].values()) == 72
+    assert set(after["parts"]) == {"train", "validation", "stack", "test"}
+    picture = imread(tmp_path / "artifacts" / "small" / "figures" / "split.png")
+    assert picture.shape[1] > 1000
+    assert "validation" in call("data", "split", path, "--out", tmp_path / "s.png").stdout
+    assert (tmp_path / "s.png").exists()
+
+
+def test_montage(write_config: WriteConfig, tmp_path: Path) -> None:
+    """The picture has a row per subtype and a column per case, and does not stop a later run."""
+    path = write_config()
+    done = call("data", "montage", path, "--cases", "2", "--seed", "3")
+    file = tmp_path / "artifacts" / "small" / "figures" / "montage.png"
+    assert done.stdout.strip() == str(file)
+    height, width, _ = imread(file).shape
+    assert height > 2 * width
+    assert begin(load_config(path)).run.path.exists()
+
+
+def test_montage_picks_one_image_per_case(data: Path) -> None:
+    """Rows are the subtypes, those of a class together; a seed draws the same images again."""
+    manifest = read_manifest(DataConfig(path=data))
+    chosen = pick(manifest, 2, 0)
+    assert list(chosen)[:4] == ["adenosis", "fibroadenoma", "phyllodes_tumor", "tubular_adenoma"]
+    for subtype, images in chosen.items():
+        assert {image.subtype for image in images} == {subtype}
+        assert len({image.case for image in images}) == len(images) == 2
+    assert pick(manifest, 2, 0) == chosen != pick(manifest, 2, 1)

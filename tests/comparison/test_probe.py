@@ -1,0 +1,78 @@
+"""Frozen features and a regression, on the run's own split, beside the run's base models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from stacker.comparison.probe import probe
+from stacker.config.root import Config
+from stacker.run import reopen
+from tests.cli.test_main import call, expect_refusal
+
+
+def test_probes_stand_beside_the_cached_base_models(finished: Config) -> None:
+    """Both are scored on the same held-out and test images, and their difference is paired."""
+    found = probe(reopen(finished), 0.001)
+    names = ["test_resnet, frozen", "test_efficientnet, frozen", "mean, frozen"]
+    names += ["test_resnet", "test_efficientnet"]
+    assert list(found["held_out"]) == list(found["test"]) == names
+    sizes = {scores["image"]["n"] for scores in found["held_out"].values()}
+    assert len(sizes) == 1
+    pairs = {(row["first"], row["second"]) for row in found["differences"]}
+    assert pairs == {(name, f"{name}, frozen") for name in names[3:]}
+    own = found["held_out"]["test_resnet"]["image"]["auc"]
+    frozen = found["held_out"]["test_resnet, frozen"]["image"]["auc"]
+    (gain,) = (
+        row["difference"]
+        for row in found["differences"]
+        if (row["first"], row["score"]) == ("test_resnet", "auc")
+    )
+    assert gain == pytest.approx(own - frozen, abs=2e-4)
+    metrics = json.loads((finished.run_path / "metrics.json").read_text())
+    for part in ("held_out", "test"):  # the same model has the same scores, whoever tells them
+        for name in names[3:]:
+            assert found[part][name] == metrics[part][name]
+    assert own == metrics["held_out"]["test_resnet"]["image"]["auc"]
+    assert (finished.run_path / "probe.json").exists()
+
+
+def test_without_base_models_the_probes_stand_alone(write_config: Callable[..., Path]) -> None:
+    """A probe costs minutes: it may come before any training."""
+    done = call("probe", write_config(), "--json")
+    found = json.loads(done.stdout)
+    assert set(found["held_out"]) == {
+        "test_resnet, frozen",
+        "test_efficientnet, frozen",
+        "mean, frozen",
+    }
+    assert found["differences"] == []
+    table = call("probe", write_config(), "--C", "0.1").stdout
+    assert "Out of fold, development cases" in table
+    assert "Test set" in table
+    expect_refusal(call("probe", write_config(), "--C", "0"), 2, "--C")
+
+
+def test_a_fold_is_fitted_on_its_own_training_images_alone(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither held-out nor test images reach a regression."""
+    study = reopen(finished)
+    seen: list[np.ndarray] = []
+    fit = LogisticRegression.fit
+
+    def spy(self: Any, X: np.ndarray, y: np.ndarray, **kwargs: Any) -> Any:
+        seen.append(y)
+        return fit(self, X, y, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", spy)
+    probe(study, 0.001)
+    (fold,) = study.folds.folds
+    rows = study.manifest.rows_of("case", (*fold.fit, *fold.validation))
+    assert [list(labels) for labels in seen] == [list(study.manifest.labels[rows])] * 2

@@ -1,0 +1,356 @@
+"""Packs: what goes in and what does not, that they say the same elsewhere, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from stacker.backbones.checkpoint import read_facts
+from stacker.cli.common import Commands
+from stacker.cli.predict import pack as pack_command
+from stacker.cli.predict import predict as predict_command
+from stacker.config.root import Config
+from stacker.errors import RunError
+from stacker.files import read_json
+from stacker.prediction.card import model_card
+from stacker.prediction.inputs import Input
+from stacker.prediction.pack import Packed, pack
+from stacker.prediction.predictor import open_predictor
+from stacker.prediction.rows import Prediction
+from stacker.prediction.unpack import opened
+from stacker.run import Run, Study, reopen
+from stacker.stacking.admission import open_caches
+from stacker.stacking.novelty import keep_novelty
+from stacker.stacking.saved import stack_facts
+from tests.pictures import write_table
+
+
+@click.group(cls=Commands)
+def main() -> None:
+    """Stand for the program."""
+
+
+main.add_command(pack_command)
+main.add_command(predict_command)
+
+
+def call(*arguments: object) -> Result:
+    """Run the command line in this process; a traceback fails the test."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def study(finished: Config) -> Study:
+    """Return a finished run that knows what is usual."""
+    found = reopen(finished)
+    keep_novelty(found.run, open_caches(found.run, found.manifest, found.folds, frozen=False))
+    return found
+
+
+@pytest.fixture
+def folder(study: Study, tmp_path: Path) -> Path:
+    """Return a pack in a folder."""
+    return pack(study, tmp_path / "packed").path
+
+
+@pytest.fixture
+def zipped(study: Study, tmp_path: Path) -> Path:
+    """Return a pack in a zip."""
+    return pack(study, tmp_path / "packed.zip").path
+
+
+def images_of(study: Study) -> list[Input]:
+    """Return some test images."""
+    rows = study.manifest.rows_of("case", study.folds.test)[:5]
+    return [Input(Path(study.manifest.images[n].path), study.manifest.images[n].case) for n in rows]
+
+
+def say(run: Run, images: list[Input], meta: str | None = None) -> list[Prediction]:
+    """Return what a run or pack says, but for what only a run can know."""
+    rows = [row for row in open_predictor(run, meta).stream(images) if isinstance(row, Prediction)]
+    return [replace(row, seen=None) for row in rows]
+
+
+def rewrite(path: Path, changes: dict[str, bytes | None], more: dict[str, bytes] | None = None) -> None:
+    """Write a zip again with some members changed, left out (None) or added."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content |= {name: new for name, new in changes.items() if new is not None}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**content, **(more or {})}.items():
+            if changes.get(name, b"") is not None:
+                archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("meta", ["logistic", "mlp", "xgboost"])
+def test_a_pack_says_the_same_as_the_run(study: Study, tmp_path: Path, meta: str) -> None:
+    """To the last bit, from the folder and from the zip, when the run is gone."""
+    images = images_of(study)
+    before = say(study.run, images, meta)
+    packs = [pack(study, tmp_path / name, meta).path for name in ("packed", "packed.zip")]
+    (tmp_path / "artifacts").rename(tmp_path / "gone")
+    for path in packs:
+        elsewhere = tmp_path / "elsewhere" / path.name
+        elsewhere.parent.mkdir(exist_ok=True)
+        path.rename(elsewhere)
+        with opened(elsewhere) as run:
+            assert say(run, images) == before
+
+
+def test_probabilities_are_equal_to_the_last_bit(study: Study, folder: Path) -> None:
+    """Before they are rounded, too."""
+    pixels = list(reopen(study.run.config).pixels()[np.arange(6)])
+    with opened(folder) as run:
+        packed, own = open_predictor(run), open_predictor(study.run)
+        for name, said in own.ensemble.ask(pixels).items():
+            for array, values in packed.ensemble.ask(pixels)[name].items():
+                np.testing.assert_array_equal(values, said[array])
+
+
+def test_nothing_of_the_data_goes_along(study: Study, folder: Path) -> None:
+    """No image, no manifest, no cache, no path of this machine, no id of a case or an image."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    models = {f"models/{b}/holdout/model.safetensors" for b in study.run.config.backbones}
+    own = {"pack.json", "MODEL_CARD.md", "config.yaml", "stack/novelty.npz", "stack/logistic/stack.json"}
+    parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.skops", "centres.npz")}
+    assert names == own | models | parts
+    secrets = {image.case for image in study.manifest.images}
+    secrets |= {image.id for image in study.manifest.images}
+    secrets |= {str(study.run.path.parent), str(study.run.config.data.path)}
+    for name in names:
+        content = (folder / name).read_bytes()
+        assert not [secret for secret in secrets if secret.encode() in content], name
+
+
+def test_cases_go_along_where_they_are_asked_for(study: Study, tmp_path: Path) -> None:
+    """The base models are then the very files of the run, which tell whom they have seen."""
+    done = pack(study, tmp_path / "with", keep_cases=True)
+    file = Path("models") / "test_resnet" / "holdout" / "model.safetensors"
+    assert (done.path / file).read_bytes() == (study.run.path / file).read_bytes()
+    known = read_facts(done.path / file)["training_cases"]
+    image = next(i for i in study.manifest.images if i.case in known)
+    with opened(done.path) as run:
+        rows = list(open_predictor(run).stream([Input(Path(image.path), image.case)]))
+    assert isinstance(rows[0], Prediction)
+    assert rows[0].seen
+
+
+def test_a_pack_with_cases_knows_what_the_run_knows(study: Study, tmp_path: Path) -> None:
+    """Those that the meta-learner alone was fitted on, too, and that any other case is new."""
+    images = study.manifest.images
+    fold = study.folds.folds[0]
+    wanted = [
+        next(image for image in images if image.case in cases)
+        for cases in (fold.fit, fold.held_out, study.folds.test)
+    ]
+    inputs = [Input(Path(image.path), image.case) for image in wanted]
+    for keep, expected in ((True, [True, True, False]), (False, [None] * 3)):
+        path = pack(study, tmp_path / f"keep-{keep}", keep_cases=keep).path
+        with opened(path) as run:
+            rows = open_predictor(run).stream(inputs)
+            assert [row.seen for row in rows if isinstance(row, Prediction)] == expected
+
+
+def test_a_pack_calls_no_accuracy_its_own(study: Study, zipped: Path, tmp_path: Path) -> None:
+    """It cannot know whether it was fitted on labelled images, and says so beside the number."""
+    image = study.manifest.images[0]
+    table = write_table(tmp_path / "list.csv", "path,label", [[image.path, image.label]])
+    result = call("predict", zipped, table, "--no-overlays")
+    assert result.exit_code == 0, result.stderr
+    assert "on 1 labelled image; whether the stack was fitted on them is not known" in result.stderr
+
+
+def test_equal_packs_are_equal_files(study: Study, tmp_path: Path) -> None:
+    """The SHA-256 of its list, which is printed, stands for a pack."""
+    first, second = (pack(study, tmp_path / name) for name in ("1.zip", "2.zip"))
+    assert first.path.read_bytes() == second.path.read_bytes()
+    with zipfile.ZipFile(first.path) as archive:
+        assert hashlib.sha256(archive.read("pack.json")).hexdigest() == first.sha256
+    assert isinstance(first, Packed)
+    result = call("pack", study.run.path, "--out", tmp_path / "3.zip", "--meta", "mlp")
+    assert result.exit_code == 0, result.stderr
+    assert "3.zip: mlp, " in result.stdout
+    again = call("pack", study.run.path, "--out", tmp_path / "3.zip")
+    assert again.exit_code == 1
+    assert "is there already" in again.stderr
+    outside = tmp_path / "outside" / "stack.json"
+    outside.parent.mkdir()
+    outside.write_text("{}")
+    name = f"../../../{outside.parent.name}"
+    strange = call("pack", study.run.path, "--out", tmp_path / "4.zip", "--meta", name)
+    assert strange.exit_code == 2
+    assert f"no meta-learner '{name}'" in strange.stderr
+
+
+def test_a_zip_is_asked_like_a_run(study: Study, zipped: Path, tmp_path: Path) -> None:
+    """By the same command; pictures of maps go where they are wanted, never into the pack."""
+    path = images_of(study)[0].path
+    result = call("predict", zipped, path, "--out", tmp_path / "out", "--format", "jsonl")
+    assert result.exit_code == 0, result.stderr
+    row = json.loads(result.stdout.splitlines()[0])
+    assert Path(row["overlay"]).parent == tmp_path / "out"
+    assert row["seen"] is None
+
+
+def test_damaged_and_changed_packs_are_refused(folder: Path, zipped: Path) -> None:
+    """With the file that is not what was packed, and what to do."""
+    card = folder / "MODEL_CARD.md"
+    card.write_text(card.read_text() + " ")
+    refuse(folder, r"packed: MODEL_CARD\.md is not the file that was packed; copy the pack again")
+    card.unlink()
+    refuse(folder, r"MODEL_CARD\.md is missing")
+    extra = folder / "stack" / "other" / "stack.json"
+    extra.parent.mkdir()
+    extra.write_text("{}")
+    card.write_bytes(zipfile.ZipFile(zipped).read("MODEL_CARD.md"))
+    refuse(folder, r"stack/other/stack\.json was not packed; remove it")
+    rewrite(zipped, {"config.yaml": b"run: evil\n"})
+    refuse(zipped, r"config\.yaml is not the file that was packed")
+    zipped.write_bytes(zipped.read_bytes()[:-100])
+    refuse(zipped, "is not a sound zip|is no pack, or not whole")
+    zipped.write_bytes(b"no zip at all")
+    refuse(zipped, "is not a sound zip")
+
+
+def refuse(path: Path, text: str) -> None:
+    """Expect that a pack is not opened."""
+    with pytest.raises(RunError, match=text), opened(path):
+        pass
+
+
+def listing(path: Path, change: dict[str, Any], files: dict[str, Any]) -> bytes:
+    """Return the list of a zipped pack with changes."""
+    with zipfile.ZipFile(path) as archive:
+        content = json.loads(archive.read("pack.json"))
+    content |= change
+    content["files"] |= files
+    return json.dumps(content).encode()
+
+
+def test_zips_that_reach_outside_or_grow_are_refused(zipped: Path, tmp_path: Path) -> None:
+    """Nothing is written outside, and nothing that would fill the disk."""
+    original = zipped.read_bytes()
+    fact = {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}
+    for name in ("../evil", "/evil", "a/../../evil", "..", "a//b", "a\\b", "C:evil"):
+        zipped.write_bytes(original)
+        rewrite(zipped, {"pack.json": listing(zipped, {}, {name: fact})}, {name: b"x"})
+        refuse(zipped, "lists what no pack holds")
+    zipped.write_bytes(original)
+    rewrite(zipped, {}, {"../evil": b"x"})
+    refuse(zipped, r"'\.\./evil' is in the zip and not listed")
+    zipped.write_bytes(original)
+    rewrite(zipped, {"config.yaml": None})
+    refuse(zipped, r"'config\.yaml' is missing")
+    zipped.write_bytes(original)
+    huge = {"sha256": fact["sha256"], "bytes": 10**15}
+    rewrite(zipped, {"pack.json": listing(zipped, {}, {"config.yaml": huge})})
+    refuse(zipped, "would grow to 1,000,0")
+    zipped.write_bytes(original)
+    small = {"sha256": fact["sha256"], "bytes": 3}
+    rewrite(zipped, {"pack.json": listing(zipped, {}, {"config.yaml": small})})
+    refuse(zipped, r"config\.yaml is not the file that was packed")
+    zipped.write_bytes(original)
+    rewrite(zipped, {"pack.json": b"{}"})
+    refuse(zipped, r"its pack\.json cannot be read")
+    zipped.write_bytes(original)
+    rewrite(zipped, {"pack.json": listing(zipped, {"schema": 99}, {})})
+    refuse(zipped, "is of schema 99, this program reads 1")
+    zipped.write_bytes(original)
+    rewrite(zipped, {"pack.json": None})
+    refuse(zipped, r"no pack\.json at its top: it is no pack, or not whole")
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_compressed_is_refused_unread(zipped: Path, method: int) -> None:
+    """It may grow to anything, whatever size it claims: neither the list nor another file is opened."""
+    original = zipped.read_bytes()
+    for name in ("pack.json", "config.yaml"):
+        zipped.write_bytes(original)
+        with zipfile.ZipFile(zipped) as archive:
+            content = {each: archive.read(each) for each in archive.namelist()}
+        with zipfile.ZipFile(zipped, "w") as archive:
+            for each, data in content.items():
+                kind = method if each == name else zipfile.ZIP_STORED
+                archive.writestr(each, data, compress_type=kind)
+        refuse(zipped, f"'{name}' is compressed or encrypted")
+
+
+def test_a_list_is_not_read_further_than_a_list_goes(
+    zipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever size it claims to have."""
+    monkeypatch.setattr("stacker.prediction.unpack.MOST_LIST_BYTES", 100)
+    refuse(zipped, r"pack\.json is larger than that of any pack")
+    monkeypatch.undo()
+    rewrite(zipped, {"pack.json": b"[" * 1_000_000})
+    refuse(zipped, r"its pack\.json cannot be read")
+
+
+def test_a_pack_that_fails_leaves_nothing_behind(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither under its name nor under another."""
+
+    def fail(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stacker.prediction.pack.model_card", fail)
+    for name in ("one", "one.zip"):
+        with pytest.raises(KeyboardInterrupt):
+            pack(study, tmp_path / "out" / name)
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_card_has_the_numbers_of_the_run(study: Study, folder: Path) -> None:
+    """Each score with its interval, the split, the counts; and no identity of a case."""
+    card = (folder / "MODEL_CARD.md").read_text()
+    metrics = read_json(study.run.path / "metrics.json")
+    for part in ("test", "held_out"):
+        for unit in ("image", "case"):
+            found = metrics[part]["logistic"][unit]
+            assert f"{found['accuracy']:.3f} [{found['withheld']['accuracy']}]" in card
+    facts = stack_facts(study.run, "logistic")
+    for finish in ("finish", "case_finish"):
+        assert f"from a probability of {facts[finish]['threshold']:.4f} on" in card
+    assert "Holdout split by case." in card
+    assert "WARNING" not in card
+    assert f"{len(study.manifest.images)} images named as in BreakHis" in card
+    assert "Not for diagnosis" in card
+    tests = study.manifest.rows_of("case", study.folds.test)
+    cases = {study.manifest.images[n].case for n in tests}
+    assert f"The test set has {len(cases)} cases: read the intervals" in card
+    for sha256 in facts["checkpoints"].values():
+        assert sha256 in card
+
+
+def test_the_card_says_what_is_wrong_with_a_split(study: Study) -> None:
+    """A leak in bold, unknown cases, a model that says one thing, scores that are not there."""
+    facts = stack_facts(study.run, "logistic")
+    group = replace(study.folds, group="image", test=tuple(i.id for i in study.manifest.images[:9]))
+    card = model_card(replace(study, folds=group), "logistic", facts)
+    assert "**WARNING: this split goes by image, not by case." in card
+    unknown = tuple(replace(image, case="", slide="") for image in study.manifest.images)
+    nameless = replace(study, folds=group, manifest=replace(study.manifest, images=unknown))
+    card = model_card(nameless, "logistic", facts)
+    assert "**WARNING: the cases of the images are not known." in card
+    assert "not known |" in card
+    path = study.run.path / "metrics.json"
+    metrics = read_json(path)
+    metrics["test"]["logistic"]["constant_prediction"] = True
+    path.write_text(json.dumps(metrics))
+    assert "one and the same class for every test image" in model_card(study, "logistic", facts)
+    path.unlink()
+    assert "has not been scored" in model_card(study, "logistic", facts)
