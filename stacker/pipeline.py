@@ -16,42 +16,42 @@ from typing import Any
 from stacker.config.load import load_config
 from stacker.config.root import Config
 from stacker.errors import ConfigError, RunError
-from stacker.run import Study, open_study
+from stacker.run import Run, open_run
 from stacker.training.begin import begin
 
 
-def train(study: Study, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[str]:
+def train(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[str]:
     """Stage one: fine-tune base models that are not there yet; return those that others have in hand."""
     from stacker.training.jobs import list_jobs, run_jobs
 
-    return [job.name for job in run_jobs(list_jobs(study, backbones, folds))]
+    return [job.name for job in run_jobs(list_jobs(run, backbones, folds))]
 
 
-def cache(study: Study) -> int:
+def cache(run: Run) -> int:
     """Stage two: fill the caches of all base models with images that they never saw; return how many."""
     from stacker.maps.fill import fill
 
-    return len(fill(study))
+    return len(fill(run))
 
 
-def stack(study: Study, metas: Sequence[str]) -> dict[str, Any]:
+def stack(run: Run, metas: Sequence[str]) -> dict[str, Any]:
     """Stage three: fit the meta-learners that are not fitted yet; return the run's metrics."""
     from stacker.stacking.stage import fit_stack
 
-    return fit_stack(study.run, study.manifest, study.folds, metas)
+    return fit_stack(run, metas)
 
 
 def run_all(config: Config) -> dict[str, Any]:
     """Do all three stages, skipping what is done; return the run's metrics."""
-    study = begin(config)
-    elsewhere = train(study)
+    run = begin(config)
+    elsewhere = train(run)
     if elsewhere:
         raise RunError(
             f"{', '.join(elsewhere)}: other processes are training these; run this again when "
             "they are done"
         )
-    cache(study)
-    return stack(study, config.stack.meta)
+    cache(run)
+    return stack(run, config.stack.meta)
 
 
 PICTURES = 4  # that the demo draws
@@ -85,7 +85,7 @@ def run_demo(overrides: tuple[str, ...] = ()) -> Demo:
     config = load_config(demo_config(), overrides)
     write_breakhis(config.data.path, seed=config.seed)
     metrics = run_all(config)
-    run = open_study(config.run_path).run
+    run = open_run(config.run_path)
     caches = summary.find_caches(run)
     images = summary.sample(caches, PICTURES, config.seed)
     heatmaps = run.figures / "heatmaps.png"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,30 @@ class Run:
 
     path: Path
     config: Config
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The images."""
+        return load_manifest(self.manifest_file, self.config.data.classes)
+
+    @cached_property
+    def folds(self) -> Folds:
+        """The split."""
+        return load_folds(self.folds_file, self.manifest)
+
+    def with_split(self, manifest: Manifest, folds: Folds) -> Run:
+        """Return the run with other images and another split in memory; nothing on disk changes."""
+        run = Run(self.path, self.config)
+        vars(run).update(manifest=manifest, folds=folds)
+        return run
+
+    def jobs(self) -> list[tuple[str, Fold]]:
+        """Return the base models of the run: every backbone in every fold."""
+        return [(name, fold) for name in self.config.backbones for fold in self.folds.folds]
+
+    def pixels(self) -> Pixels:
+        """Return the decoded images in the manifest's order."""
+        return open_store(self.config.artifacts / ".images", self.manifest, self.config.images)
 
     @property
     def manifest_file(self) -> Path:
@@ -146,44 +171,16 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@dataclass(frozen=True)
-class Study:
-    """A run with its images and its split: what every stage works on."""
-
-    run: Run
-    manifest: Manifest
-    folds: Folds
-
-    def jobs(self) -> list[tuple[str, Fold]]:
-        """Return the base models of the run: every backbone in every fold."""
-        return [(name, fold) for name in self.run.config.backbones for fold in self.folds.folds]
-
-    def pixels(self) -> Pixels:
-        """Return the decoded images in the manifest's order."""
-        config = self.run.config
-        return open_store(config.artifacts / ".images", self.manifest, config.images)
-
-
 def has_begun(config: Config) -> bool:
     """Say whether the config's run has its images and its split already."""
     return (config.run_path / "manifest.csv").exists()
 
 
-def reopen(config: Config, store: bool = True) -> Study:
+def reopen(config: Config, store: bool = True) -> Run:
     """Reopen a run that has been started; raise RunError when it has not, or by another config.
 
     Without `store` the run keeps the config that it has.
     """
     if not has_begun(config):
         raise RunError(f"{config.run_path}: nothing is here yet; run 'stacker train CONFIG' first")
-    return _study(create_run(config, store))
-
-
-def open_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
-    """Open a run directory as it is, for looking and predicting; `overrides` change nothing on disk."""
-    return _study(open_run(path, overrides))
-
-
-def _study(run: Run) -> Study:
-    manifest = load_manifest(run.manifest_file, run.config.data.classes)
-    return Study(run, manifest, load_folds(run.folds_file, manifest))
+    return create_run(config, store)

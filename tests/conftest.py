@@ -14,7 +14,7 @@ import yaml
 from stacker import pipeline
 from stacker.config.load import load_config
 from stacker.config.root import Config
-from stacker.run import Study
+from stacker.run import Run
 from stacker.stacking.admission import open_caches
 from stacker.stacking.tables import Tables
 from stacker.synthetic.breakhis import write_breakhis
@@ -91,10 +91,10 @@ def log_as_it_was() -> Iterator[None]:
     logger.handlers, logger.level, logger.propagate = before
 
 
-def tables_of(study: Study, features: list[str]) -> Tables:
+def tables_of(run: Run, features: list[str]) -> Tables:
     """Return the tables of a run as stage three reads them."""
-    caches = open_caches(study.run, study.manifest, study.folds, bool(study.run.config.frozen))
-    return caches.tables(features, study.run.config.stack)
+    caches = open_caches(run, bool(run.config.frozen))
+    return caches.tables(features, run.config.stack)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,10 @@ FLOORS = (  # a room imports from the floors before its own; rooms of one floor 
     {"cli"},
     {"__main__"},
 )
-HALVES = {"backbones", "maps", "training"}, {"stacking"}  # torch, scikit-learn: neither imports the other
+HALVES = (
+    {"backbones", "maps", "training"},
+    {"stacking"},
+)  # torch, scikit-learn: neither imports the other
 INNER = ("data/formats", "stacking/learners", "training/tuning")  # a room of a room: see inner_walls
 
 
@@ -32,13 +35,17 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
     guarded = {id(child) for guard in guards for child in ast.walk(guard)}
     nodes = tree.body if top_level_only else ast.walk(tree)
     found = [n for n in nodes if isinstance(n, ast.ImportFrom) and id(n) not in guarded]
-    names = {f"{n.module}.{a.name}" if n.module == "stacker" else n.module for n in found for a in n.names}
-    return {str(name).removeprefix("stacker.").replace(".", "/") for name in names if "stacker" in str(name)}
+    names = {
+        f"{n.module}.{a.name}" if n.module == "stacker" else n.module for n in found for a in n.names
+    }
+    return {
+        str(name).removeprefix("stacker.").replace(".", "/") for name in names if "stacker" in str(name)
+    }
 
 
 def room(path: str) -> str:
     """Return the room, or the single module, that a path below the package is of."""
-    return path.split("/")[0].removesuffix(".py")
+    return path.split("/", 1)[0].removesuffix(".py")
 
 
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}

@@ -92,8 +92,8 @@ def _with_audit(config: Config, manifest: Manifest, folds: Folds | None, report:
 def _data(config: Config, found: list[Finding]) -> tuple[Manifest, Folds | None]:
     """Return the run's images and split, or those that it would begin with."""
     if has_begun(config):
-        study = reopen(config)
-        return study.manifest, study.folds
+        run = reopen(config)
+        return run.manifest, run.folds
     lenient = config.data.model_copy(update={"on_error": "skip"})
     try:
         manifest = read_manifest(config.data)

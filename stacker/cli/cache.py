@@ -45,9 +45,9 @@ def fill(config_file: Path, overrides: tuple[str, ...]) -> None:
     from stacker import pipeline
     from stacker.run import reopen
 
-    study = reopen(load(config_file, overrides))
-    number = pipeline.cache(study)
-    click.echo(f"{number} caches in {study.run.path}/cache")
+    run = reopen(load(config_file, overrides))
+    number = pipeline.cache(run)
+    click.echo(f"{number} caches in {run.path}/cache")
 
 
 @cache.command()
@@ -59,9 +59,9 @@ def info(run_folder: Path, as_json: bool) -> None:
 
     from stacker.caches.summary import find_caches, summaries
     from stacker.cli.tables.data import caches_table, flags_table
-    from stacker.run import open_study
+    from stacker.run import open_run
 
-    run = open_study(run_folder).run
+    run = open_run(run_folder)
     found = summaries(run, find_caches(run))
     if as_json:
         click.echo(json.dumps([asdict(summary) for summary in found], indent=1))
@@ -87,9 +87,9 @@ def verify(run_folder: Path, as_json: bool) -> None:
 
     from stacker.cli.tables.data import verdicts_table
     from stacker.maps.verify import verify as examine
-    from stacker.run import open_study
+    from stacker.run import open_run
 
-    verdicts = examine(open_study(run_folder))
+    verdicts = examine(open_run(run_folder))
     if as_json:
         click.echo(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
     else:
@@ -114,12 +114,12 @@ def export(run_folder: Path, npz: bool, csv: bool, zarr: bool, out: Path | None)
     """Hand the caches of RUN to other tools: every array, with the rows and who made them."""
     from stacker.caches.export import export_caches
     from stacker.caches.summary import find_caches
-    from stacker.run import open_study
+    from stacker.run import open_run
 
     kinds = [name for name, wanted in {"npz": npz, "csv": csv, "zarr": zarr}.items() if wanted]
     if not kinds:
         raise click.UsageError("say in which form: --npz, --csv or --zarr")
-    run = open_study(run_folder).run
+    run = open_run(run_folder)
     caches = find_caches(run)
     for kind in kinds:
         for path in export_caches(caches, kind, out or run.path / "export"):
@@ -187,9 +187,9 @@ def inspect(
     from stacker.errors import plural
     from stacker.figures.canvas import save_figure
     from stacker.figures.heatmaps import draw
-    from stacker.run import open_study
+    from stacker.run import open_run
 
-    run = open_study(run_folder).run
+    run = open_run(run_folder)
     caches = summary.find_caches(run)
     summaries = summary.summaries(run, caches)
     if as_json:

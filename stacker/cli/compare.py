@@ -14,7 +14,7 @@ from stacker.cli.common import RUN, Failure, show
 from stacker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stacker.run import Study
+    from stacker.run import Run
 
 
 @click.command()
@@ -53,23 +53,23 @@ def compare(
 
     With --protocols, whole runs are trained again under splits that leak, to measure what they pretend.
     """
-    from stacker.run import open_study
+    from stacker.run import open_run
 
     strange = [each for each in overrides if not each.startswith("stack.")]
     if strange:
         raise ConfigError(f"--set {strange[0]}: only settings of 'stack' can be changed here")
-    study = open_study(run_folder, overrides)
+    run = open_run(run_folder, overrides)
     if protocols is not None:
         if overrides:
             raise ConfigError(
                 "--set: the runs of --protocols differ in their split, and in nothing else"
             )
-        _inflation(study, [unit.strip() for unit in protocols.split(",")], as_json)
+        _inflation(run, [unit.strip() for unit in protocols.split(",")], as_json)
     else:
-        _leaderboard(study, jobs or 0, everything, as_json)
+        _leaderboard(run, jobs or 0, everything, as_json)
 
 
-def _leaderboard(study: Study, jobs: int, everything: bool, as_json: bool) -> None:
+def _leaderboard(run: Run, jobs: int, everything: bool, as_json: bool) -> None:
     from stacker.cli.tables.comparison import (
         WIDE,
         answers_table,
@@ -82,10 +82,10 @@ def _leaderboard(study: Study, jobs: int, everything: bool, as_json: bool) -> No
     from stacker.figures.canvas import save_figure
     from stacker.figures.comparison import leaderboard_figure
 
-    comparison = fit_all(study, jobs)
-    board = make_leaderboard(comparison, study)
+    comparison = fit_all(run, jobs)
+    board = make_leaderboard(comparison, run)
     shown = shown_models(board, everything)
-    path = study.run.figures / "leaderboard.png"
+    path = run.figures / "leaderboard.png"
     save_figure(leaderboard_figure(board, shown), path)
     if as_json:
         click.echo(json.dumps(board, indent=1))
@@ -97,23 +97,23 @@ def _leaderboard(study: Study, jobs: int, everything: bool, as_json: bool) -> No
             show(answers_table(board))
         click.echo("\n" + "\n".join(verdicts(board)))
         written = "leaderboard.csv, differences.csv, answers.csv, controls.csv"
-        click.echo(f"\n{study.run.path}/compare/{written}; {path}")
+        click.echo(f"\n{run.path}/compare/{written}; {path}")
     if comparison.failures:
         listed = [f"{name}: {why}" for name, why in comparison.failures.items()]
         raise Failure("\n  ".join([f"{len(listed)} entries could not be fitted:", *listed]), 1)
 
 
-def _inflation(study: Study, units: list[str], as_json: bool) -> None:
+def _inflation(run: Run, units: list[str], as_json: bool) -> None:
     from stacker.cli.tables.comparison import inflation_table
     from stacker.comparison.inflation import measure_inflation
     from stacker.figures.canvas import save_figure
     from stacker.figures.comparison import inflation_figure
 
-    found = measure_inflation(study, units)
-    path = study.run.figures / "inflation.png"
+    found = measure_inflation(run, units)
+    path = run.figures / "inflation.png"
     save_figure(inflation_figure(found), path)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
     show(inflation_table(found))
-    click.echo(f"\n{study.run.path}/compare/inflation.csv; {path}")
+    click.echo(f"\n{run.path}/compare/inflation.csv; {path}")

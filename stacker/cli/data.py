@@ -149,8 +149,8 @@ def _open(config: Config) -> tuple[Manifest, Folds | None]:
     from stacker.run import has_begun, reopen
 
     if has_begun(config):
-        study = reopen(config)
-        return study.manifest, study.folds
+        run = reopen(config)
+        return run.manifest, run.folds
     manifest = read_manifest(config.data)
     if config.data.on_error == "skip":  # else what cannot be used stops the run anyway
         manifest = undisputed(manifest, config.images, "skip")

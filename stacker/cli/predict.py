@@ -178,8 +178,8 @@ def pack(
     'stacker predict' takes the folder or the zip in the place of a run, and says the same.
     """
     from stacker.prediction.pack import pack as write
-    from stacker.run import open_study
+    from stacker.run import open_run
 
-    done = write(open_study(run_folder), out, meta, keep_cases, trusted)
+    done = write(open_run(run_folder), out, meta, keep_cases, trusted)
     click.echo(f"{done.path}: {done.meta}, {done.files} files, {done.bytes / 1e6:.1f} MB")
     click.echo(f"sha256 of its pack.json: {done.sha256}")

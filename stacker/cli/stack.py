@@ -52,11 +52,11 @@ def stack(config_file: Path, overrides: tuple[str, ...], metas: tuple[str, ...])
     config = load(config_file, overrides)
     for name in metas:
         config.stack.require(name)
-    study = reopen(config, store=False)
-    metrics = pipeline.stack(study, metas or config.stack.meta)
-    store_config(study.run)  # not before: settings that cannot be fitted are not kept
+    run = reopen(config, store=False)
+    metrics = pipeline.stack(run, metas or config.stack.meta)
+    store_config(run)  # not before: settings that cannot be fitted are not kept
     _print_scores(metrics)
-    click.echo(f"\n{study.run.path}/metrics.json, predictions.csv, figures/")
+    click.echo(f"\n{run.path}/metrics.json, predictions.csv, figures/")
 
 
 @click.command()

@@ -81,10 +81,10 @@ def train(
     from stacker import pipeline
     from stacker.training.begin import begin
 
-    study = begin(load(config_file, overrides))
-    elsewhere = pipeline.train(study, backbones, folds)
-    done = [name for name, fold in study.jobs() if study.run.model_file(name, fold.name).exists()]
-    click.echo(f"{len(done)} of {len(study.jobs())} base models in {study.run.path}/models")
+    run = begin(load(config_file, overrides))
+    elsewhere = pipeline.train(run, backbones, folds)
+    done = [name for name, fold in run.jobs() if run.model_file(name, fold.name).exists()]
+    click.echo(f"{len(done)} of {len(run.jobs())} base models in {run.path}/models")
     if elsewhere:
         click.echo(f"left to other processes: {', '.join(elsewhere)}")
 

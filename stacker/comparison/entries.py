@@ -23,7 +23,7 @@ from stacker.config.stacking import StackConfig
 from stacker.errors import StackerError
 from stacker.files import digest, read_json, write_json
 from stacker.progress import bar
-from stacker.run import Study
+from stacker.run import Run
 from stacker.scores.metrics import area_within
 from stacker.stacking.admission import open_caches
 from stacker.stacking.blocks import resolve
@@ -67,16 +67,16 @@ class Comparison:
     failures: dict[str, str]
 
 
-def compare(study: Study, jobs: int = 0) -> Comparison:
+def compare(run: Run, jobs: int = 0) -> Comparison:
     """Fit what is not fitted yet, in so many processes (0: one per core), and return what all say."""
-    run, config = study.run, study.run.config
-    caches = open_caches(run, study.manifest, study.folds, frozen=bool(config.frozen))
+    config = run.config
+    caches = open_caches(run, frozen=bool(config.frozen))
     designs = [
         Design.of(name, features, config.stack, config.seed, config.device)
         for name, features in grid(config.stack, list(config.cam.maps), frozen=bool(config.frozen))
     ]
     folder, draws = run.path / "compare", config.stack.compare.permutations
-    split = study.folds.label
+    split = run.folds.label
     fits: dict[str, Task] = {
         entry_name(design): _Fit(design, caches, folder / slug(entry_name(design)), split)
         for design in designs

@@ -1,4 +1,4 @@
-"""How much better a study looks when cases straddle its split: the same run, split by other units.
+"""How much better a run looks when cases straddle its split: the same run, split by other units.
 
 Each unit is a run of its own, named after the one that it repeats, with all three stages; nothing else
 of the config changes. Splits by slide and by image leak across cases. Their scores are not results: they
@@ -16,22 +16,22 @@ from stacker.comparison.leaderboard import write_rows
 from stacker.config.root import Config
 from stacker.errors import ConfigError, RunError
 from stacker.files import write_json
-from stacker.run import Run, Study
+from stacker.run import Run
 
 log = logging.getLogger(__name__)
 UNITS = ("image", "slide", "case")
 SCORES = ("auc", "accuracy")
 
 
-def measure_inflation(study: Study, units: Sequence[str]) -> dict[str, Any]:
+def measure_inflation(run: Run, units: Sequence[str]) -> dict[str, Any]:
     """Repeat a run split by each unit; return scores side by side, and write compare/inflation.*."""
-    _require_units(study, units)
+    _require_units(run, units)
     found = {}
     for unit in units:
-        if unit == study.folds.group:
-            found[unit] = pipeline.stack(study, study.run.config.stack.meta)
+        if unit == run.folds.group:
+            found[unit] = pipeline.stack(run, run.config.stack.meta)
         else:
-            config = sibling(study.run, unit)
+            config = sibling(run, unit)
             log.info("split by %s: run %s", unit, config.run_path)
             found[unit] = pipeline.run_all(config)
     rows = [
@@ -42,13 +42,13 @@ def measure_inflation(study: Study, units: Sequence[str]) -> dict[str, Any]:
         for row in _rows(part, model, found, units)
     ]
     result = {
-        "run": study.run.config.run,
+        "run": run.config.run,
         "units": list(units),
         "labels": {unit: metrics["split"] for unit, metrics in found.items()},
         "intervals": {unit: metrics["intervals"] for unit, metrics in found.items()},
         "rows": rows,
     }
-    folder = study.run.path / "compare"
+    folder = run.path / "compare"
     write_rows(folder / "inflation.csv", rows)
     write_json(folder / "inflation.json", result)
     return result
@@ -62,18 +62,18 @@ def sibling(run: Run, unit: str) -> Config:
     return run.config.model_copy(update={**changes, "folds": folds})
 
 
-def _require_units(study: Study, units: Sequence[str]) -> None:
+def _require_units(run: Run, units: Sequence[str]) -> None:
     """Raise ConfigError for units that the images do not have, or that cannot be compared."""
     strange = [unit for unit in units if unit not in UNITS]
     if strange:
         raise ConfigError(f"--protocols: {strange[0]!r} is no unit; expected some of {', '.join(UNITS)}")
     if len(set(units)) < 2:
         raise ConfigError("--protocols: name two units or more, e.g. --protocols image,slide,case")
-    images = study.manifest.images
+    images = run.manifest.images
     for unit in set(units) - {"image"}:
         if not all(getattr(image, unit) for image in images):
             raise ConfigError(f"--protocols: the {unit} of some images is not known; leave {unit} out")
-    config = study.run.config
+    config = run.config
     if "official" in (config.folds.test, config.folds.stack):
         raise RunError(
             "--protocols: an official split has its own unit and cannot be cut by another; take shares "

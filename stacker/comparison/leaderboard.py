@@ -22,7 +22,7 @@ from stacker.caches.format import Rows
 from stacker.comparison.controls import LABELS, MAPS, is_of_maps
 from stacker.comparison.entries import Comparison, Entry
 from stacker.files import publish, write_json
-from stacker.run import Study
+from stacker.run import Run
 from stacker.scores.bootstrap import Resampling
 from stacker.scores.multiplicity import at_chance, choose, gains, null_rows, row_of_gain
 from stacker.scores.predictions import Predictions
@@ -40,14 +40,14 @@ TESTS = {
 }
 
 
-def make_leaderboard(comparison: Comparison, study: Study) -> dict[str, Any]:
+def make_leaderboard(comparison: Comparison, run: Run) -> dict[str, Any]:
     """Score everything and write compare/*.csv and leaderboard.json; return the latter's content."""
-    run, manifest, config = study.run, study.manifest, study.run.config
+    manifest, config = run.manifest, run.config
     how = Resampling(config.stack.bootstrap, config.seed, manifest.classes, manifest.unit)
     models = {part: _said(comparison.entries, part) for part in comparison.rows}
     models = {part: found for part, found in models.items() if found}
     scored = {
-        part: how.evaluate_subsets(found, _subsets(comparison.rows[part], study))
+        part: how.evaluate_subsets(found, _subsets(comparison.rows[part], run))
         for part, found in models.items()
     }
     development = scored.get("development", {}).get("all", {})
@@ -62,7 +62,7 @@ def make_leaderboard(comparison: Comparison, study: Study) -> dict[str, Any]:
         "controls": controls,
     }
     found = {
-        "split": study.folds.label,
+        "split": run.folds.label,
         "classes": manifest.classes,
         "unit": manifest.unit,
         "intervals": how.description,
@@ -83,7 +83,7 @@ def make_leaderboard(comparison: Comparison, study: Study) -> dict[str, Any]:
     }
     for name, lines in tables.items():
         path = run.path / "compare" / f"{name}.csv"
-        write_rows(path, [{**line, "split": study.folds.label} for line in lines])
+        write_rows(path, [{**line, "split": run.folds.label} for line in lines])
     write_json(run.path / "compare" / "leaderboard.json", found)
     return found
 
@@ -129,9 +129,9 @@ def _at_chance(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     yield row
 
 
-def _subsets(rows: Rows, study: Study) -> dict[str, np.ndarray]:
+def _subsets(rows: Rows, run: Run) -> dict[str, np.ndarray]:
     """Return masks (N,) of all rows, and of those of each magnification and subtype."""
-    images = {image.id: image for image in study.manifest.images}
+    images = {image.id: image for image in run.manifest.images}
     mine = [images[image_id.decode()] for image_id in rows.image_id]
     found = {"all": np.ones(len(mine), dtype=bool)}
     for kind in ("magnification", "subtype"):

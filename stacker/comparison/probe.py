@@ -22,7 +22,7 @@ from stacker.data.store import Pixels
 from stacker.errors import CacheError, RunError
 from stacker.files import write_json
 from stacker.progress import bar
-from stacker.run import Study
+from stacker.run import Run
 from stacker.scores.bootstrap import Resampling
 from stacker.stacking.admission import open_caches
 from stacker.stacking.finish import Says
@@ -34,29 +34,29 @@ BATCH = 32
 Answers: TypeAlias = tuple[np.ndarray, ...]  # out of fold (N, K), of test rows (folds, N, K)
 
 
-def probe(study: Study, strength: float) -> dict[str, Any]:
+def probe(run: Run, strength: float) -> dict[str, Any]:
     """Score the probes of all backbones, beside the base models that are cached already."""
-    config, manifest = study.run.config, study.manifest
-    pixels = study.pixels()
+    config, manifest = run.config, run.manifest
+    pixels = run.pixels()
     answers: dict[str, Answers] = {}
     with bar("probe", len(pixels) * len(config.backbones)) as advance:
         for name in config.backbones:
-            features = _embed(study, name, pixels, advance)
-            answers[f"{name}, frozen"] = _fit(study, features, strength)
+            features = _embed(run, name, pixels, advance)
+            answers[f"{name}, frozen"] = _fit(run, features, strength)
     if len(answers) > 1:
         answers["mean, frozen"] = tuple(
             np.mean(each, axis=0) for each in zip(*answers.values(), strict=True)
         )
-    rows = split_rows(study)
-    says = {name: _say(study, rows, *found) for name, found in answers.items()}
-    tuned = _tuned(study)
+    rows = split_rows(run)
+    says = {name: _say(run, rows, *found) for name, found in answers.items()}
+    tuned = _tuned(run)
     says |= tuned
     held_out = {name: found.development for name, found in says.items() if found.development}
     test = {name: found.test for name, found in says.items()}
     pairs = [(name, f"{name}, frozen") for name in tuned if name in held_out]
     how = Resampling(config.stack.bootstrap, config.seed, manifest.classes, manifest.unit)
     metrics: dict[str, Any] = {
-        "split": study.folds.label,
+        "split": run.folds.label,
         "classes": manifest.classes,
         "unit": manifest.unit,
         "C": strength,
@@ -65,17 +65,17 @@ def probe(study: Study, strength: float) -> dict[str, Any]:
         "test": by_unit(how.evaluate(test), manifest.unit),
         "differences": how.differences(held_out, pairs),
     }
-    write_json(study.run.path / "probe.json", metrics)
+    write_json(run.path / "probe.json", metrics)
     return metrics
 
 
-def _embed(study: Study, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
+def _embed(run: Run, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
     """Return the averaged last grid (N, C) of all images, from the weights that training starts from."""
-    config = study.run.config
+    config = run.config
     machine = How.of(config)
     device, precision = machine.device, machine.precision
     torch.manual_seed(config.seed)
-    size, classes = config.images.shape, len(study.manifest.classes)
+    size, classes = config.images.shape, len(run.manifest.classes)
     backbone = create(name, classes, config.backbones[name], size).freeze()
     backbone.model.to(device)
     found = []
@@ -89,18 +89,18 @@ def _embed(study: Study, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
     return features
 
 
-def split_rows(study: Study) -> tuple[list[np.ndarray], np.ndarray]:
+def split_rows(run: Run) -> tuple[list[np.ndarray], np.ndarray]:
     """Return the rows that each fold holds out, and the test rows."""
-    folds, rows_of = study.folds, study.manifest.rows_of
+    folds, rows_of = run.folds, run.manifest.rows_of
     return [rows_of(folds.group, fold.held_out) for fold in folds.folds], rows_of(
         folds.group, folds.test
     )
 
 
-def _fit(study: Study, features: np.ndarray, strength: float) -> Answers:
+def _fit(run: Run, features: np.ndarray, strength: float) -> Answers:
     """Return out-of-fold probabilities (N, K), fold after fold, and those of test rows (folds, N, K)."""
-    manifest, folds = study.manifest, study.folds
-    held_out_rows, tests = split_rows(study)
+    manifest, folds = run.manifest, run.folds
+    held_out_rows, tests = split_rows(run)
     held_out, test = [], []
     for fold, rows in zip(folds.folds, held_out_rows, strict=True):
         trained = manifest.rows_of(folds.group, (*fold.fit, *fold.validation))
@@ -112,15 +112,15 @@ def _fit(study: Study, features: np.ndarray, strength: float) -> Answers:
 
 
 def _say(
-    study: Study, rows: tuple[list[np.ndarray], np.ndarray], held_out: np.ndarray, test: np.ndarray
+    run: Run, rows: tuple[list[np.ndarray], np.ndarray], held_out: np.ndarray, test: np.ndarray
 ) -> Says:
     """Return what a probe says, finished and scored as the base models of the run are."""
-    manifest, config = study.manifest, study.run.config
+    manifest, config = run.manifest, run.config
     by_fold, tests = rows
     fold = np.repeat(np.arange(len(by_fold)), [len(each) for each in by_fold])
     own = np.concatenate(by_fold)
     cases = np.array([cluster.encode() for cluster in manifest.clusters])
-    labels, groups = manifest.labels[own], np.array(manifest.groups(study.folds.group))[own]
+    labels, groups = manifest.labels[own], np.array(manifest.groups(run.folds.group))[own]
     parts = parts_of(labels, groups, fold, len(manifest.classes), config.stack, config.seed)
     return say_plainly(
         config.stack,
@@ -132,12 +132,12 @@ def _say(
     )
 
 
-def _tuned(study: Study) -> dict[str, Says]:
+def _tuned(run: Run) -> dict[str, Says]:
     """Return what the run's base models say of the same images in the same order, if cached."""
     try:
-        caches = open_caches(study.run, study.manifest, study.folds, frozen=False)
+        caches = open_caches(run, frozen=False)
     except (CacheError, RunError) as error:
         log.info("no base models beside the probes: %s", error)
         return {}
-    found = baselines(caches, caches.tables(["logits"], study.run.config.stack), study.run)
+    found = baselines(caches, caches.tables(["logits"], run.config.stack), run)
     return {name: found[name] for name in caches.backbones}

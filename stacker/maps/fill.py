@@ -32,37 +32,37 @@ from stacker.maps.extract import classifier_bias, extract
 from stacker.maps.formulas import PERTURB
 from stacker.maps.targets import Target, keep_frozen, list_targets
 from stacker.progress import bar
-from stacker.run import Study
+from stacker.run import Run
 from stacker.training.jobs import list_jobs
 
 log = logging.getLogger(__name__)
 Advance = Callable[[int], None]
 
 
-def fill(study: Study) -> list[Target]:
+def fill(run: Run) -> list[Target]:
     """Write what is missing of a run's caches; return these caches.
 
     Caches that another process has in hand are waited for, at the end.
     """
-    for job in list_jobs(study):
+    for job in list_jobs(run):
         if not job.is_done():
             raise RunError(f"{job.path}: no such base model; run 'stacker train CONFIG' first")
-    keep_frozen(study)
-    targets = list_targets(study)
+    keep_frozen(run)
+    targets = list_targets(run)
     unfinished = [target for target in targets if _is_wanting(target)]
     if not unfinished:
         return targets
-    pixels, how = study.pixels(), How.of(study.run.config)
+    pixels, how = run.pixels(), How.of(run.config)
     failures: dict[str, str] = {}
     with bar("cache", sum(target.images for target in unfinished)) as advance:
         left = [
             target
-            for together in _rounds(unfinished, study.run.config.cam.memory_gb)
-            for target in _fill_round(study, together, pixels, how, advance, failures, wait=False)
+            for together in _rounds(unfinished, run.config.cam.memory_gb)
+            for target in _fill_round(run, together, pixels, how, advance, failures, wait=False)
         ]
         for target in left:
             log.info("cache %s: another process fills it; waiting for it", target.name)
-            _fill_round(study, [target], pixels, how, advance, failures, wait=True)
+            _fill_round(run, [target], pixels, how, advance, failures, wait=True)
     if failures:
         count = f"{len(failures)} of {len(targets)} caches cannot be filled:"
         raise CacheError("\n  ".join([count, *failures.values()]))
@@ -99,7 +99,7 @@ def _rounds(targets: Sequence[Target], memory_gb: float) -> Iterator[list[Target
 
 
 def _fill_round(
-    study: Study,
+    run: Run,
     targets: Sequence[Target],
     pixels: Pixels,
     how: How,
@@ -125,8 +125,8 @@ def _fill_round(
         busy = [target for target in mine if missing[target.name]]
         if busy:
             started = time.perf_counter()
-            failures |= _compute(study, busy, missing, pixels, how, advance)
-            _record(study, busy, missing, time.perf_counter() - started, how)
+            failures |= _compute(run, busy, missing, pixels, how, advance)
+            _record(run, busy, missing, time.perf_counter() - started, how)
         for target in mine:
             if target.name not in failures:
                 _finish(target)
@@ -134,7 +134,7 @@ def _fill_round(
 
 
 def _compute(
-    study: Study,
+    run: Run,
     targets: Sequence[Target],
     missing: Mapping[str, list[int]],
     pixels: Pixels,
@@ -161,8 +161,8 @@ def _compute(
             portion.parts[target.name] = part_file(target.folder, number), origin
         _warn_of_cost(target, backbone, pixels, missing[target.name], how)
     wanted = {target.name: target.wanted for target in targets}
-    part = Part(pixels, study.manifest.labels, np.empty(0, int))
-    size = study.run.config.cam.batch_size
+    part = Part(pixels, run.manifest.labels, np.empty(0, int))
+    size = run.config.cam.batch_size
     return write_portions(portions.values(), backbones, wanted, part, size, how, advance)
 
 
@@ -236,7 +236,7 @@ def _duration(seconds: float) -> str:
 
 
 def _record(
-    study: Study, targets: Sequence[Target], missing: Mapping[str, list[int]], seconds: float, how: How
+    run: Run, targets: Sequence[Target], missing: Mapping[str, list[int]], seconds: float, how: How
 ) -> None:
     """Write into the run's logbook what a round took."""
     images = sum(target.count(missing[target.name]) for target in targets)
@@ -251,7 +251,7 @@ def _record(
             "device": str(how.device),
             "precision": target.provenance.precision,
         }
-        study.run.record("cache", {target.name: entry})
+        run.record("cache", {target.name: entry})
     shown = ", ".join(target.name for target in targets[:3])
     shown += f" and {len(targets) - 3} more" if len(targets) > 3 else ""
     log.info("cache %s: %d images in %.1f s, %.1f per second", shown, images, seconds, rate)

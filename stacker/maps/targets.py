@@ -29,7 +29,7 @@ from stacker.data.folds import Fold
 from stacker.errors import CacheError, RunError
 from stacker.files import digest, file_sha256, held, versions
 from stacker.maps.cam import Wanted
-from stacker.run import FROZEN, Study
+from stacker.run import FROZEN, Run
 
 
 @dataclass(frozen=True)
@@ -97,34 +97,34 @@ class Target:
         return same and not self.strays()
 
 
-def list_targets(study: Study) -> list[Target]:
+def list_targets(run: Run) -> list[Target]:
     """Return the caches of a run; raise RunError when a model is not there yet."""
-    return [make_target(study, name, fold) for name, fold in planned(study)]
+    return [make_target(run, name, fold) for name, fold in planned(run)]
 
 
-def planned(study: Study) -> list[tuple[str, Fold | None]]:
+def planned(run: Run) -> list[tuple[str, Fold | None]]:
     """Return backbone and fold of every cache that a run should have; None for frozen backbones."""
-    return [*study.jobs(), *((name, None) for name in study.run.config.frozen)]
+    return [*run.jobs(), *((name, None) for name in run.config.frozen)]
 
 
-def make_target(study: Study, backbone: str, fold: Fold | None) -> Target:
+def make_target(run: Run, backbone: str, fold: Fold | None) -> Target:
     """Return one cache of a run; raise RunError when its model is not there yet."""
-    parts = [fold] if fold is not None else list(study.folds.folds)
-    pieces = tuple(piece for part in (*parts, None) for piece in _cut(study, part))
-    return _target(study, backbone, FROZEN if fold is None else fold.name, pieces)
+    parts = [fold] if fold is not None else list(run.folds.folds)
+    pieces = tuple(piece for part in (*parts, None) for piece in _cut(run, part))
+    return _target(run, backbone, FROZEN if fold is None else fold.name, pieces)
 
 
-def _cut(study: Study, fold: Fold | None) -> Iterator[Piece]:
+def _cut(run: Run, fold: Fold | None) -> Iterator[Piece]:
     """Cut the held-out images of a fold, or the test images, into pieces."""
-    images, rows = unseen(study.manifest, study.folds, fold)
-    size = study.run.config.cam.part_rows
+    images, rows = unseen(run.manifest, run.folds, fold)
+    size = run.config.cam.part_rows
     for start in range(0, len(images), size):
         chosen = slice(start, start + size)
         yield Piece(images[chosen], rows.take(chosen))
 
 
-def _target(study: Study, backbone: str, fold: str, pieces: tuple[Piece, ...]) -> Target:
-    run, folds, frozen = study.run, study.folds, fold == FROZEN
+def _target(run: Run, backbone: str, fold: str, pieces: tuple[Piece, ...]) -> Target:
+    folds, frozen = run.folds, fold == FROZEN
     model = run.model_file(backbone, fold)
     if not model.exists():
         stage = "cache" if frozen else "train"
@@ -133,10 +133,10 @@ def _target(study: Study, backbone: str, fold: str, pieces: tuple[Piece, ...]) -
     provenance = Provenance(
         backbone=backbone,
         model_fold=fold,
-        classes=study.manifest.classes,
+        classes=run.manifest.classes,
         group=folds.group,
         checkpoint_sha256=file_sha256(model),
-        manifest_digest=study.manifest.digest,
+        manifest_digest=run.manifest.digest,
         folds_digest=folds.digest,
         training_cases=tuple(facts["training_cases"]),
         target_layer=facts["target_layer"],
@@ -150,12 +150,12 @@ def _target(study: Study, backbone: str, fold: str, pieces: tuple[Piece, ...]) -
     return Target(backbone, fold, model, folder, provenance, {} if frozen else cam.maps, pieces)
 
 
-def keep_frozen(study: Study) -> None:
+def keep_frozen(run: Run) -> None:
     """Write the run's copies of its frozen backbones, where they are missing or of other weights."""
-    require_unseen(study.run.config.frozen, study.manifest.clusters)
-    for name, settings in study.run.config.frozen.items():
-        path, weights = study.run.model_file(name, FROZEN), weights_file(name, settings)
-        size, seed = study.run.config.images.shape, study.run.config.seed
+    require_unseen(run.config.frozen, run.manifest.clusters)
+    for name, settings in run.config.frozen.items():
+        path, weights = run.model_file(name, FROZEN), weights_file(name, settings)
+        size, seed = run.config.images.shape, run.config.seed
         identity = digest(
             {
                 "backbone": name,
@@ -168,10 +168,10 @@ def keep_frozen(study: Study) -> None:
         with held(path.with_name(".lock"), wait=True):
             if not path.exists() or read_facts(path)["identity"] != identity:
                 torch.manual_seed(seed)
-                backbone = create(name, len(study.manifest.classes), settings, size)
+                backbone = create(name, len(run.manifest.classes), settings, size)
                 facts: dict[str, Any] = {
                     "identity": identity,
-                    "classes": study.manifest.classes,
+                    "classes": run.manifest.classes,
                     "fold": FROZEN,
                 }
                 facts |= {"training_cases": trained_on(name, settings), "versions": versions()}

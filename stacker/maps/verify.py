@@ -21,7 +21,7 @@ from stacker.caches.rows import refuse_leaks, rows_of_cache
 from stacker.data.folds import Fold
 from stacker.errors import BackboneError, CacheError, RunError
 from stacker.maps.targets import Target, make_target, planned
-from stacker.run import FROZEN, Study
+from stacker.run import FROZEN, Run
 
 SUMMING = ("gradcam", "hirescam")  # the methods whose maps sum to the logit behind an average
 
@@ -37,23 +37,23 @@ class Verdict:
     problems: tuple[str, ...]
 
 
-def verify(study: Study) -> list[Verdict]:
+def verify(run: Run) -> list[Verdict]:
     """Examine every cache that a run should have, and name folders that are none of them."""
     found = []
     expected = set()
-    for backbone, fold in planned(study):
+    for backbone, fold in planned(run):
         name = f"{backbone}/{FROZEN if fold is None else fold.name}"
         expected.add(name)
         try:
-            target = make_target(study, backbone, fold)
+            target = make_target(run, backbone, fold)
         except (RunError, BackboneError) as error:
             found.append(Verdict(name, 0, 0, 0, (str(error),)))
             continue
         missing = target.missing()
-        problems = (*_bad_parts(target, missing), *_bad_index(study, target, fold, missing))
+        problems = (*_bad_parts(target, missing), *_bad_index(run, target, fold, missing))
         whole = len(target.pieces) - len(missing)
         found.append(Verdict(name, whole, len(target.pieces), target.images, problems))
-    there = {f"{each.parent.name}/{each.name}" for each in study.run.path.glob("cache/*/*/")}
+    there = {f"{each.parent.name}/{each.name}" for each in run.path.glob("cache/*/*/")}
     stranger = "is none of this run's caches; remove the folder"
     return [*found, *(Verdict(name, 0, 0, 0, (stranger,)) for name in sorted(there - expected))]
 
@@ -71,19 +71,17 @@ def _bad_parts(target: Target, missing: Mapping[int, str]) -> Iterator[str]:
     yield from (f"{stray} is none of its parts" for stray in target.strays())
 
 
-def _bad_index(
-    study: Study, target: Target, fold: Fold | None, missing: Mapping[int, str]
-) -> Iterator[str]:
+def _bad_index(run: Run, target: Target, fold: Fold | None, missing: Mapping[int, str]) -> Iterator[str]:
     """Yield what is wrong with the whole of a cache whose parts are right: its index, and leaks."""
     if missing:
         return
     paths = [part_file(target.folder, number) for number in range(len(target.pieces))]
     yield from _said(_examine_index, target.folder, paths)
-    rows = rows_of_cache(study.manifest, study.folds, fold)
+    rows = rows_of_cache(run.manifest, run.folds, fold)
     yield from _said(refuse_leaks, rows, target.provenance, target.name)
     if fold is not None:
-        trained = study.manifest.rows_of(study.folds.group, (*fold.fit, *fold.validation))
-        ids = {study.manifest.images[row].id.encode() for row in trained}
+        trained = run.manifest.rows_of(run.folds.group, (*fold.fit, *fold.validation))
+        ids = {run.manifest.images[row].id.encode() for row in trained}
         leaked = [image for image in rows.image_id if image in ids]
         if leaked:
             yield f"{len(leaked)} images trained their own model, e.g. {leaked[0].decode()}"

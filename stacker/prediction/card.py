@@ -15,7 +15,7 @@ from typing import Any
 from stacker.data.manifest import Manifest
 from stacker.errors import plural
 from stacker.files import read_json
-from stacker.run import Study
+from stacker.run import Run
 
 FEW_CASES = 50
 READERS = {
@@ -38,27 +38,27 @@ SCORES = {
 }
 
 
-def model_card(study: Study, meta: str, facts: Mapping[str, Any]) -> str:
+def model_card(run: Run, meta: str, facts: Mapping[str, Any]) -> str:
     """Return the card of a run's stack as Markdown; `facts` are what the stack says of itself."""
-    metrics = _metrics(study, meta)
+    metrics = _metrics(run, meta)
     sections = (
-        _what_it_is(study, meta, facts),
+        _what_it_is(run, meta, facts),
         _use(),
-        _data(study),
-        _split(study),
+        _data(run),
+        _split(run),
         _scores(metrics, meta),
-        _confusion(study, meta, facts["classes"]),
-        _decision(study, facts),
-        _limits(study, metrics, meta),
+        _confusion(run, meta, facts["classes"]),
+        _decision(run, facts),
+        _limits(run, metrics, meta),
         _how_to_use(),
         _origin(facts),
     )
     return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines) + "\n"
 
 
-def _metrics(study: Study, meta: str) -> dict[str, Any] | None:
+def _metrics(run: Run, meta: str) -> dict[str, Any] | None:
     """Return the run's scores, if they are there and speak of this stack."""
-    path = study.run.path / "metrics.json"
+    path = run.path / "metrics.json"
     found: dict[str, Any] | None = read_json(path) if path.exists() else None
     return found if found is not None and meta in found.get("test", {}) else None
 
@@ -74,10 +74,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _what_it_is(study: Study, meta: str, facts: Mapping[str, Any]) -> Iterator[str]:
+def _what_it_is(run: Run, meta: str, facts: Mapping[str, Any]) -> Iterator[str]:
     backbones, folds = facts["backbones"], facts["folds"]
     models = plural(len(backbones) * len(folds), "base model")
-    yield f"# {study.run.config.run}: `{meta}` over {models}"
+    yield f"# {run.config.run}: `{meta}` over {models}"
     yield ""
     yield (
         f"Tells {_listed(facts['classes'])} apart in images. {plural(len(backbones), 'backbone')} "
@@ -96,8 +96,8 @@ def _use() -> Iterator[str]:
     )
 
 
-def _data(study: Study) -> Iterator[str]:
-    manifest, config = study.manifest, study.run.config
+def _data(run: Run) -> Iterator[str]:
+    manifest, config = run.manifest, run.config
     height, width = config.images.shape
     yield "## Data"
     yield ""
@@ -106,7 +106,7 @@ def _data(study: Study) -> Iterator[str]:
         f"{height}x{width} pixels ({config.images.resize})."
     )
     yield ""
-    tests = {manifest.images[n].id for n in manifest.rows_of(study.folds.group, study.folds.test)}
+    tests = {manifest.images[n].id for n in manifest.rows_of(run.folds.group, run.folds.test)}
     header = ("class", "images", "cases", "of these, test images", "test cases")
     yield from _table(header, (_counts(manifest, name, tests) for name in manifest.classes))
     magnifications = Counter(image.magnification for image in manifest.images if image.magnification)
@@ -125,8 +125,8 @@ def _counts(manifest: Manifest, label: str, tests: set[str]) -> tuple[object, ..
     return (label, len(images), cases[0], len(inside), cases[1])
 
 
-def _split(study: Study) -> Iterator[str]:
-    folds, manifest = study.folds, study.manifest
+def _split(run: Run) -> Iterator[str]:
+    folds, manifest = run.folds, run.manifest
     yield "## Split"
     yield ""
     yield f"{folds.label[0].upper()}{folds.label[1:]}."
@@ -215,9 +215,9 @@ def _gain(row: Mapping[str, Any]) -> str:
     )
 
 
-def _confusion(study: Study, meta: str, classes: Sequence[str]) -> Iterator[str]:
+def _confusion(run: Run, meta: str, classes: Sequence[str]) -> Iterator[str]:
     """Count the test images by true and predicted class, from the file of the stack's predictions."""
-    path = study.run.path / "predictions.csv"
+    path = run.path / "predictions.csv"
     if not path.exists():
         return
     counts = _pairs(path, meta)
@@ -235,13 +235,13 @@ def _pairs(path: Path, meta: str) -> Counter[tuple[str, str]]:
         return Counter((row["label"], row["predicted"]) for row in rows)
 
 
-def _decision(study: Study, facts: Mapping[str, Any]) -> Iterator[str]:
+def _decision(run: Run, facts: Mapping[str, Any]) -> Iterator[str]:
     classes = facts["classes"]
     for unit, finish in {"An image": facts["finish"], "A case": facts["case_finish"]}.items():
         if finish is not None:
             yield f"{unit}: {_finish(finish, classes)}"
             yield ""
-    abstain = study.run.config.stack.abstain
+    abstain = run.config.stack.abstain
     below = (
         f"below a confidence of {abstain:g}" if abstain > 0 else "never, unless asked to (`--abstain`)"
     )
@@ -262,8 +262,8 @@ def _finish(finish: Mapping[str, Any], classes: Sequence[str]) -> str:
     )
 
 
-def _limits(study: Study, metrics: Mapping[str, Any] | None, meta: str) -> Iterator[str]:
-    manifest, folds = study.manifest, study.folds
+def _limits(run: Run, metrics: Mapping[str, Any] | None, meta: str) -> Iterator[str]:
+    manifest, folds = run.manifest, run.folds
     yield "## Limits"
     yield ""
     yield "- What it says of images of another kind is not known; `novelty` tells how unusual one looks."

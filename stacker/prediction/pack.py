@@ -34,7 +34,7 @@ from stacker.files import publish, require_space
 from stacker.prediction.card import model_card
 from stacker.prediction.predictor import base_file, fitted_cases, needed, require_checkpoints
 from stacker.prediction.unpack import LIST, PIECE, SCHEMA
-from stacker.run import Run, Study
+from stacker.run import Run
 from stacker.stacking.novelty import novelty_file
 from stacker.stacking.saved import CENTRES, default_meta, load_stack
 
@@ -54,7 +54,7 @@ class Packed:
 
 
 def pack(
-    study: Study,
+    run: Run,
     out: Path,
     meta: str | None = None,
     keep_cases: bool = False,
@@ -67,7 +67,6 @@ def pack(
     """
     if out.exists():
         raise RunError(f"{out} is there already; give another --out, or remove it")
-    run = study.run
     name = meta or default_meta(run)
     run.config.stack.require(name)
     stack = load_stack(run, name, trusted)
@@ -99,7 +98,7 @@ def pack(
         if novelty_file(run).exists():
             add(f"stack/{novelty_file(run).name}", _pieces(novelty_file(run)))
         add("config.yaml", [_portable(run.config, name).encode()])
-        add("MODEL_CARD.md", [model_card(study, name, stack.facts).encode()])
+        add("MODEL_CARD.md", [model_card(run, name, stack.facts).encode()])
         content = _json({"schema": SCHEMA, "meta": name, "classes": stack.classes, "files": listed})
         _write(opener, LIST, [content])
     total = sum(each["bytes"] for each in listed.values()) + len(content)

@@ -17,9 +17,7 @@ import numpy as np
 
 from stacker.caches.reader import open_cache
 from stacker.config.stacking import StackConfig
-from stacker.data.folds import Folds
 from stacker.data.images import read_mask
-from stacker.data.manifest import Manifest
 from stacker.figures.canvas import save_figure
 from stacker.figures.heatmaps import upsample
 from stacker.figures.scores import confusion_figure, reliability_figure, roc_figure
@@ -46,12 +44,12 @@ from stacker.stacking.tables import Caches, Tables
 log = logging.getLogger(__name__)
 
 
-def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) -> dict[str, Any]:
+def fit_stack(run: Run, names: Sequence[str]) -> dict[str, Any]:
     """Fit the named meta-learners that are not fitted yet; return the run's metrics."""
     for name in names:
         run.config.stack.require(name)
     config = run.config.stack
-    caches = open_caches(run, manifest, folds, sees_frozen(resolve(config.features, config)))
+    caches = open_caches(run, sees_frozen(resolve(config.features, config)))
     keep_novelty(run, caches)
     for name in track(names, "fit meta-learners", total=len(names)):
         design = design_of(run, name)
@@ -60,8 +58,8 @@ def fit_stack(run: Run, manifest: Manifest, folds: Folds, names: Sequence[str]) 
         if is_current(run.stack_folder(name), identity):
             log.info("stack %s: done already", name)
         else:
-            _fit_one(run, design, caches, tables, identity, folds.label)
-    return _summarise(run, manifest, folds, caches)
+            _fit_one(run, design, caches, tables, identity, run.folds.label)
+    return _summarise(run, caches)
 
 
 def design_of(run: Run, name: str) -> Design:
@@ -175,23 +173,25 @@ def _seeds_are_current(run: Run, name: str) -> bool:
     return seeds[0] == run.config.seed and len(seeds) in (1, run.config.stack.seeds)
 
 
-def _summarise(run: Run, manifest: Manifest, folds: Folds, caches: Caches) -> dict[str, Any]:
+def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
     """Score everything that is fitted, and write metrics.json, the predictions and the figures."""
     plain = caches.tables(["logits"], run.config.stack)
     before, stacks = baselines(caches, plain, run), _fitted_says(run, caches)
     says = before | stacks
     test = {name: found.test for name, found in says.items()}
     held_out = {name: found.development for name, found in says.items() if found.development}
-    how = Resampling(run.config.stack.bootstrap, run.config.seed, manifest.classes, manifest.unit)
+    how = Resampling(
+        run.config.stack.bootstrap, run.config.seed, run.manifest.classes, run.manifest.unit
+    )
     development = how.evaluate(held_out)
     best = best_base(caches.backbones, development)
     metrics: dict[str, Any] = {
-        "split": folds.label,
-        "classes": manifest.classes,
-        "unit": manifest.unit,
+        "split": run.folds.label,
+        "classes": run.manifest.classes,
+        "unit": run.manifest.unit,
         "intervals": how.description,
-        "test": by_unit(how.evaluate(test), manifest.unit),
-        "held_out": by_unit(development, manifest.unit),
+        "test": by_unit(how.evaluate(test), run.manifest.unit),
+        "held_out": by_unit(development, run.manifest.unit),
         "best_base": best,
         "differences": _differences(how, held_out, test, list(stacks), caches.backbones),
         "finish": {name: found.finish.as_dict() for name, found in says.items()},
@@ -201,16 +201,18 @@ def _summarise(run: Run, manifest: Manifest, folds: Folds, caches: Caches) -> di
         "seeds_auc": {name: found.areas for name, found in stacks.items() if len(found.areas) > 1},
     }
     if run.config.data.masks is not None:
-        metrics["localisation"] = localise(run, manifest, folds)
+        metrics["localisation"] = localise(run)
     tables = {"out_of_fold": plain.development, "predictions": next(iter(plain.tests.values()))}
     for name, models in {"out_of_fold": held_out, "predictions": test}.items():
         table = tables[name]
         made_by = table.made_by if name == "out_of_fold" else None
-        write_predictions(run.path / f"{name}.csv", models, table.rows, made_by, manifest, folds.label)
+        write_predictions(
+            run.path / f"{name}.csv", models, table.rows, made_by, run.manifest, run.folds.label
+        )
     for name, figure in {"confusion": confusion_figure, "roc": roc_figure}.items():
-        save_figure(figure(test, manifest.classes, folds.label), run.figures / f"{name}.png")
+        save_figure(figure(test, run.manifest.classes, run.folds.label), run.figures / f"{name}.png")
     named = "Development images, out of fold" if held_out else "Test images"
-    shown = reliability_figure(held_out or test, manifest.classes, folds.label, named)
+    shown = reliability_figure(held_out or test, run.manifest.classes, run.folds.label, named)
     save_figure(shown, run.figures / "reliability.png")
     write_json(run.path / "metrics.json", metrics)
     return metrics
@@ -266,18 +268,18 @@ def pointing_and_mass(map_hw: np.ndarray, mask: np.ndarray) -> tuple[bool, float
     return bool(mask.flat[heat.argmax()]), float(heat[mask].sum() / heat.sum())
 
 
-def localise(run: Run, manifest: Manifest, folds: Folds) -> dict[str, Any]:
+def localise(run: Run) -> dict[str, Any]:
     """Score each backbone's maps of the true class on the test images that have a mask.
 
     `mask_area` is what a map that knows nothing would reach. Labels are used to look, never to stack.
     """
-    tests = [manifest.images[row] for row in manifest.rows_of(folds.group, folds.test)]
+    tests = [run.manifest.images[row] for row in run.manifest.rows_of(run.folds.group, run.folds.test)]
     masks = {image.id: read_mask(image, run.config) for image in tests}
     known = {name: mask for name, mask in masks.items() if mask is not None and mask.any()}
     result: dict[str, Any] = {}
     for backbone in run.config.backbones:
         hits, inside, areas = [], [], []
-        for fold in folds.folds:
+        for fold in run.folds.folds:
             cache = open_cache(run.cache_folder(backbone, fold.name))
             wanted = np.array([i.decode() in known for i in cache.rows.image_id])
             wanted &= cache.rows.fold == b"test"

@@ -12,12 +12,12 @@ from stacker.data.manifest import save_manifest
 from stacker.data.store import open_usable
 from stacker.errors import ConfigError
 from stacker.files import read_json
-from stacker.run import Run, Study, create_run, has_begun, reopen
+from stacker.run import Run, create_run, has_begun, reopen
 
 log = logging.getLogger(__name__)
 
 
-def begin(config: Config) -> Study:
+def begin(config: Config) -> Run:
     """Start a run, or reopen it; raise before anything is written when the data is unusable."""
     from stacker.backbones.backbone import require_known
     from stacker.backbones.weights import require_files, require_unseen
@@ -29,10 +29,10 @@ def begin(config: Config) -> Study:
     for name in config.backbones:
         require_optimizer(name, config.recipe(name))
     if has_begun(config):
-        study = reopen(config)
-        require_unseen({**config.backbones, **config.frozen}, study.manifest.clusters)
-        _require_losses(config, study.manifest.classes)
-        return study
+        run = reopen(config)
+        require_unseen({**config.backbones, **config.frozen}, run.manifest.clusters)
+        _require_losses(config, run.manifest.classes)
+        return run
     listed = undisputed(read_manifest(config.data), config.images, config.data.on_error)
     require_unseen({**config.backbones, **config.frozen}, listed.clusters)
     _require_losses(config, listed.classes)
@@ -46,7 +46,7 @@ def begin(config: Config) -> Study:
     save_manifest(manifest, run.manifest_file)
     log.info("%s; %s", manifest.describe(), folds.label)
     _mention_audit(run)
-    return Study(run, manifest, folds)
+    return run.with_split(manifest, folds)
 
 
 def _require_losses(config: Config, classes: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from stacker.backbones.weights import model_settings
 from stacker.data.folds import fold_name
 from stacker.errors import BackboneError, ConfigError, require_one_of
 from stacker.files import digest, file_sha256, publish, write_json
-from stacker.run import Run, open_study
+from stacker.run import Run, open_run
 
 Form = Literal["timm", "onnx"]
 Facts = dict[str, Any]
@@ -84,7 +84,7 @@ def export(
 def _choose(run: Run, backbone: str | None, fold: str | None) -> tuple[str, str]:
     """Return backbone and fold by name; raise ConfigError for an unknown one or an open choice."""
     fold = None if fold is None else fold_name(fold)
-    folds = [each.name for each in open_study(run.path).folds.folds]
+    folds = [each.name for each in open_run(run.path).folds.folds]
     chosen = []
     for kind, name, known in (("backbone", backbone, list(run.config.backbones)), ("fold", fold, folds)):
         if name is None and len(known) > 1:

@@ -30,7 +30,7 @@ from stacker.data.store import Pixels
 from stacker.errors import BackboneError, RunError, require_one_of
 from stacker.files import digest, file_sha256, held, require_space, sweep, versions
 from stacker.progress import bar
-from stacker.run import Study
+from stacker.run import Run
 from stacker.training.loop import finetune
 from stacker.training.snapshot import Snapshot, load_snapshot
 from stacker.training.validation import Epoch
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One base model to be: a backbone in a fold of a study."""
+    """One base model to be: a backbone in a fold of a run."""
 
-    study: Study
+    run: Run
     backbone: str
     fold: Fold
 
@@ -55,17 +55,17 @@ class Job:
     @property
     def path(self) -> Path:
         """The base model's file."""
-        return self.study.run.model_file(self.backbone, self.fold.name)
+        return self.run.model_file(self.backbone, self.fold.name)
 
     @property
     def seed(self) -> int:
         """Where the job's randomness starts."""
-        return int(digest([self.study.run.config.seed, self.backbone, self.fold.name]), 16) % 2**31
+        return int(digest([self.run.config.seed, self.backbone, self.fold.name]), 16) % 2**31
 
     @property
     def identity(self) -> str:
         """Stand for all that decides the base model's weights."""
-        study, config = self.study, self.study.run.config
+        run, config = self.run, self.run.config
         settings = config.backbones[self.backbone]
         weights = weights_file(self.backbone, settings)
         return digest(
@@ -77,27 +77,27 @@ class Job:
                 "images": config.images.model_dump(mode="json"),
                 "seed": config.seed,
                 "fold": self.fold.name,
-                "manifest": study.manifest.digest,
-                "folds": study.folds.digest,
+                "manifest": run.manifest.digest,
+                "folds": run.folds.digest,
             }
         )
 
     @property
     def images(self) -> int:
         """How many images the job will see, epoch by epoch: what its progress is counted in."""
-        fit = self.study.manifest.rows_of(self.study.folds.group, self.fold.fit)
-        return len(fit) * self.study.run.config.recipe(self.backbone).epochs
+        fit = self.run.manifest.rows_of(self.run.folds.group, self.fold.fit)
+        return len(fit) * self.run.config.recipe(self.backbone).epochs
 
     def build(self) -> Backbone:
         """Return the backbone that the job starts from: the same one whenever it is built."""
-        study, config = self.study, self.study.run.config
+        run, config = self.run, self.run.config
         torch.manual_seed(self.seed)
         settings, drop = config.backbones[self.backbone], drop_settings(config.recipe(self.backbone))
-        return create(self.backbone, len(study.manifest.classes), settings, config.images.shape, drop)
+        return create(self.backbone, len(run.manifest.classes), settings, config.images.shape, drop)
 
     def parts(self, pixels: Pixels) -> tuple[Part, Part]:
         """Return what the model is fitted on, and what its best epoch is chosen by."""
-        manifest, group = self.study.manifest, self.study.folds.group
+        manifest, group = self.run.manifest, self.run.folds.group
         cases = np.array(manifest.clusters)
         fit, validation = (
             Part(pixels, manifest.labels, manifest.rows_of(group, groups), cases)
@@ -118,15 +118,15 @@ class Job:
         return True
 
 
-def list_jobs(study: Study, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[Job]:
+def list_jobs(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[Job]:
     """Return the jobs of some backbones and folds, or of all; raise ConfigError for unknown ones."""
-    known = [fold.name for fold in study.folds.folds]
+    known = [fold.name for fold in run.folds.folds]
     wanted = [fold_name(fold) for fold in folds]
-    require_one_of("backbone of this run", backbones, study.run.config.backbones)
+    require_one_of("backbone of this run", backbones, run.config.backbones)
     require_one_of("fold of this run", wanted, known)
     return [
-        Job(study, name, fold)
-        for name, fold in study.jobs()
+        Job(run, name, fold)
+        for name, fold in run.jobs()
         if name in (backbones or [name]) and fold.name in (wanted or [fold.name])
     ]
 
@@ -138,7 +138,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     """
     if not jobs:
         return []
-    config = jobs[0].study.run.config
+    config = jobs[0].run.config
     how = How.of(config)
     for job in {job.backbone: job for job in jobs}.values():
         _require_usable(job)
@@ -172,9 +172,9 @@ def _require_usable(job: Job) -> None:
 
     Whether trunk and head are the model takes a forward pass, which the job itself makes.
     """
-    study, name = job.study, job.backbone
-    config, settings = study.run.config, BackboneConfig(weights="random")
-    recipe, classes = config.recipe(name), len(study.manifest.classes)
+    run, name = job.run, job.backbone
+    config, settings = run.config, BackboneConfig(weights="random")
+    recipe, classes = config.recipe(name), len(run.manifest.classes)
     try:
         with torch.device("meta"):
             model = build(name, classes, settings, config.images.shape, drop_settings(recipe))
@@ -186,7 +186,7 @@ def _require_usable(job: Job) -> None:
 
 def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
     """Train one base model from its beginning or its resume file, and publish it."""
-    config, study = job.study.run.config, job.study
+    config, run = job.run.config, job.run
     recipe, started, shown = config.recipe(job.backbone), time.perf_counter(), 0
     how = How(how.device, how.precision, job.seed, how.compile)
     backbone = job.build()
@@ -197,7 +197,7 @@ def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
     resume_file = folder / "resume.safetensors"
     snapshot = load_snapshot(resume_file, job.identity)
     before: list[Epoch] = snapshot.facts["epochs"] if snapshot else []
-    fit, validation = job.parts(study.pixels())
+    fit, validation = job.parts(run.pixels())
     if before:
         log.info("train %s: goes on after epoch %d", job.name, len(before))
 
@@ -230,13 +230,13 @@ def _record(job: Job, how: How, epochs: Sequence[Epoch], best: Epoch, seconds: f
     rate = float(np.median([epoch["images_per_second"] for epoch in epochs]))
     entry |= {"images_per_second": rate, "accumulate": epochs[-1]["accumulate"]}
     entry |= {"device": str(how.device), "precision": str(how.precision)}
-    job.study.run.record("train", {job.name: entry})
+    job.run.record("train", {job.name: entry})
 
 
 def _facts(job: Job, how: How, best: Epoch, trained: np.ndarray) -> dict[str, Any]:
     """Return what a checkpoint says of its origin; `trained` are the rows that it has seen."""
-    manifest, folds = job.study.manifest, job.study.folds
-    inherited = set(trained_on(job.backbone, job.study.run.config.backbones[job.backbone]))
+    manifest, folds = job.run.manifest, job.run.folds
+    inherited = set(trained_on(job.backbone, job.run.config.backbones[job.backbone]))
     return {
         "identity": job.identity,
         "classes": manifest.classes,
@@ -245,7 +245,7 @@ def _facts(job: Job, how: How, best: Epoch, trained: np.ndarray) -> dict[str, An
         "training_cases": sorted({manifest.clusters[row] for row in trained} | inherited),
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
-        "config": job.study.run.config.results(),
+        "config": job.run.config.results(),
         "precision": str(how.precision).removeprefix("torch."),
         "versions": versions(),
         "best": {k: v for k, v in best.items() if k not in ("images_per_second", "gpu_gb")},

@@ -118,16 +118,16 @@ def test_nothing_is_decoded_again_after_a_check(
         raise AssertionError("decoded twice")
 
     monkeypatch.setattr(store, "decode_bytes", refuse)
-    study = begin(config)
-    assert len(study.pixels()) == 72
+    run = begin(config)
+    assert len(run.pixels()) == 72
 
 
 def test_a_run_that_has_begun_is_checked_as_it_is(make_config: MakeConfig) -> None:
     """Its own manifest and split are audited, and another config of its name is refused."""
     config = make_config()
-    study = begin(config)
+    run = begin(config)
     report = check(config)
-    assert report.folds_digest == study.folds.digest
+    assert report.folds_digest == run.folds.digest
     other = check(make_config(seed=5))
     assert "was made by another config" in found(other, "data").message
 

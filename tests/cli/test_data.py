@@ -65,10 +65,10 @@ def test_split_shows_the_split_of_the_run(write_config: WriteConfig, tmp_path: P
     """Before a run it is the one to come, afterwards the one that is written down: they are the same."""
     path = write_config()
     before = json.loads(call("data", "split", path, "--json").stdout)
-    study = begin(load_config(path))
+    run = begin(load_config(path))
     after = json.loads(call("data", "split", path, "--json").stdout)
     assert before == after
-    assert after["digest"] == study.folds.digest
+    assert after["digest"] == run.folds.digest
     assert sum(part["all"]["images"] for part in after["parts"].values()) == 72
     assert set(after["parts"]) == {"train", "validation", "stack", "test"}
     picture = imread(tmp_path / "artifacts" / "small" / "figures" / "split.png")
@@ -85,7 +85,7 @@ def test_montage(write_config: WriteConfig, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(file)
     height, width, _ = imread(file).shape
     assert height > 2 * width
-    assert begin(load_config(path)).run.path.exists()
+    assert begin(load_config(path)).path.exists()
 
 
 def test_montage_picks_one_image_per_case(data: Path) -> None:

@@ -25,7 +25,7 @@ from stacker.config.stacking import StackConfig
 from stacker.errors import ConfigError
 from stacker.figures.canvas import LEAK_COLOUR
 from stacker.figures.comparison import inflation_figure
-from stacker.run import open_study
+from stacker.run import open_run
 from stacker.scores.multiplicity import at_chance
 from stacker.stacking.fitting import Design
 
@@ -256,8 +256,8 @@ def test_what_maps_add_is_said_with_what_could_have_been_seen() -> None:
 @pytest.fixture
 def inflated(finished: Config) -> dict[str, Any]:
     """Return a small run repeated with a split by image."""
-    study = open_study(finished.run_path)
-    return measure_inflation(study, ["image", "case"])
+    run = open_run(finished.run_path)
+    return measure_inflation(run, ["image", "case"])
 
 
 def test_inflation_is_measured_and_red_everywhere(inflated: dict[str, Any], finished: Config) -> None:
@@ -306,7 +306,7 @@ def test_inflation_is_of_the_run_that_was_named(
         main, ["compare", "moved", "--protocols", "image,case", "--set", "stack.parts=2"]
     )
     assert refused.exit_code == 2
-    measure_inflation(open_study(Path("moved")), ["image", "case"])
+    measure_inflation(open_run(Path("moved")), ["image", "case"])
     assert {path.name for path in moved.parent.iterdir() if path.name[0] != "."} == {
         "moved",
         "moved-by-image",
@@ -332,9 +332,9 @@ def test_leaking_bars_are_red(inflated: dict[str, Any]) -> None:
 
 def test_units_that_cannot_be_compared(finished: Config) -> None:
     """Unknown units, and one alone, are refused before anything is trained."""
-    study = open_study(finished.run_path)
+    run = open_run(finished.run_path)
     with pytest.raises(ConfigError, match="'patient' is no unit; expected some of image, slide, case"):
-        measure_inflation(study, ["image", "patient"])
+        measure_inflation(run, ["image", "patient"])
     with pytest.raises(ConfigError, match="name two units or more"):
-        measure_inflation(study, ["case"])
+        measure_inflation(run, ["case"])
     assert not (finished.artifacts / "small-by-image").exists()

@@ -63,7 +63,7 @@ def test_a_fold_is_fitted_on_its_own_training_images_alone(
     finished: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither held-out nor test images reach a regression."""
-    study = reopen(finished)
+    run = reopen(finished)
     seen: list[np.ndarray] = []
     fit = LogisticRegression.fit
 
@@ -72,7 +72,7 @@ def test_a_fold_is_fitted_on_its_own_training_images_alone(
         return fit(self, X, y, **kwargs)
 
     monkeypatch.setattr(LogisticRegression, "fit", spy)
-    probe(study, 0.001)
-    (fold,) = study.folds.folds
-    rows = study.manifest.rows_of("case", (*fold.fit, *fold.validation))
-    assert [list(labels) for labels in seen] == [list(study.manifest.labels[rows])] * 2
+    probe(run, 0.001)
+    (fold,) = run.folds.folds
+    rows = run.manifest.rows_of("case", (*fold.fit, *fold.validation))
+    assert [list(labels) for labels in seen] == [list(run.manifest.labels[rows])] * 2

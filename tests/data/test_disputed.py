@@ -66,8 +66,8 @@ def test_all_of_them_are_left_out_by_request(
 ) -> None:
     """The log says how many and names the first pair; the run has none of them."""
     with caplog.at_level(logging.WARNING, "stacker"):
-        study = begin(of_cases("01-0.png", "05-2.png", on_error="skip"))
-    ids = {image.id for image in study.manifest.images}
+        run = begin(of_cases("01-0.png", "05-2.png", on_error="skip"))
+    ids = {image.id for image in run.manifest.images}
     assert len(ids) == 45
     assert not ids & {"00-0.png", "01-0.png", "05-2.png"}
     assert "left out: 3 of 48 images" in caplog.text
@@ -89,9 +89,9 @@ def test_a_check_sees_the_split_of_the_run_that_leaves_them_out(of_cases: MakeSt
     report = check(config)
     found = of_topic(report, "one file under two cases")
     assert (found.severity, found.count) == ("warning", 1)
-    study = begin(config)
-    assert report.manifest_digest == study.manifest.digest
-    assert report.folds_digest == study.folds.digest
+    run = begin(config)
+    assert report.manifest_digest == run.manifest.digest
+    assert report.folds_digest == run.folds.digest
 
 
 def test_copies_within_a_case_are_its_own_affair(of_cases: MakeStudy) -> None:

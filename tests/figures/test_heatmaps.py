@@ -72,7 +72,7 @@ def test_unsigned_sheet_hides_what_speaks_against() -> None:
 
 def test_sample_takes_the_classes_in_turn(finished: Config) -> None:
     """Four test images are two benign and two malignant, the same for the same seed."""
-    run = reopen(finished).run
+    run = reopen(finished)
     caches = find_caches(run)
     images = sample(caches, 4, 0)
     assert [image.split("_")[1] for image in images] == ["B", "B", "M", "M"]
@@ -84,17 +84,17 @@ def test_the_class_that_is_named_is_the_class_that_is_drawn(
 ) -> None:
     """The last class by default, any other by its name; maps that know no class are of all."""
     cam = finished.cam.model_copy(update={"methods": ["gradcam", "eigencam"], "lower": 1})
-    study = reopen(finished.model_copy(update={"cam": cam}))
-    pipeline.cache(study)
-    caches = find_caches(study.run)
+    run = reopen(finished.model_copy(update={"cam": cam}))
+    pipeline.cache(run)
+    caches = find_caches(run)
     (image,) = sample(caches, 1, 0)
     cache = caches["test_resnet", "holdout"]
     chosen = cache.rows.image_id == image.encode()
     drawn: dict[str, Any] = {}
     monkeypatch.setattr(inspection, "heatmap_sheet", lambda _, panels, *__: drawn.update(panels))
-    draw(study.run, caches, [image], ["test_resnet"], maps="maps_lower1")
-    draw(study.run, caches, [image], ["test_resnet"], ["benign"], maps="maps_lower1")
-    draw(study.run, caches, [image], ["test_resnet"], ["benign"], maps="maps_eigencam_lower1")
+    draw(run, caches, [image], ["test_resnet"], maps="maps_lower1")
+    draw(run, caches, [image], ["test_resnet"], ["benign"], maps="maps_lower1")
+    draw(run, caches, [image], ["test_resnet"], ["benign"], maps="maps_eigencam_lower1")
     expected = cache.read("maps_lower1", chosen)[0]
     lower = "test_resnet, maps_lower1"
     np.testing.assert_array_equal(drawn[f"{lower}\nmalignant"][0], expected[1])
@@ -108,18 +108,18 @@ def test_the_class_that_is_named_is_the_class_that_is_drawn(
 
 def test_drawing_refuses_what_is_not_there(finished: Config) -> None:
     """A typo gets the nearest name; a training image is refused with the reason."""
-    study = reopen(finished)
-    caches = find_caches(study.run)
+    run = reopen(finished)
+    caches = find_caches(run)
     (known, *_) = sample(caches, 1, 0)
     with pytest.raises(ConfigError, match="no image 'SOB_nowhere'"):
-        draw(study.run, caches, ["SOB_nowhere"])
+        draw(run, caches, ["SOB_nowhere"])
     with pytest.raises(ConfigError, match="did you mean 'test_resnet'"):
-        draw(study.run, caches, [known], backbones=["test_resnt"])
+        draw(run, caches, [known], backbones=["test_resnt"])
     with pytest.raises(ConfigError, match="did you mean 'malignant'"):
-        draw(study.run, caches, [known], classes=["malign"])
-    trained = study.manifest.images[study.manifest.rows_of("case", study.folds.folds[0].fit)[0]]
+        draw(run, caches, [known], classes=["malign"])
+    trained = run.manifest.images[run.manifest.rows_of("case", run.folds.folds[0].fit)[0]]
     with pytest.raises(ConfigError, match="is not cached"):
-        draw(study.run, caches, [trained.id])
+        draw(run, caches, [trained.id])
 
 
 def test_masks_that_match_no_image_are_refused_first(finished: Config, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stacker.errors import BackboneError, CacheError, RunError
 from stacker.files import file_sha256
 from stacker.maps.extract import extract
 from stacker.maps.targets import list_targets
-from stacker.run import Study, open_study, reopen
+from stacker.run import Run, open_run, reopen
 from stacker.training.begin import begin
 from tests.caches.test_reader import sign
 from tests.conftest import MakeConfig, tables_of
@@ -65,51 +65,51 @@ def test_a_damaged_index_is_made_again(finished: Config) -> None:
 def test_larger_parts_replace_smaller_ones(finished: Config) -> None:
     """The size of parts may change within a run; what is left of the old ones is removed."""
     cam = finished.cam.model_copy(update={"part_rows": 1000})
-    study = reopen(finished.model_copy(update={"cam": cam}))
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    run = reopen(finished.model_copy(update={"cam": cam}))
+    folder = run.cache_folder("test_resnet", "holdout")
     before = open_cache(folder).read("maps")
-    pipeline.cache(study)
+    pipeline.cache(run)
     assert sorted(path.name for path in folder.glob("part*")) == ["part-00000.h5", "part-00001.h5"]
     np.testing.assert_allclose(open_cache(folder).read("maps"), before, rtol=2e-2, atol=1e-3)
 
 
 def test_only_unseen_images_are_cached(finished: Config) -> None:
     """No cached case is among the cases that the file says trained its model; all others are there."""
-    study = reopen(finished)
-    for name, fold in study.jobs():
-        cache = open_cache(study.run.cache_folder(name, fold.name))
+    run = reopen(finished)
+    for name, fold in run.jobs():
+        cache = open_cache(run.cache_folder(name, fold.name))
         cached = {case.decode() for case in cache.rows.case_id}
         assert set(cache.provenance.training_cases) == {*fold.fit, *fold.validation}
-        assert cached == {*fold.held_out, *study.folds.test}
+        assert cached == {*fold.held_out, *run.folds.test}
         assert {part.decode() for part in cache.rows.fold} == {"stack", "test"}
 
 
 def test_caching_needs_its_base_models(finished: Config) -> None:
     """A missing checkpoint, and one of another run, are refused with what to do."""
-    study = reopen(finished)
-    path = study.run.model_file("test_resnet", "holdout")
-    other = study.run.model_file("test_efficientnet", "holdout")
+    run = reopen(finished)
+    path = run.model_file("test_resnet", "holdout")
+    other = run.model_file("test_efficientnet", "holdout")
     path.write_bytes(other.read_bytes())
     with pytest.raises(RunError, match="was trained for another run"):
-        pipeline.cache(study)
+        pipeline.cache(run)
     path.unlink()
     with pytest.raises(RunError, match="run 'stacker train CONFIG' first"):
-        pipeline.cache(study)
+        pipeline.cache(run)
 
 
 MANY = {"methods": ["layercam", "eigencam", "ablationcam"], "lower": 2, "part_rows": 10}
 
 
-def with_cam(config: Config, **changes: Any) -> Study:
-    """Return the study of a run whose `cam` section is another one."""
+def with_cam(config: Config, **changes: Any) -> Run:
+    """Return a run whose `cam` section is another one."""
     return reopen(config.model_copy(update={"cam": config.cam.model_copy(update=changes)}))
 
 
 def test_several_methods_and_layers_in_one_cache(finished: Config) -> None:
     """Each is a dataset of its own that says what it is; the first one's maps are `maps`."""
-    study = with_cam(finished, **MANY)
-    pipeline.cache(study)
-    cache = open_cache(study.run.cache_folder("test_resnet", "holdout"))
+    run = with_cam(finished, **MANY)
+    pipeline.cache(run)
+    cache = open_cache(run.cache_folder("test_resnet", "holdout"))
     assert cache.maps == [
         *("maps", "maps_lower1", "maps_lower2"),
         *("maps_eigencam", "maps_eigencam_lower1", "maps_eigencam_lower2", "maps_ablationcam"),
@@ -127,10 +127,10 @@ def test_several_methods_and_layers_in_one_cache(finished: Config) -> None:
 def test_maps_of_any_method_and_layer_can_be_stacked(finished: Config) -> None:
     """Their columns are named after dataset, class and place; maps for no class are of `all`."""
     stack = finished.stack.model_copy(update={"features": ["maps_eigencam_lower1", "maps_lower2"]})
-    study = with_cam(finished.model_copy(update={"stack": stack}), **MANY)
-    pipeline.cache(study)
-    metrics = pipeline.stack(study, ["logistic"])
-    tables = tables_of(study, study.run.config.stack.features)
+    run = with_cam(finished.model_copy(update={"stack": stack}), **MANY)
+    pipeline.cache(run)
+    metrics = pipeline.stack(run, ["logistic"])
+    tables = tables_of(run, run.config.stack.features)
     columns = tables.development.columns
     assert "test_resnet/maps_eigencam_lower1/all/r1c0" in columns
     assert "test_efficientnet/maps_lower2/malignant-benign/r3c3" in columns
@@ -141,18 +141,18 @@ def test_perturbing_methods_say_what_they_cost_first(
     finished: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Before the first part is written the log has seconds per image and hours in all."""
-    study = with_cam(finished, methods=["gradcam", "scorecam"])
+    run = with_cam(finished, methods=["gradcam", "scorecam"])
     with caplog.at_level("WARNING", "stacker"):
-        pipeline.cache(study)
+        pipeline.cache(run)
     assert "cache test_resnet/holdout: scorecam takes" in caplog.text
     assert "seconds for the" in caplog.text
 
 
 def test_too_many_lower_layers_are_refused(finished: Config) -> None:
     """A backbone has as many stages as it has."""
-    study = with_cam(finished, lower=4)
-    pipeline.cache(study)  # five stages: four below the last
-    path = study.run.model_file("test_resnet", "holdout")
+    run = with_cam(finished, lower=4)
+    pipeline.cache(run)  # five stages: four below the last
+    path = run.model_file("test_resnet", "holdout")
     assert load_checkpoint(path)[0].layers_below(4)[0] == "act1"
     with pytest.raises(BackboneError, match=r"4 stages below its last grid, cam\.lower=5"):
         load_checkpoint(path)[0].layers_below(5)
@@ -168,7 +168,7 @@ def test_one_read_feeds_all_base_models(
         frozen={"test_vit": {"weights": "random"}},
     )
     pipeline.train(begin(config))
-    study = reopen(config)
+    run = reopen(config)
     seen: list[int] = []
     original = Part.batches
 
@@ -177,15 +177,15 @@ def test_one_read_feeds_all_base_models(
         return original(part, order, size, device)
 
     monkeypatch.setattr(Part, "batches", counted)
-    pipeline.cache(study)
-    assert sorted(seen) == list(range(len(study.manifest.images)))
+    pipeline.cache(run)
+    assert sorted(seen) == list(range(len(run.manifest.images)))
     seen.clear()
     for path in config.run_path.glob("cache/*/*/*.h5"):
         path.unlink()
-    before = [target.name for target in list_targets(study)]
+    before = [target.name for target in list_targets(run)]
     assert len(before) == 2 * 2 + 1
     pipeline.cache(with_cam(config, memory_gb=1e-9))
-    assert len(seen) == sum(target.images for target in list_targets(study))
+    assert len(seen) == sum(target.images for target in list_targets(run))
 
 
 def test_what_is_computed_together_equals_what_is_computed_alone(finished: Config) -> None:
@@ -200,16 +200,16 @@ def test_what_is_computed_together_equals_what_is_computed_alone(finished: Confi
 
 def test_a_cache_of_an_older_schema_is_made_again(finished: Config) -> None:
     """Stage three refuses it with words; stage two replaces it."""
-    study = reopen(finished)
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    run = reopen(finished)
+    folder = run.cache_folder("test_resnet", "holdout")
     before = file_sha256(part_file(folder, 0))
     for path in folder.glob("*.h5"):
         with h5py.File(path, "a") as file:
             file.attrs["schema_version"] = 1
     sign(folder)
     with pytest.raises(CacheError, match="schema 1, this program reads 2"):
-        pipeline.stack(study, ["logistic"])
-    pipeline.cache(study)
+        pipeline.stack(run, ["logistic"])
+    pipeline.cache(run)
     assert file_sha256(part_file(folder, 0)) == before
 
 
@@ -246,4 +246,4 @@ def test_runs_of_the_older_config_open(finished: Config) -> None:
     path = finished.run_path / "config.yaml"
     path.write_text(path.read_text().replace("methods:\n  - gradcam", "method: gradcam"))
     assert "method: gradcam" in path.read_text()
-    assert open_study(finished.run_path).run.config.cam.methods == ["gradcam"]
+    assert open_run(finished.run_path).config.cam.methods == ["gradcam"]

@@ -34,12 +34,12 @@ def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig) -> None:
     )
     metrics = pipeline.run_all(config)
     assert "logistic" in metrics["test"]
-    study = reopen(config)
-    cache = open_cache(study.run.cache_folder("test_vit", "frozen"))
+    run = reopen(config)
+    cache = open_cache(run.cache_folder("test_vit", "frozen"))
     assert set(cache.shapes) == {"features"}
     assert cache.provenance.training_cases == ()
-    assert len(cache.rows) == len(study.manifest.images)
-    tables = tables_of(study, ["logits", "frozen"])
+    assert len(cache.rows) == len(run.manifest.images)
+    tables = tables_of(run, ["logits", "frozen"])
     columns = list(tables.development.columns)
     first = columns.index("test_vit/frozen/0000")
     place = {image: row for row, image in enumerate(cache.rows.image_id)}
@@ -49,16 +49,16 @@ def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig) -> None:
         whole(tables.development, 1, "a test")[:, first : first + width], expected
     )
     assert "test_resnet/frozen/0000" in columns
-    assert "test_resnet/frozen" in stack_facts(study.run, "logistic")["checkpoints"]
-    row = study.manifest.rows_of("case", study.folds.test)[0]
-    image = study.manifest.images[row]
-    (said,), failures = predict(study.run, [Path(image.path)])
+    assert "test_resnet/frozen" in stack_facts(run, "logistic")["checkpoints"]
+    row = run.manifest.rows_of("case", run.folds.test)[0]
+    image = run.manifest.images[row]
+    (said,), failures = predict(run, [Path(image.path)])
     assert not failures
-    with (study.run.path / "predictions.csv").open(newline="", encoding="utf-8") as file:
+    with (run.path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         who = (image.id, "logistic")
         (stored,) = (r for r in csv.DictReader(file) if (r["image_id"], r["model"]) == who)
     assert said.probabilities["malignant"] == pytest.approx(float(stored["p_malignant"]), abs=0.02)
-    with np.load(study.run.stack_folder("logistic") / "centres.npz") as centres:
+    with np.load(run.stack_folder("logistic") / "centres.npz") as centres:
         assert set(centres) == {"fold0", "fold1"}
         for each in centres.values():  # folds differ in what they trained, and in nothing else
             assert {c for c, centre in zip(columns, each, strict=True) if centre} == {

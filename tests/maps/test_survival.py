@@ -113,16 +113,16 @@ def test_two_writers_at_once(finished: Config) -> None:
 
 def test_a_cache_in_other_hands_is_waited_for(finished: Config, caplog: Any) -> None:
     """The others are filled first; the held one when its holder lets go."""
-    study = reopen(finished)
+    run = reopen(finished)
     before = contents(finished)
     for path in before:
         path.unlink()
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    folder = run.cache_folder("test_resnet", "holdout")
     with ThreadPoolExecutor(1) as pool, caplog.at_level("INFO", "stacker"):
         with held(folder.with_name(".holdout.lock")) as mine:
             assert mine
-            going_on = pool.submit(pipeline.cache, study)
-            other = study.run.cache_folder("test_efficientnet", "holdout") / "index.h5"
+            going_on = pool.submit(pipeline.cache, run)
+            other = run.cache_folder("test_efficientnet", "holdout") / "index.h5"
             while not other.exists() and not going_on.done():
                 pass
             assert other.exists()
@@ -130,4 +130,4 @@ def test_a_cache_in_other_hands_is_waited_for(finished: Config, caplog: Any) -> 
         going_on.result(timeout=60)
     assert "cache test_resnet/holdout: another process fills it; waiting for it" in caplog.text
     assert contents(finished) == before
-    assert all(not verdict.problems for verdict in verify(study))
+    assert all(not verdict.problems for verdict in verify(run))

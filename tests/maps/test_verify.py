@@ -20,7 +20,7 @@ from stacker.caches.reader import open_cache, opened, read_provenance, read_rows
 from stacker.caches.writer import write_index, write_part
 from stacker.config.root import Config
 from stacker.maps.verify import verify
-from stacker.run import Study, reopen
+from stacker.run import Run, reopen
 from tests.cli.test_main import call, expect_refusal
 
 
@@ -70,14 +70,14 @@ def _copy(path: Path, folder: Path) -> None:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_found_named_and_mended(finished: Config, damage: str) -> None:
     """Verify names the part, stage three refuses the cache, and caching again makes only that part."""
-    study = reopen(finished)
-    assert [verdict.problems for verdict in verify(study)] == [(), ()]
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    run = reopen(finished)
+    assert [verdict.problems for verdict in verify(run)] == [(), ()]
+    folder = run.cache_folder("test_resnet", "holdout")
     path = part_file(folder, 1)
     before = {file: file.read_bytes() for file in folder.glob("*.h5")}
     times = {file: file.stat().st_mtime_ns for file in folder.glob("part-*.h5")}
     DAMAGES[damage](path)
-    problems = {verdict.name: verdict.problems for verdict in verify(study)}
+    problems = {verdict.name: verdict.problems for verdict in verify(run)}
     assert problems["test_efficientnet/holdout"] == ()
     assert len(problems["test_resnet/holdout"]) == 1
     assert str(path) in problems["test_resnet/holdout"][0]
@@ -87,36 +87,36 @@ def test_damage_is_found_named_and_mended(finished: Config, damage: str) -> None
     expect_refusal(
         call("stack", finished.run_path / "config.yaml", "--meta", "logistic", *ANEW), 1, str(folder)
     )
-    pipeline.cache(study)
+    pipeline.cache(run)
     assert {file: file.read_bytes() for file in folder.glob("*.h5")} == before
     unharmed = {file: time for file, time in times.items() if file != path}
     assert {file: file.stat().st_mtime_ns for file in unharmed} == unharmed
-    assert [verdict.problems for verdict in verify(study)] == [(), ()]
+    assert [verdict.problems for verdict in verify(run)] == [(), ()]
 
 
 def test_an_index_of_other_parts_is_found(finished: Config) -> None:
     """A flipped name in the index is a lie about good parts."""
-    study = reopen(finished)
-    index = study.run.cache_folder("test_resnet", "holdout") / "index.h5"
+    run = reopen(finished)
+    index = run.cache_folder("test_resnet", "holdout") / "index.h5"
     with h5py.File(index, "a") as file:
         file.attrs["part_digests"] = list(file.attrs["part_digests"])[::-1]
-    (problem,) = verify(study)[0].problems
+    (problem,) = verify(run)[0].problems
     assert "index.h5 is damaged" in problem
 
 
 def test_stray_parts_are_found(finished: Config) -> None:
     """What a stranger globs together should be this cache and nothing else."""
-    study = reopen(finished)
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    run = reopen(finished)
+    folder = run.cache_folder("test_resnet", "holdout")
     shutil.copy(part_file(folder, 0), part_file(folder, 77))
-    assert "part-00077.h5 is none of its parts" in verify(study)[0].problems[0]
-    pipeline.cache(study)
-    assert verify(study)[0].problems == ()
+    assert "part-00077.h5 is none of its parts" in verify(run)[0].problems[0]
+    pipeline.cache(run)
+    assert verify(run)[0].problems == ()
 
 
-def rewrite(study: Study, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+def rewrite(run: Run, change: Callable[[dict[str, np.ndarray]], None]) -> None:
     """Write the first part of a cache again, by the writer itself, with other values."""
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    folder = run.cache_folder("test_resnet", "holdout")
     path = part_file(folder, 0)
     with opened(path) as file:
         arrays = {name: file[name][:].astype(np.float32) for name in ("maps", "features", "logits")}
@@ -128,26 +128,26 @@ def rewrite(study: Study, change: Callable[[dict[str, np.ndarray]], None]) -> No
 
 def test_maps_that_do_not_add_up_are_found(finished: Config) -> None:
     """Behind an average, a map sums to logit - bias: maps of another class or scale do not."""
-    study = reopen(finished)
-    with opened(part_file(study.run.cache_folder("test_resnet", "holdout"), 0)) as file:
+    run = reopen(finished)
+    with opened(part_file(run.cache_folder("test_resnet", "holdout"), 0)) as file:
         assert len(read_provenance(file).classifier_bias) == 2
-    rewrite(study, lambda arrays: arrays.update(maps=arrays["maps"][:, ::-1]))
-    assert "do not sum to logit - bias" in verify(study)[0].problems[0]
-    rewrite(study, lambda arrays: arrays.update(maps=arrays["maps"][:, ::-1]))
-    assert verify(study)[0].problems == ()
+    rewrite(run, lambda arrays: arrays.update(maps=arrays["maps"][:, ::-1]))
+    assert "do not sum to logit - bias" in verify(run)[0].problems[0]
+    rewrite(run, lambda arrays: arrays.update(maps=arrays["maps"][:, ::-1]))
+    assert verify(run)[0].problems == ()
 
 
 def test_leaks_are_found(finished: Config) -> None:
     """A case of the rows among those that trained the model, however well the file is made."""
-    study = reopen(finished)
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    run = reopen(finished)
+    folder = run.cache_folder("test_resnet", "holdout")
     cache = open_cache(folder)
-    stolen = study.folds.folds[0].fit[0]
+    stolen = run.folds.folds[0].fit[0]
     arrays = {name: cache.read(name) for name in ("maps", "features", "logits")}
     cases = [case.decode() for case in cache.rows.case_id]
     rows = replace(cache.rows, case_id=fixed_text([stolen, *cases[1:]]))
     write_part(part_file(folder, 0), arrays, rows, cache.provenance)
-    assert any("holds other images" in problem for problem in verify(study)[0].problems)
+    assert any("holds other images" in problem for problem in verify(run)[0].problems)
 
 
 def test_verify_and_info_speak_json(finished: Config) -> None:
@@ -171,8 +171,8 @@ def test_verify_and_info_speak_json(finished: Config) -> None:
 
 def test_info_shows_flags(finished: Config) -> None:
     """A map of zeros is counted where people look."""
-    study = reopen(finished)
-    rewrite(study, lambda arrays: arrays["maps"].__setitem__((0, 1), 0))
+    run = reopen(finished)
+    rewrite(run, lambda arrays: arrays["maps"].__setitem__((0, 1), 0))
     assert "maps: zero everywhere" in call("cache", "info", finished.run_path).stdout
 
 

@@ -27,7 +27,7 @@ from stacker.prediction.pack import Packed, pack
 from stacker.prediction.predictor import open_predictor
 from stacker.prediction.rows import Prediction
 from stacker.prediction.unpack import opened
-from stacker.run import Run, Study, reopen
+from stacker.run import Run, reopen
 from stacker.stacking.admission import open_caches
 from stacker.stacking.novelty import keep_novelty
 from stacker.stacking.saved import stack_facts
@@ -52,29 +52,29 @@ def call(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def study(finished: Config) -> Study:
+def run(finished: Config) -> Run:
     """Return a finished run that knows what is usual."""
     found = reopen(finished)
-    keep_novelty(found.run, open_caches(found.run, found.manifest, found.folds, frozen=False))
+    keep_novelty(found, open_caches(found, frozen=False))
     return found
 
 
 @pytest.fixture
-def folder(study: Study, tmp_path: Path) -> Path:
+def folder(run: Run, tmp_path: Path) -> Path:
     """Return a pack in a folder."""
-    return pack(study, tmp_path / "packed").path
+    return pack(run, tmp_path / "packed").path
 
 
 @pytest.fixture
-def zipped(study: Study, tmp_path: Path) -> Path:
+def zipped(run: Run, tmp_path: Path) -> Path:
     """Return a pack in a zip."""
-    return pack(study, tmp_path / "packed.zip").path
+    return pack(run, tmp_path / "packed.zip").path
 
 
-def images_of(study: Study) -> list[Input]:
+def images_of(run: Run) -> list[Input]:
     """Return some test images."""
-    rows = study.manifest.rows_of("case", study.folds.test)[:5]
-    return [Input(Path(study.manifest.images[n].path), study.manifest.images[n].case) for n in rows]
+    rows = run.manifest.rows_of("case", run.folds.test)[:5]
+    return [Input(Path(run.manifest.images[n].path), run.manifest.images[n].case) for n in rows]
 
 
 def say(run: Run, images: list[Input], meta: str | None = None) -> list[Prediction]:
@@ -95,108 +95,108 @@ def rewrite(path: Path, changes: dict[str, bytes | None], more: dict[str, bytes]
 
 
 @pytest.mark.parametrize("meta", ["logistic", "mlp", "xgboost"])
-def test_a_pack_says_the_same_as_the_run(study: Study, tmp_path: Path, meta: str) -> None:
+def test_a_pack_says_the_same_as_the_run(run: Run, tmp_path: Path, meta: str) -> None:
     """To the last bit, from the folder and from the zip, when the run is gone."""
-    images = images_of(study)
-    before = say(study.run, images, meta)
-    packs = [pack(study, tmp_path / name, meta).path for name in ("packed", "packed.zip")]
+    images = images_of(run)
+    before = say(run, images, meta)
+    packs = [pack(run, tmp_path / name, meta).path for name in ("packed", "packed.zip")]
     (tmp_path / "artifacts").rename(tmp_path / "gone")
     for path in packs:
         elsewhere = tmp_path / "elsewhere" / path.name
         elsewhere.parent.mkdir(exist_ok=True)
         path.rename(elsewhere)
-        with opened(elsewhere) as run:
-            assert say(run, images) == before
+        with opened(elsewhere) as moved:
+            assert say(moved, images) == before
 
 
-def test_probabilities_are_equal_to_the_last_bit(study: Study, folder: Path) -> None:
+def test_probabilities_are_equal_to_the_last_bit(run: Run, folder: Path) -> None:
     """Before they are rounded, too."""
-    pixels = list(reopen(study.run.config).pixels()[np.arange(6)])
-    with opened(folder) as run:
-        packed, own = open_predictor(run), open_predictor(study.run)
+    pixels = list(reopen(run.config).pixels()[np.arange(6)])
+    with opened(folder) as unpacked:
+        packed, own = open_predictor(unpacked), open_predictor(run)
         for name, said in own.ensemble.ask(pixels).items():
             for array, values in packed.ensemble.ask(pixels)[name].items():
                 np.testing.assert_array_equal(values, said[array])
 
 
-def test_nothing_of_the_data_goes_along(study: Study, folder: Path) -> None:
+def test_nothing_of_the_data_goes_along(run: Run, folder: Path) -> None:
     """No image, no manifest, no cache, no path of this machine, no id of a case or an image."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    models = {f"models/{b}/holdout/model.safetensors" for b in study.run.config.backbones}
+    models = {f"models/{b}/holdout/model.safetensors" for b in run.config.backbones}
     own = {"pack.json", "MODEL_CARD.md", "config.yaml", "stack/novelty.npz", "stack/logistic/stack.json"}
     parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.skops", "centres.npz")}
     assert names == own | models | parts
-    secrets = {image.case for image in study.manifest.images}
-    secrets |= {image.id for image in study.manifest.images}
-    secrets |= {str(study.run.path.parent), str(study.run.config.data.path)}
+    secrets = {image.case for image in run.manifest.images}
+    secrets |= {image.id for image in run.manifest.images}
+    secrets |= {str(run.path.parent), str(run.config.data.path)}
     for name in names:
         content = (folder / name).read_bytes()
         assert not [secret for secret in secrets if secret.encode() in content], name
 
 
-def test_cases_go_along_where_they_are_asked_for(study: Study, tmp_path: Path) -> None:
+def test_cases_go_along_where_they_are_asked_for(run: Run, tmp_path: Path) -> None:
     """The base models are then the very files of the run, which tell whom they have seen."""
-    done = pack(study, tmp_path / "with", keep_cases=True)
+    done = pack(run, tmp_path / "with", keep_cases=True)
     file = Path("models") / "test_resnet" / "holdout" / "model.safetensors"
-    assert (done.path / file).read_bytes() == (study.run.path / file).read_bytes()
+    assert (done.path / file).read_bytes() == (run.path / file).read_bytes()
     known = read_facts(done.path / file)["training_cases"]
-    image = next(i for i in study.manifest.images if i.case in known)
-    with opened(done.path) as run:
-        rows = list(open_predictor(run).stream([Input(Path(image.path), image.case)]))
+    image = next(i for i in run.manifest.images if i.case in known)
+    with opened(done.path) as unpacked:
+        rows = list(open_predictor(unpacked).stream([Input(Path(image.path), image.case)]))
     assert isinstance(rows[0], Prediction)
     assert rows[0].seen
 
 
-def test_a_pack_with_cases_knows_what_the_run_knows(study: Study, tmp_path: Path) -> None:
+def test_a_pack_with_cases_knows_what_the_run_knows(run: Run, tmp_path: Path) -> None:
     """Those that the meta-learner alone was fitted on, too, and that any other case is new."""
-    images = study.manifest.images
-    fold = study.folds.folds[0]
+    images = run.manifest.images
+    fold = run.folds.folds[0]
     wanted = [
         next(image for image in images if image.case in cases)
-        for cases in (fold.fit, fold.held_out, study.folds.test)
+        for cases in (fold.fit, fold.held_out, run.folds.test)
     ]
     inputs = [Input(Path(image.path), image.case) for image in wanted]
     for keep, expected in ((True, [True, True, False]), (False, [None] * 3)):
-        path = pack(study, tmp_path / f"keep-{keep}", keep_cases=keep).path
-        with opened(path) as run:
-            rows = open_predictor(run).stream(inputs)
+        path = pack(run, tmp_path / f"keep-{keep}", keep_cases=keep).path
+        with opened(path) as unpacked:
+            rows = open_predictor(unpacked).stream(inputs)
             assert [row.seen for row in rows if isinstance(row, Prediction)] == expected
 
 
-def test_a_pack_calls_no_accuracy_its_own(study: Study, zipped: Path, tmp_path: Path) -> None:
+def test_a_pack_calls_no_accuracy_its_own(run: Run, zipped: Path, tmp_path: Path) -> None:
     """It cannot know whether it was fitted on labelled images, and says so beside the number."""
-    image = study.manifest.images[0]
+    image = run.manifest.images[0]
     table = write_table(tmp_path / "list.csv", "path,label", [[image.path, image.label]])
     result = call("predict", zipped, table, "--no-overlays")
     assert result.exit_code == 0, result.stderr
     assert "on 1 labelled image; whether the stack was fitted on them is not known" in result.stderr
 
 
-def test_equal_packs_are_equal_files(study: Study, tmp_path: Path) -> None:
+def test_equal_packs_are_equal_files(run: Run, tmp_path: Path) -> None:
     """The SHA-256 of its list, which is printed, stands for a pack."""
-    first, second = (pack(study, tmp_path / name) for name in ("1.zip", "2.zip"))
+    first, second = (pack(run, tmp_path / name) for name in ("1.zip", "2.zip"))
     assert first.path.read_bytes() == second.path.read_bytes()
     with zipfile.ZipFile(first.path) as archive:
         assert hashlib.sha256(archive.read("pack.json")).hexdigest() == first.sha256
     assert isinstance(first, Packed)
-    result = call("pack", study.run.path, "--out", tmp_path / "3.zip", "--meta", "mlp")
+    result = call("pack", run.path, "--out", tmp_path / "3.zip", "--meta", "mlp")
     assert result.exit_code == 0, result.stderr
     assert "3.zip: mlp, " in result.stdout
-    again = call("pack", study.run.path, "--out", tmp_path / "3.zip")
+    again = call("pack", run.path, "--out", tmp_path / "3.zip")
     assert again.exit_code == 1
     assert "is there already" in again.stderr
     outside = tmp_path / "outside" / "stack.json"
     outside.parent.mkdir()
     outside.write_text("{}")
     name = f"../../../{outside.parent.name}"
-    strange = call("pack", study.run.path, "--out", tmp_path / "4.zip", "--meta", name)
+    strange = call("pack", run.path, "--out", tmp_path / "4.zip", "--meta", name)
     assert strange.exit_code == 2
     assert f"no meta-learner '{name}'" in strange.stderr
 
 
-def test_a_zip_is_asked_like_a_run(study: Study, zipped: Path, tmp_path: Path) -> None:
+def test_a_zip_is_asked_like_a_run(run: Run, zipped: Path, tmp_path: Path) -> None:
     """By the same command; pictures of maps go where they are wanted, never into the pack."""
-    path = images_of(study)[0].path
+    path = images_of(run)[0].path
     result = call("predict", zipped, path, "--out", tmp_path / "out", "--format", "jsonl")
     assert result.exit_code == 0, result.stderr
     row = json.loads(result.stdout.splitlines()[0])
@@ -300,7 +300,7 @@ def test_a_list_is_not_read_further_than_a_list_goes(
 
 
 def test_a_pack_that_fails_leaves_nothing_behind(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither under its name nor under another."""
 
@@ -310,47 +310,47 @@ def test_a_pack_that_fails_leaves_nothing_behind(
     monkeypatch.setattr("stacker.prediction.pack.model_card", fail)
     for name in ("one", "one.zip"):
         with pytest.raises(KeyboardInterrupt):
-            pack(study, tmp_path / "out" / name)
+            pack(run, tmp_path / "out" / name)
         assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_card_has_the_numbers_of_the_run(study: Study, folder: Path) -> None:
+def test_the_card_has_the_numbers_of_the_run(run: Run, folder: Path) -> None:
     """Each score with its interval, the split, the counts; and no identity of a case."""
     card = (folder / "MODEL_CARD.md").read_text()
-    metrics = read_json(study.run.path / "metrics.json")
+    metrics = read_json(run.path / "metrics.json")
     for part in ("test", "held_out"):
         for unit in ("image", "case"):
             found = metrics[part]["logistic"][unit]
             assert f"{found['accuracy']:.3f} [{found['withheld']['accuracy']}]" in card
-    facts = stack_facts(study.run, "logistic")
+    facts = stack_facts(run, "logistic")
     for finish in ("finish", "case_finish"):
         assert f"from a probability of {facts[finish]['threshold']:.4f} on" in card
     assert "Holdout split by case." in card
     assert "WARNING" not in card
-    assert f"{len(study.manifest.images)} images named as in BreakHis" in card
+    assert f"{len(run.manifest.images)} images named as in BreakHis" in card
     assert "Not for diagnosis" in card
-    tests = study.manifest.rows_of("case", study.folds.test)
-    cases = {study.manifest.images[n].case for n in tests}
+    tests = run.manifest.rows_of("case", run.folds.test)
+    cases = {run.manifest.images[n].case for n in tests}
     assert f"The test set has {len(cases)} cases: read the intervals" in card
     for sha256 in facts["checkpoints"].values():
         assert sha256 in card
 
 
-def test_the_card_says_what_is_wrong_with_a_split(study: Study) -> None:
+def test_the_card_says_what_is_wrong_with_a_split(run: Run) -> None:
     """A leak in bold, unknown cases, a model that says one thing, scores that are not there."""
-    facts = stack_facts(study.run, "logistic")
-    group = replace(study.folds, group="image", test=tuple(i.id for i in study.manifest.images[:9]))
-    card = model_card(replace(study, folds=group), "logistic", facts)
+    facts = stack_facts(run, "logistic")
+    group = replace(run.folds, group="image", test=tuple(i.id for i in run.manifest.images[:9]))
+    card = model_card(run.with_split(run.manifest, group), "logistic", facts)
     assert "**WARNING: this split goes by image, not by case." in card
-    unknown = tuple(replace(image, case="", slide="") for image in study.manifest.images)
-    nameless = replace(study, folds=group, manifest=replace(study.manifest, images=unknown))
+    unknown = tuple(replace(image, case="", slide="") for image in run.manifest.images)
+    nameless = run.with_split(replace(run.manifest, images=unknown), group)
     card = model_card(nameless, "logistic", facts)
     assert "**WARNING: the cases of the images are not known." in card
     assert "not known |" in card
-    path = study.run.path / "metrics.json"
+    path = run.path / "metrics.json"
     metrics = read_json(path)
     metrics["test"]["logistic"]["constant_prediction"] = True
     path.write_text(json.dumps(metrics))
-    assert "one and the same class for every test image" in model_card(study, "logistic", facts)
+    assert "one and the same class for every test image" in model_card(run, "logistic", facts)
     path.unlink()
-    assert "has not been scored" in model_card(study, "logistic", facts)
+    assert "has not been scored" in model_card(run, "logistic", facts)

@@ -59,15 +59,15 @@ def rows_of(result: Result) -> list[dict[str, Any]]:
 @pytest.fixture
 def tests_of(finished: Config) -> list[Image]:
     """Return the test images of the finished run."""
-    study = reopen(finished)
-    return [study.manifest.images[n] for n in study.manifest.rows_of("case", study.folds.test)]
+    run = reopen(finished)
+    return [run.manifest.images[n] for n in run.manifest.rows_of("case", run.folds.test)]
 
 
 @pytest.fixture
 def ready(finished: Config) -> Config:
     """Return the config of a finished run that knows what is usual."""
-    study = reopen(finished)
-    keep_novelty(study.run, open_caches(study.run, study.manifest, study.folds, frozen=False))
+    run = reopen(finished)
+    keep_novelty(run, open_caches(run, frozen=False))
     return finished
 
 
@@ -218,8 +218,8 @@ def test_cases_that_the_stack_knows_are_told(
     ready: Config, tests_of: list[Image], tmp_path: Path
 ) -> None:
     """What it says of them is no proof of anything: accuracy is that of the other labelled images."""
-    study = reopen(ready)
-    known = next(i for i in study.manifest.images if i.case in study.folds.folds[0].held_out)
+    run = reopen(ready)
+    known = next(i for i in run.manifest.images if i.case in run.folds.folds[0].held_out)
     new = tests_of[0]
     lines = [f"{each.path},{each.label}" for each in (known, new)] + [f"{tests_of[1].path},odd"]
     table = tmp_path / "list.csv"
@@ -331,10 +331,10 @@ def test_without_what_is_usual_novelty_is_not_known(
     assert _first(ready, tests_of).novelty is None
     assert "was made by an older version: novelty is not known" in caplog.text
     caplog.clear()
-    study = reopen(ready)
-    caches = open_caches(study.run, study.manifest, study.folds, frozen=False)
+    run = reopen(ready)
+    caches = open_caches(run, frozen=False)
     path.unlink()
-    keep_novelty(study.run, replace(caches, origins=dict.fromkeys(caches.origins, "other")))
+    keep_novelty(run, replace(caches, origins=dict.fromkeys(caches.origins, "other")))
     assert _first(ready, tests_of).novelty is None
     assert "novelty is not known" in caplog.text
     path.write_bytes(b"nonsense")
@@ -375,10 +375,10 @@ def test_the_threshold_may_lie_anywhere(ready: Config, tests_of: list[Image]) ->
 
 def test_a_run_that_does_not_know_its_cases_says_so(ready: Config, tests_of: list[Image]) -> None:
     """Without the split, a case is seen where a base model lists it, else not known: never new."""
-    study = reopen(ready)
-    fold = study.folds.folds[0]
+    run = reopen(ready)
+    fold = run.folds.folds[0]
     listed, held_out = (
-        next(i for i in study.manifest.images if i.case in cases) for cases in (fold.fit, fold.held_out)
+        next(i for i in run.manifest.images if i.case in cases) for cases in (fold.fit, fold.held_out)
     )
     images = [Input(Path(i.path), i.case) for i in (listed, held_out, tests_of[0])]
     run = open_run(ready.run_path)

@@ -19,7 +19,7 @@ from stacker.caches.format import Rows
 from stacker.comparison.controls import permuted
 from stacker.config.root import Config
 from stacker.config.stacking import StackConfig
-from stacker.run import open_study
+from stacker.run import open_run
 from stacker.scores.metrics import area_within
 from stacker.scores.predictions import Predictions
 from stacker.stacking.admission import open_caches
@@ -177,9 +177,9 @@ def permuted_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             "train": {"epochs": 1, "batch_size": 16},
         }
         config = Config.model_validate(settings)
-        study = begin(config)
-        pipeline.train(study)
-        pipeline.cache(study)
+        run = begin(config)
+        pipeline.train(run)
+        pipeline.cache(run)
         runs.append(config.run_path)
     return runs
 
@@ -192,9 +192,9 @@ def test_labels_that_were_permuted_before_stage_one_are_not_learnt(permuted_runs
     far below a half together.
     """
     found = []
-    for run in permuted_runs:
-        study = open_study(run)
-        caches = open_caches(study.run, study.manifest, study.folds, frozen=True)
+    for path in permuted_runs:
+        run = open_run(path)
+        caches = open_caches(run, frozen=True)
         for block in (*BLOCKS[:4], "frozen"):
             config = StackConfig.model_validate(SETTINGS)
             tables = caches.tables([block], config)

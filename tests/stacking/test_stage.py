@@ -19,7 +19,7 @@ from stacker.cli.tables.scores import scores_table
 from stacker.config.root import Config
 from stacker.errors import CacheError
 from stacker.prediction.predictor import predict
-from stacker.run import open_study, reopen
+from stacker.run import open_run, reopen
 from stacker.scores.predictions import Calibrator
 from stacker.stacking.admission import open_caches
 from stacker.stacking.saved import stack_facts
@@ -57,9 +57,9 @@ def test_metrics_follow_the_contract(finished_artifacts: Path) -> None:
 
 def test_metrics_are_those_of_the_predictions(finished_artifacts: Path) -> None:
     """Accuracy recomputed from predictions.csv, and the mean from the backbones."""
-    run = finished_artifacts / "small"
-    metrics = json.loads((run / "metrics.json").read_text())
-    rows = read_csv(run / "predictions.csv")
+    run = open_run(finished_artifacts / "small")
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    rows = read_csv(run.path / "predictions.csv")
     shares: dict[str, list[float]] = {}
     for name in MODELS:
         mine = [row for row in rows if row["model"] == name]
@@ -67,8 +67,7 @@ def test_metrics_are_those_of_the_predictions(finished_artifacts: Path) -> None:
         assert metrics["test"][name]["image"]["accuracy"] == pytest.approx(right, abs=1e-4)
         assert metrics["test"][name]["image"]["n"] == len(mine)
         shares[name] = [float(row["p_malignant"]) for row in mine]
-    study = open_study(run)
-    _, base = open_caches(study.run, study.manifest, study.folds, frozen=False).base()
+    _, base = open_caches(run, frozen=False).base()
     calibrator = Calibrator.from_dict(metrics["finish"]["mean"]["calibrator"])
     (mean,) = np.mean(list(base.values()), axis=0)
     np.testing.assert_allclose(shares["mean"], calibrator.apply(mean)[:, 1], atol=1e-5)
@@ -134,16 +133,15 @@ def test_every_published_score_can_be_recomputed(
 
 def test_thresholds_and_folds_are_in_the_files(crossed_artifacts: Path) -> None:
     """Each line says its fold, its part and its threshold, which decides as it says."""
-    run = crossed_artifacts / "small"
-    study = open_study(run)
-    home = {case: fold.name for fold in study.folds.folds for case in fold.held_out}
-    for row in read_csv(run / "out_of_fold.csv"):
+    run = open_run(crossed_artifacts / "small")
+    home = {case: fold.name for fold in run.folds.folds for case in fold.held_out}
+    for row in read_csv(run.path / "out_of_fold.csv"):
         assert row["fold"] == home[row["case_id"]]
         assert row["part"] == row["fold"].removeprefix("fold")
         if row["threshold"]:
             reached = float(row["p_malignant"]) >= float(row["threshold"])
             assert row["predicted"] == ("malignant" if reached else "benign")
-    assert {row["fold"] for row in read_csv(run / "predictions.csv")} == {""}
+    assert {row["fold"] for row in read_csv(run.path / "predictions.csv")} == {""}
 
 
 def test_few_cases_have_no_interval_and_the_files_say_why(finished_artifacts: Path) -> None:
@@ -160,9 +158,9 @@ def test_few_cases_have_no_interval_and_the_files_say_why(finished_artifacts: Pa
 
 def test_test_rows_are_the_test_cases(finished: Config) -> None:
     """No prediction is scored on a case that trained or stacked anything."""
-    study = reopen(finished)
-    cases = {row["case_id"] for row in read_csv(study.run.path / "predictions.csv")}
-    assert cases == set(study.folds.test)
+    run = reopen(finished)
+    cases = {row["case_id"] for row in read_csv(run.path / "predictions.csv")}
+    assert cases == set(run.folds.test)
 
 
 def test_figures_are_there(finished_artifacts: Path) -> None:
@@ -186,7 +184,7 @@ def test_what_is_fitted_is_skipped_and_what_changed_is_fitted_again(finished: Co
     pipeline.stack(reopen(changed), ["logistic", "xgboost"])
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path.parent.name for path in before if after[path] != before[path]} == {"logistic"}
-    assert stack_facts(reopen(changed).run, "logistic")["parameters"]["C"] == 5.0
+    assert stack_facts(reopen(changed), "logistic")["parameters"]["C"] == 5.0
 
 
 def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> None:
@@ -198,9 +196,9 @@ def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> N
     pipeline.stack(reopen(turned), ["logistic"])
     times.append(model.stat().st_mtime_ns)
     cam = finished.cam.model_copy(update={"methods": ["layercam"]})
-    study = reopen(finished.model_copy(update={"cam": cam}))
-    pipeline.cache(study)
-    pipeline.stack(study, ["logistic"])
+    run = reopen(finished.model_copy(update={"cam": cam}))
+    pipeline.cache(run)
+    pipeline.stack(run, ["logistic"])
     times.append(model.stat().st_mtime_ns)
     assert len(set(times)) == 3
 
@@ -208,13 +206,13 @@ def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> N
 def test_a_changed_method_is_noticed(finished: Config, data: Path) -> None:
     """Caches by another method are refused, and predict keeps the method that it was fitted on."""
     image = next((data / "histology_slides").rglob("*.png"))
-    run = reopen(finished).run
+    run = reopen(finished)
     (before,), _ = predict(run, [image], "logistic")
     cam = finished.cam.model_copy(update={"methods": ["layercam"]})
-    study = reopen(finished.model_copy(update={"cam": cam}))
+    run = reopen(finished.model_copy(update={"cam": cam}))
     with pytest.raises(CacheError, match="was made with methods gradcam, this run uses layercam"):
-        pipeline.stack(study, ["logistic"])
-    (after,), _ = predict(study.run, [image], "logistic")
+        pipeline.stack(run, ["logistic"])
+    (after,), _ = predict(run, [image], "logistic")
     assert after.probabilities == before.probabilities
 
 
@@ -251,9 +249,9 @@ def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
     for name in ("logistic", "mlp", "xgboost"):
         for path in (finished.run_path / "stack" / name).iterdir():
             path.unlink()
-    study = reopen(finished)
-    assert list(pipeline.stack(study, ["xgboost"])["test"])[-1] == "xgboost"
-    assert list(pipeline.stack(study, ["logistic"])["test"])[-2:] == ["logistic", "xgboost"]
+    run = reopen(finished)
+    assert list(pipeline.stack(run, ["xgboost"])["test"])[-1] == "xgboost"
+    assert list(pipeline.stack(run, ["logistic"])["test"])[-2:] == ["logistic", "xgboost"]
 
 
 def test_scores_without_cases_are_not_called_scores_of_cases(

@@ -20,7 +20,7 @@ from stacker.config.root import Config
 from stacker.config.stacking import BlockConfig, StackConfig
 from stacker.errors import CacheError, ConfigError, LeakError
 from stacker.maps.verify import verify
-from stacker.run import Study, reopen
+from stacker.run import Run, reopen
 from stacker.stacking.blocks import assemble, probabilities, resolve
 from stacker.stacking.learners.matrix import whole
 from stacker.stacking.preparation import fit_centres
@@ -43,11 +43,11 @@ def rewrite(folder: Path, rows: Rows | None = None, **origin: Any) -> None:
     write_index(folder, [part_file(folder, 0)])
 
 
-def smuggle(study: Study, column: str) -> str:
+def smuggle(run: Run, column: str) -> str:
     """Give the first row of a cache the name of a case or image that trained its model; return it."""
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    folder = run.cache_folder("test_resnet", "holdout")
     rows = open_cache(folder).rows
-    stolen = study.folds.folds[0].fit[0]
+    stolen = run.folds.folds[0].fit[0]
     names = [name.decode() for name in getattr(rows, column)]
     names[0] = stolen
     rewrite(folder, replace(rows, **{column: fixed_text(names)}))
@@ -99,18 +99,18 @@ def test_a_class_that_does_not_exist_is_named(finished: Config) -> None:
     """A block of some classes is compared with those of the run."""
     block = BlockConfig(of="maps", classes=["malign"])
     stack = finished.stack.model_copy(update={"blocks": {"mine": block}})
-    study = reopen(finished.model_copy(update={"stack": stack}))
+    run = reopen(finished.model_copy(update={"stack": stack}))
     with pytest.raises(ConfigError, match=r"no class of stack.blocks.mine 'malign'; did you mean"):
-        tables_of(study, ["mine"])
+        tables_of(run, ["mine"])
 
 
 def test_holdout_tables(finished: Config) -> None:
     """The meta-learner's rows are the stack cases, the test table holds the test cases."""
-    study = reopen(finished)
-    tables = tables_of(study, ["maps", "embeddings"])
-    (fold,) = study.folds.folds
+    run = reopen(finished)
+    tables = tables_of(run, ["maps", "embeddings"])
+    (fold,) = run.folds.folds
     assert {case.decode() for case in tables.development.rows.case_id} == set(fold.held_out)
-    assert {case.decode() for case in tables.tests["holdout"].rows.case_id} == set(study.folds.test)
+    assert {case.decode() for case in tables.tests["holdout"].rows.case_id} == set(run.folds.test)
     assert set(tables.development.made_by) == {"holdout"}
     assert not tables.crossed
     assert tables.development.shape == (
@@ -128,19 +128,19 @@ def test_crossfit_rows_come_from_the_model_that_never_saw_them(make_config: Make
         stack={"meta": ["logistic"]},
     )
     metrics = pipeline.run_all(config)
-    study = reopen(config)
-    tables = tables_of(study, ["maps", "logits"])
+    run = reopen(config)
+    tables = tables_of(run, ["maps", "logits"])
     assert tables.crossed
-    assert not tables_of(study, ["maps", "embeddings"]).crossed  # each fold has fits of its own
+    assert not tables_of(run, ["maps", "embeddings"]).crossed  # each fold has fits of its own
     rows = tables.development.rows
     made_by = dict(
         zip((case.decode() for case in rows.case_id), tables.development.made_by, strict=True)
     )
-    assert made_by == {case: fold.name for fold in study.folds.folds for case in fold.held_out}
+    assert made_by == {case: fold.name for fold in run.folds.folds for case in fold.held_out}
     assert (
         len(rows)
         == len(set(rows.image_id))
-        == len(study.manifest.images) - len(tables.tests["fold0"].rows)
+        == len(run.manifest.images) - len(tables.tests["fold0"].rows)
     )
     assert set(tables.tests) == {"fold0", "fold1", "fold2"}
     assert set(metrics["test"]) == {"constant", "test_resnet", "mean", "logistic"}
@@ -169,7 +169,7 @@ def assert_centred(table: Table, centres: np.ndarray) -> None:
 
 
 @pytest.fixture
-def crossfit(make_config: MakeConfig) -> Study:
+def crossfit(make_config: MakeConfig) -> Run:
     """Return a small crossfit run with its caches."""
     config = make_config(
         folds={"protocol": "crossfit", "k": 2},
@@ -177,14 +177,14 @@ def crossfit(make_config: MakeConfig) -> Study:
         train={"epochs": 1},
     )
     pipeline.train(begin(config))
-    study = reopen(config)
-    pipeline.cache(study)
-    return study
+    run = reopen(config)
+    pipeline.cache(run)
+    return run
 
 
-def test_a_row_of_another_fold_is_refused(crossfit: Study) -> None:
+def test_a_row_of_another_fold_is_refused(crossfit: Run) -> None:
     """What fold 1 holds out has trained fold 0's model, however well the file that has it is made."""
-    first, second = (crossfit.run.cache_folder("test_resnet", name) for name in ("fold0", "fold1"))
+    first, second = (crossfit.cache_folder("test_resnet", name) for name in ("fold0", "fold1"))
     ours, theirs = open_cache(first).rows, open_cache(second).rows
     planted = {name: getattr(ours, name).copy() for name in ("image_id", "case_id")}
     for name, column in planted.items():
@@ -194,18 +194,18 @@ def test_a_row_of_another_fold_is_refused(crossfit: Study) -> None:
         tables_of(crossfit, ["maps"])
 
 
-def test_another_folds_cache_is_refused(crossfit: Study) -> None:
+def test_another_folds_cache_is_refused(crossfit: Run) -> None:
     """A folder under another fold's name says whose it is."""
-    first, second = (crossfit.run.cache_folder("test_resnet", name) for name in ("fold0", "fold1"))
+    first, second = (crossfit.cache_folder("test_resnet", name) for name in ("fold0", "fold1"))
     shutil.rmtree(first)
     shutil.copytree(second, first)
     with pytest.raises(CacheError, match="made with model_fold fold1, this run uses fold0"):
         tables_of(crossfit, ["maps"])
 
 
-def test_a_strangers_view_of_crossfit(crossfit: Study) -> None:
+def test_a_strangers_view_of_crossfit(crossfit: Run) -> None:
     """The index shows whole names, although those of the parts differ in length."""
-    with h5py.File(crossfit.run.cache_folder("test_resnet", "fold0") / "index.h5") as file:
+    with h5py.File(crossfit.cache_folder("test_resnet", "fold0") / "index.h5") as file:
         assert list(dict.fromkeys(file["fold"].asstr()[:])) == ["fold0", "test"]
         ids = {image.id for image in crossfit.manifest.images}
         assert set(file["image_id"].asstr()[:]) <= ids
@@ -214,8 +214,8 @@ def test_a_strangers_view_of_crossfit(crossfit: Study) -> None:
 
 def test_maps_that_are_no_numbers_are_not_stacked(finished: Config) -> None:
     """A flagged NaN stops the features that it is in, and no others."""
-    study = reopen(finished)
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    run = reopen(finished)
+    folder = run.cache_folder("test_resnet", "holdout")
     cache = open_cache(folder)
     arrays = {name: cache.read(name).astype(np.float32) for name in ("maps", "features", "logits")}
     arrays["maps"][3, 0] = np.nan
@@ -224,26 +224,26 @@ def test_maps_that_are_no_numbers_are_not_stacked(finished: Config) -> None:
     write_part(part_file(folder, 0), arrays, cache.rows, cache.provenance)
     write_index(folder, [part_file(folder, 0)])
     with pytest.raises(CacheError, match="maps of 1 images are not numbers"):
-        tables_of(study, ["maps"])
-    assert tables_of(study, ["logits"]).development.columns
+        tables_of(run, ["maps"])
+    assert tables_of(run, ["logits"]).development.columns
 
 
 def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
     """A row of a training case smuggled into a cache stops stage three and is named."""
-    study = reopen(finished)
-    stolen = smuggle(study, "case_id")
+    run = reopen(finished)
+    stolen = smuggle(run, "case_id")
     with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 cases trained.*{stolen}"):
-        pipeline.stack(study, ["logistic"])
+        pipeline.stack(run, ["logistic"])
 
 
 def test_planted_leak_in_the_provenance_is_refused(finished: Config) -> None:
     """A model that was trained on a held-out case gives rows that cannot be stacked."""
-    study = reopen(finished)
-    fold = study.folds.folds[0]
-    folder = study.run.cache_folder("test_efficientnet", "holdout")
-    rewrite(folder, training_cases=(*fold.fit, *fold.validation, study.folds.test[0]))
-    with pytest.raises(LeakError, match=study.folds.test[0]):
-        tables_of(study, ["logits"])
+    run = reopen(finished)
+    fold = run.folds.folds[0]
+    folder = run.cache_folder("test_efficientnet", "holdout")
+    rewrite(folder, training_cases=(*fold.fit, *fold.validation, run.folds.test[0]))
+    with pytest.raises(LeakError, match=run.folds.test[0]):
+        tables_of(run, ["logits"])
 
 
 def test_a_training_image_among_the_rows_is_refused_however_the_split_goes(
@@ -252,10 +252,10 @@ def test_a_training_image_among_the_rows_is_refused_however_the_split_goes(
     """A split by image may have a case on two sides; an image on two sides it may not have."""
     config = make_config(folds={"group": "image"}, stack={"meta": ["logistic"]})
     pipeline.run_all(config)
-    study = reopen(config)
-    stolen = smuggle(study, "image_id")
+    run = reopen(config)
+    stolen = smuggle(run, "image_id")
     with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 images trained.*{stolen}"):
-        pipeline.stack(study, ["logistic"])
+        pipeline.stack(run, ["logistic"])
 
 
 def test_a_split_by_slide_was_asked_for() -> None:
@@ -271,23 +271,23 @@ def test_a_split_by_slide_was_asked_for() -> None:
 )
 def test_a_cache_of_another_run_is_refused(finished: Config, change: dict[str, Any]) -> None:
     """The message gives what was found and what this run uses."""
-    study = reopen(finished)
-    rewrite(study.run.cache_folder("test_resnet", "holdout"), **change)
+    run = reopen(finished)
+    rewrite(run.cache_folder("test_resnet", "holdout"), **change)
     with pytest.raises(
         CacheError, match=f"was made with {next(iter(change))} {next(iter(change.values()))}"
     ):
-        tables_of(study, ["logits"])
+        tables_of(run, ["logits"])
 
 
 def test_caches_of_different_images_are_not_joined(finished: Config) -> None:
     """Side by side columns must be of the same image."""
-    study = reopen(finished)
-    folder = study.run.cache_folder("test_resnet", "holdout")
+    run = reopen(finished)
+    folder = run.cache_folder("test_resnet", "holdout")
     rows = open_cache(folder).rows
     order = np.arange(len(rows))[::-1]
     rewrite(folder, rows.take(order))
     with pytest.raises(CacheError, match="holds other images than the split"):
-        tables_of(study, ["logits"])
+        tables_of(run, ["logits"])
 
 
 def promote(rows: Rows) -> Rows:
@@ -307,9 +307,9 @@ def relabel(rows: Rows) -> Rows:
 )
 def test_rows_must_be_those_of_the_split(finished: Config, change: Any) -> None:
     """Test rows among those to stack on, other labels, another order: in all caches alike."""
-    study = reopen(finished)
+    run = reopen(finished)
     for name in finished.backbones:
-        folder = study.run.cache_folder(name, "holdout")
+        folder = run.cache_folder(name, "holdout")
         rewrite(folder, change(open_cache(folder).rows))
     with pytest.raises(CacheError, match="holds other images than the split of this run says"):
-        tables_of(study, ["logits"])
+        tables_of(run, ["logits"])

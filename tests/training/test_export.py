@@ -213,11 +213,11 @@ def test_only_a_trained_base_model_is_exported(run: Run) -> None:
 def test_folds_go_by_number_or_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """`2` is fold2; of several folds one is to be chosen."""
 
-    class Study:
+    class Run:
         class folds:  # noqa: N801
             folds = tuple(type("Fold", (), {"name": f"fold{i}"}) for i in range(3))
 
-    monkeypatch.setattr(exports, "open_study", lambda _: Study)
+    monkeypatch.setattr(exports, "open_run", lambda _: Run)
     for given in ("2", "fold2"):
         assert exports._choose(run, "test_resnet", given) == ("test_resnet", "fold2")  # noqa: SLF001
     with pytest.raises(ConfigError, match="3 folds; choose with --fold: fold0, fold1, fold2"):

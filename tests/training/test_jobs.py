@@ -40,31 +40,31 @@ def trained(config: Config) -> set[str]:
 
 def test_one_job_by_backbone_and_fold(make_config: MakeConfig) -> None:
     """A fold is a number or a name; the rest is left for later, and is then all that is done."""
-    study = begin(make_config(folds=CROSSFIT))
-    pipeline.train(study, ["test_efficientnet"], ["2"])
-    assert trained(study.run.config) == {"test_efficientnet/fold2"}
-    path = study.run.model_file("test_efficientnet", "fold2")
+    run = begin(make_config(folds=CROSSFIT))
+    pipeline.train(run, ["test_efficientnet"], ["2"])
+    assert trained(run.config) == {"test_efficientnet/fold2"}
+    path = run.model_file("test_efficientnet", "fold2")
     before = path.stat().st_mtime_ns
-    pipeline.train(study, [], ["fold2", "1"])
-    assert len(trained(study.run.config)) == 4
+    pipeline.train(run, [], ["fold2", "1"])
+    assert len(trained(run.config)) == 4
     assert path.stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match=r"no fold of this run 'fold7'"):
-        jobs.list_jobs(study, [], ["7"])
+        jobs.list_jobs(run, [], ["7"])
     with pytest.raises(ConfigError, match=r"no backbone of this run 'resnet50'"):
-        jobs.list_jobs(study, ["resnet50"])
+        jobs.list_jobs(run, ["resnet50"])
 
 
 def test_a_job_in_other_hands_is_left_to_them(make_config: MakeConfig) -> None:
     """Several processes share the list; a run that needs all of them says who is missing."""
     config = make_config()
-    study = begin(config)
-    with held(study.run.model_file("test_resnet", "holdout").with_name(".lock")) as mine:
+    run = begin(config)
+    with held(run.model_file("test_resnet", "holdout").with_name(".lock")) as mine:
         assert mine
-        assert pipeline.train(study) == ["test_resnet/holdout"]
+        assert pipeline.train(run) == ["test_resnet/holdout"]
         assert trained(config) == {"test_efficientnet/holdout"}
         with pytest.raises(RunError, match="test_resnet/holdout: other processes are training"):
             pipeline.run_all(config)
-    assert pipeline.train(study) == []
+    assert pipeline.train(run) == []
 
 
 def test_a_failing_job_does_not_stop_the_others(make_config: MakeConfig) -> None:
@@ -72,9 +72,9 @@ def test_a_failing_job_does_not_stop_the_others(make_config: MakeConfig) -> None
     wild = {"lr": 1e30, "warmup": 0, "clip_norm": None}
     backbones = {"test_efficientnet": {"weights": "random", "train": wild}, **ONE}
     config = make_config(backbones=backbones)
-    study = begin(config)
+    run = begin(config)
     with pytest.raises(BackboneError, match=r"1 of 2 base models failed:\n  test_efficientnet/holdout"):
-        pipeline.train(study)
+        pipeline.train(run)
     assert trained(config) == {"test_resnet/holdout"}
     mended = make_config(backbones={"test_efficientnet": {"weights": "random"}, **ONE})
     pipeline.train(begin(mended))  # as the message says: no model stands on the old recipe
@@ -168,12 +168,12 @@ def test_a_base_model_of_another_recipe_is_refused(make_config: MakeConfig, chan
     """Copied into a run of other settings it is named, with what to do."""
     first, second = make_config(backbones=ONE), make_config(backbones=ONE, run="second", **change)
     pipeline.train(begin(first))
-    study = begin(second)
-    other = study.run.model_file("test_resnet", "holdout")
+    run = begin(second)
+    other = run.model_file("test_resnet", "holdout")
     other.parent.mkdir(parents=True)
     other.write_bytes((first.run_path / "models/test_resnet/holdout/model.safetensors").read_bytes())
     with pytest.raises(RunError, match=r"was trained for another run .*; delete it"):
-        pipeline.train(study)
+        pipeline.train(run)
 
 
 def test_rectangles_and_transformers_go_through_all_stages(
@@ -195,7 +195,7 @@ def test_rectangles_and_transformers_go_through_all_stages(
     }
     assert shapes == {"test_vit": (2, 2, 4), "test_resnet": (2, 1, 2)}
     image = next(config.data.path.rglob("*.png"))
-    run = reopen(config).run
+    run = reopen(config)
     ((found,), failures) = predict(run, [image], overlays=tmp_path / "out")
     assert not failures
     assert found.overlay is not None

@@ -26,7 +26,7 @@ from stacker.data.manifest import Manifest
 from stacker.data.store import Pixels
 from stacker.errors import BackboneError, DataError
 from stacker.files import digest
-from stacker.run import Study
+from stacker.run import Run
 from stacker.scores.bootstrap import points
 from stacker.scores.predictions import Predictions, by_case
 from stacker.training.jobs import Job
@@ -45,7 +45,7 @@ class DivergedError(BackboneError):
 class Search:
     """What all trials share: the images, the inner folds, the backbones and the machine."""
 
-    study: Study
+    run: Run
     tune: TuneConfig
     inner: Folds
     backbones: tuple[str, ...]
@@ -56,7 +56,7 @@ class Search:
     def name(self) -> str:
         """Stand for all that a score depends on: trials of another search are not mixed in."""
         tune = self.tune.model_dump(mode="json", include={"space", "score", "unit", "folds"})
-        results = self.study.run.config.results()
+        results = self.run.config.results()
         return digest([SCORING, results, tune, self.inner.digest, sorted(self.backbones)])
 
     @property
@@ -78,24 +78,24 @@ class Search:
         fold = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
         own = (np.concatenate(rows), np.concatenate(answers), self.tune.unit, fold)
         return float(
-            points(by_unit(self.study.manifest, *own), {self.tune.score})["image"][self.tune.score]
+            points(by_unit(self.run.manifest, *own), {self.tune.score})["image"][self.tune.score]
         )
 
 
-def prepare(study: Study, tune: TuneConfig, backbones: tuple[str, ...]) -> Search:
+def prepare(run: Run, tune: TuneConfig, backbones: tuple[str, ...]) -> Search:
     """Cut a run's development cases into inner folds; raise DataError when they cannot be scored."""
-    config, inner = study.run.config, inner_folds(study, tune.folds)
-    rows = study.manifest.rows_of(inner.group, [g for fold in inner.folds for g in fold.held_out])
-    by_unit(study.manifest, rows, np.ones((len(rows), 1)), tune.unit, np.zeros(len(rows), np.int64))
-    return Search(study, tune, inner, backbones, study.pixels(), How.of(config))
+    config, inner = run.config, inner_folds(run, tune.folds)
+    rows = run.manifest.rows_of(inner.group, [g for fold in inner.folds for g in fold.held_out])
+    by_unit(run.manifest, rows, np.ones((len(rows), 1)), tune.unit, np.zeros(len(rows), np.int64))
+    return Search(run, tune, inner, backbones, run.pixels(), How.of(config))
 
 
-def inner_folds(study: Study, count: int) -> Folds:
+def inner_folds(run: Run, count: int) -> Folds:
     """Cut what trains a run's base models into folds; all its other groups are their test part.
 
     Raise DataError when a class has too few groups.
     """
-    config, folds, manifest = study.run.config, study.folds, study.manifest
+    config, folds, manifest = run.config, run.folds, run.manifest
     development = {group for fold in folds.folds for group in (*fold.fit, *fold.validation)}
     marked = [
         replace(image, split="train" if group in development else "test")
@@ -114,19 +114,19 @@ def inner_folds(study: Study, count: int) -> Folds:
 
 def evaluate(search: Search, config: Config) -> Iterator[float]:
     """Yield the score of a config's recipes after each inner fold, of all answers so far."""
-    study = replace(search.study, run=replace(search.study.run, config=config), folds=search.inner)
+    run = replace(search.run, config=config).with_split(search.run.manifest, search.inner)
     answers: dict[str, list[np.ndarray]] = {name: [] for name in search.backbones}
     held_out: list[np.ndarray] = []
     for fold in search.inner.folds:
-        held_out.append(study.manifest.rows_of(search.inner.group, fold.held_out))
+        held_out.append(run.manifest.rows_of(search.inner.group, fold.held_out))
         for name in search.backbones:
-            answers[name].append(_answer(Job(study, name, fold), search, held_out[-1]))
+            answers[name].append(_answer(Job(run, name, fold), search, held_out[-1]))
         yield float(np.mean([search.score(held_out, each) for each in answers.values()]))
 
 
 def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
     """Train a model as stage one would; return its probabilities for images that it has not seen."""
-    study, config = job.study, job.study.run.config
+    run, config = job.run, job.run.config
     recipe, how = config.recipe(job.backbone), replace(search.how, seed=job.seed)
     backbone = job.build()
     fit, validation = job.parts(search.pixels)
@@ -134,7 +134,7 @@ def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
         finetune(backbone, fit, validation, recipe, how)
     except BackboneError as error:
         raise DivergedError(str(error)) from error
-    held_out = Part(search.pixels, study.manifest.labels, rows)
+    held_out = Part(search.pixels, run.manifest.labels, rows)
     probabilities = predict(backbone, held_out, recipe.batch_size, how)
     if not np.isfinite(probabilities).all():
         raise DivergedError(f"{job.name}: its answers are not numbers any more")

@@ -1,4 +1,4 @@
-"""Search a recipe: the settings in `tune.space`, by Optuna's TPE, in a study that can be interrupted.
+"""Search a recipe: the settings in `tune.space`, by Optuna's TPE, in a run that can be interrupted.
 
 What the score is: the development cases of the run (not its test part and, under `holdout`, not its
 stack part) are cut into `tune.folds` inner folds. A trial trains every backbone once per inner fold,
@@ -8,7 +8,7 @@ on what trained it or chose its epoch. The settings, however, have seen the labe
 cases, and the best score is the highest of many: it is too good by that. The test cases are never looked
 at, so what `stacker run` says of them with `best.yaml` is fair.
 
-    <run>/tune/study.db          Optuna's own record: a study in it for everything that was searched
+    <run>/tune/study.db          Optuna's own record: a run in it for everything that was searched
                best.yaml         the whole config with the best values, a run of its own
                trials.csv history.png importance.png
 """
@@ -107,7 +107,7 @@ def _import_optuna() -> Any:
 
 @contextmanager
 def _open(optuna: Any, search: Search, path: Path) -> Iterator[Ledger]:
-    """Open Optuna's study of this search; whatever happens in it is written at once."""
+    """Open Optuna's record of this search; whatever happens in it is written at once."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
     pruner = optuna.pruners.PercentilePruner(KEPT, n_startup_trials=STARTUP)
     try:
@@ -155,7 +155,7 @@ def _go_on(ledger: Ledger, search: Search, space: Space, wanted: int) -> None:
         advance(before * folds)
         while (done := len(_done(ledger))) < wanted:
             advance(0, f"tune {done + 1} of {wanted}")
-            seed = int(digest([search.study.run.config.seed, done]), 16) % 2**31
+            seed = int(digest([search.run.config.seed, done]), 16) % 2**31
             ledger.sampler = TPESampler(seed=seed)
             trial = ledger.ask(space.distributions())
             _try(trial, search, space, advance)
@@ -213,7 +213,7 @@ def _say(trial: FrozenTrial, space: Space) -> None:
 
 def _write(ledger: Ledger, search: Search, space: Space) -> None:
     """Publish the table of trials and the best config so far."""
-    folder, trials = search.study.run.path / "tune", ledger.get_trials(deepcopy=False)
+    folder, trials = search.run.path / "tune", ledger.get_trials(deepcopy=False)
     rows = [_row(trial, space) for trial in trials if _state(trial) != "waiting"]
     with publish(folder / "trials.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *space.ranges, REASON])
@@ -238,7 +238,7 @@ def _row(trial: FrozenTrial, space: Space) -> dict[str, Any]:
 def _report(ledger: Ledger, search: Search, space: Space) -> Tuned:
     """Publish and draw what was found; raise BackboneError when no trial came to its end."""
     _write(ledger, search, space)
-    folder, done = search.study.run.path / "tune", _done(ledger)
+    folder, done = search.run.path / "tune", _done(ledger)
     by_state = {
         state: [t for t in done if _state(t) == state] for state in ("complete", "pruned", "failed")
     }
@@ -252,7 +252,7 @@ def _report(ledger: Ledger, search: Search, space: Space) -> Tuned:
     pruned, failed = ([t.number for t in by_state[state]] for state in ("pruned", "failed"))
     history = folder / "history.png"
     save_figure(draw_history(complete, pruned, failed, search.what), history)
-    importance = _draw_importance(ledger, folder / "importance.png", search.study.run.config.seed)
+    importance = _draw_importance(ledger, folder / "importance.png", search.run.config.seed)
     best = ledger.best_trial
     return Tuned(
         score=complete[best.number],

@@ -25,7 +25,6 @@ from stacker.config.training import TuneConfig
 from stacker.data.manifest import make_manifest
 from stacker.errors import BackboneError, ConfigError, DataError, RunError
 from stacker.files import held
-from stacker.run import Study
 from stacker.training.begin import begin
 from stacker.training.loop import finetune
 from stacker.training.tuning import score as tune_score
@@ -65,8 +64,8 @@ def skills(monkeypatch: pytest.MonkeyPatch) -> Skills:
         skill = wanted.pop(0) if wanted else 0.2
         if isinstance(skill, BaseException):
             raise skill
-        labels = search.study.manifest.labels[rows]
-        noise = np.random.default_rng(0).random(len(search.study.manifest.labels))[rows]
+        labels = search.run.manifest.labels[rows]
+        noise = np.random.default_rng(0).random(len(search.run.manifest.labels))[rows]
         chance = skill * labels + (1 - skill) * noise
         return np.stack([1 - chance, chance], axis=1)
 
@@ -125,7 +124,7 @@ def test_a_search_ends_with_a_config_to_run(make_search: MakeSearch, tmp_path: P
     assert tuned == config.model_copy(update={"run": "small-tuned", "tune": None, "train": train})
     for figure in found["figures"]:
         assert imread(figure).std() > 0
-    assert begin(tuned).run.path.name == "small-tuned"
+    assert begin(tuned).path.name == "small-tuned"
 
 
 def test_a_finished_search_is_reported_and_more_can_be_asked_for(
@@ -213,10 +212,10 @@ def test_only_development_cases_are_looked_at(
     monkeypatch.setattr(tune_score, "finetune", spy_on_training)
     monkeypatch.setattr(tune_score, "predict", spy_on_answers)
     tune(config, 2, [])
-    study = begin(config)
-    manifest, groups = study.manifest, np.array(study.manifest.groups(group))
-    forbidden = set(study.folds.test)
-    forbidden |= set(study.folds.folds[0].held_out) if protocol == "holdout" else set()
+    run = begin(config)
+    manifest, groups = run.manifest, np.array(run.manifest.groups(group))
+    forbidden = set(run.folds.test)
+    forbidden |= set(run.folds.folds[0].held_out) if protocol == "holdout" else set()
     assert len(seen) == 4
     for parts in seen:
         sides = [set(groups[rows]) for rows in parts]
@@ -252,15 +251,15 @@ def test_the_score_is_that_of_all_answers(make_search: MakeSearch, skills: Skill
 def test_models_of_two_scales_lose_nothing(make_search: MakeSearch, skills: Skills) -> None:
     """The AUC counts pairs within a fold: what all answers of one are raised by does not matter."""
     del skills[:]
-    study = begin(make_search())
-    search = tune_score.prepare(study, TuneConfig(space=SPACE, folds=2), ("test_resnet",))
-    rows = [study.manifest.rows_of("case", fold.held_out) for fold in search.inner.folds]
+    run = begin(make_search())
+    search = tune_score.prepare(run, TuneConfig(space=SPACE, folds=2), ("test_resnet",))
+    rows = [run.manifest.rows_of("case", fold.held_out) for fold in search.inner.folds]
     rng = np.random.default_rng(0)
-    chances = [0.2 * study.manifest.labels[each] + 0.2 * rng.random(len(each)) for each in rows]
+    chances = [0.2 * run.manifest.labels[each] + 0.2 * rng.random(len(each)) for each in rows]
     asked = [np.stack([1 - chance, chance], axis=1) for chance in chances]
     raised = [asked[0], asked[1] + np.array([-0.5, 0.5])]
     assert search.score(rows, raised) == pytest.approx(search.score(rows, asked))
-    pairs = [np.prod(np.bincount(study.manifest.labels[each])) for each in rows]
+    pairs = [np.prod(np.bincount(run.manifest.labels[each])) for each in rows]
     alone = [search.score([r], [a]) for r, a in zip(rows, asked, strict=True)]
     assert search.score(rows, asked) == pytest.approx(np.average(alone, weights=pairs))
 
@@ -434,14 +433,14 @@ def test_choices_may_be_anything_that_the_config_takes(make_search: MakeSearch, 
 def test_cases_of_two_classes_have_no_score(make_search: MakeSearch, skills: Skills) -> None:
     """Scoring by case is refused where a case has no label of its own, or is not known."""
     del skills[:]
-    study, asked = begin(make_search()), TuneConfig(space=SPACE, folds=2, unit="case")
-    images = study.manifest.images
+    run, asked = begin(make_search()), TuneConfig(space=SPACE, folds=2, unit="case")
+    images = run.manifest.images
     others = [image for image in images if image.label != images[0].label]
     mixed = [*images, *(type(i)(f"x{i.id}", i.path, images[0].label, i.case, i.slide) for i in others)]
     unknown = [type(i)(i.id, i.path, i.label) for i in images]
-    tune_score.prepare(study, asked, ("test_resnet",))
+    tune_score.prepare(run, asked, ("test_resnet",))
     with pytest.raises(DataError, match="several classes"):
-        tune_score.prepare(Study(study.run, make_manifest(mixed), study.folds), asked, ("test_resnet",))
+        tune_score.prepare(run.with_split(make_manifest(mixed), run.folds), asked, ("test_resnet",))
     rows = np.arange(len(images))
     with pytest.raises(DataError, match="only the images"):
         tune_score.by_unit(make_manifest(unknown), rows, np.ones((len(rows), 1)), "case", 0 * rows)
