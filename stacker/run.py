@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stacker import __version__
 from stacker.config.load import load_config
@@ -31,6 +31,27 @@ from stacker.errors import RunError
 from stacker.files import held, publish, read_json, write_json
 
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
+
+
+class BaseModel(NamedTuple):
+    """A base model: a backbone, and the fold that it never saw, or `frozen` where nothing was trained."""
+
+    backbone: str
+    fold: str
+
+    def __str__(self) -> str:
+        """Return what it is called in files and messages."""
+        return f"{self.backbone}/{self.fold}"
+
+    @classmethod
+    def named(cls, name: str) -> BaseModel:
+        """Return the base model of a name."""
+        return cls(*name.rsplit("/", 1))
+
+    @property
+    def is_frozen(self) -> bool:
+        """Say whether nothing of it was trained."""
+        return self.fold == FROZEN
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def make(kind: Kind, seed: int) -> Tables:
         part = "t" if len(np.unique(case)) == TEST_CASES else "d"
         images = np.array([f"{part}{i}".encode() for i in range(len(case))])
         cases = np.array([f"{part}{each:04d}".encode() for each in case])
-        rows = Rows(labels, images, cases, np.full(len(case), part.encode()))
+        rows = Rows(labels, images, cases, cases, np.full(len(case), part.encode()))
         values = (scale[source] * says + offset[source]).astype(np.float32)
         return Table(sources, source, np.arange(len(case)), rows, {}, CLASSES, columns, values)
 

@@ -38,7 +38,7 @@ def _check_weights(config: Config, manifest: Manifest, found: list[Finding]) -> 
     from stacker.backbones.weights import require_unseen
 
     try:
-        require_unseen({**config.backbones, **config.frozen}, manifest.clusters)
+        require_unseen({**config.backbones, **config.frozen}, manifest.cases)
     except LeakError as error:
         found.append(finding("error", "trained weights", str(error)))
     except BackboneError:

@@ -49,14 +49,14 @@ def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[s
             files = list(pool.map(_read_header, images))
         clues |= _file_clues(files)
         typical["picture format"] = _by_class(files, images)
-    clusters = np.array(manifest.clusters)[rows]
+    cases = np.array(manifest.cases)[rows]
     found = {}
     for name, values in clues.items():
         if (values == values[0]).all():
             continue
         shares = _out_of_fold(values.astype(np.float32), manifest.labels[rows], folds)
         labels, parts = manifest.labels[rows], folds[None]
-        said = Predictions(labels, clusters, shares, raw=shares[None], parts=parts)
+        said = Predictions(labels, cases, shares, raw=shares[None], parts=parts)
         scores = Resampling(500, seed, manifest.classes, manifest.unit).evaluate({name: said})
         image = scores[name]["image"]
         found[name] = {
@@ -73,8 +73,8 @@ def _some_rows(manifest: Manifest, seed: int) -> np.ndarray:
     """Return all rows, or those of randomly drawn cases until there are enough."""
     if len(manifest.images) <= MOST_ROWS:
         return np.arange(len(manifest.images))
-    clusters, position = np.unique(manifest.clusters, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(clusters))
+    cases, position = np.unique(manifest.cases, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(cases))
     sizes = np.bincount(position)[order].cumsum()
     taken = order[: max(FOLDS * 4, int(np.searchsorted(sizes, MOST_ROWS)) + 1)]
     return np.flatnonzero(np.isin(position, taken))
@@ -84,10 +84,10 @@ def _folds(manifest: Manifest, rows: np.ndarray, seed: int) -> np.ndarray | None
     """Return each row's fold, by whole cases and with every class; None when there are too few."""
     images: dict[str, dict[str, int]] = {}
     for row in rows:
-        counts = images.setdefault(manifest.clusters[row], {})
+        counts = images.setdefault(manifest.cases[row], {})
         label = manifest.images[row].label
         counts[label] = counts.get(label, 0) + 1
-    contents = {cluster: Contents(counts, "") for cluster, counts in images.items()}
+    contents = {case: Contents(counts, "") for case, counts in images.items()}
     fewest = min(sum(c in content.images for content in contents.values()) for c in manifest.classes)
     shares = {str(fold): 1.0 for fold in range(min(FOLDS, fewest))}
     if len(shares) < 2:
@@ -96,8 +96,8 @@ def _folds(manifest: Manifest, rows: np.ndarray, seed: int) -> np.ndarray | None
         parts = assign(contents, shares, np.random.default_rng(seed))
     except DataError:
         return None
-    home = {cluster: int(fold) for fold, clusters in parts.items() for cluster in clusters}
-    return np.array([home[manifest.clusters[row]] for row in rows])
+    home = {case: int(fold) for fold, cases in parts.items() for case in cases}
+    return np.array([home[manifest.cases[row]] for row in rows])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Rows of the store; all images' class indices, and their cases where these count."""
 
     pixels: Pixels

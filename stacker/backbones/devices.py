@@ -79,18 +79,24 @@ def set_deterministic(wanted: bool) -> None:
 
 
 @dataclass(frozen=True)
-class How:
+class Machine:
     """On which device, in which arithmetic and from which seed."""
 
     device: torch.device
     precision: torch.dtype
     seed: int = 0
     compile: bool = False
+    deterministic: bool = False
 
     @classmethod
-    def of(cls, config: Config) -> How:
-        """Choose device, precision and kernels as a config wants them."""
-        set_deterministic(config.deterministic)
+    def of(cls, config: Config) -> Machine:
+        """Choose device and precision as a config wants them; nothing is set before `set_up`."""
         device = choose_device(config.device)
-        keep_memory(device.type == "cpu")
-        return cls(device, choose_precision(config.precision, device), compile=config.compile)
+        precision = choose_precision(config.precision, device)
+        return cls(device, precision, compile=config.compile, deterministic=config.deterministic)
+
+    def set_up(self) -> Machine:
+        """Set torch's kernels and the C library's use of memory for all of this process; return this."""
+        set_deterministic(self.deterministic)
+        keep_memory(self.device.type == "cpu")
+        return self

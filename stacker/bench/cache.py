@@ -96,10 +96,10 @@ def bench_cache(config: Config, images: int, repeats: int) -> CacheBench:
     inputs = normalised(setup)
     few = {name: (setup.bases[name].backbone, found[: max(SIZES)]) for name, found in inputs.items()}
     keep_memory(False)
-    peers, notes = find_peers(few, setup.how.device)
+    peers, notes = find_peers(few, setup.machine.device)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=config.artifacts) as name:
         folder = Path(name)
-        timed = _time_in_turn(_ways(setup, inputs, peers, folder), repeats, setup.how.device)
+        timed = _time_in_turn(_ways(setup, inputs, peers, folder), repeats, setup.machine.device)
         sizes = {name: _bytes(folder / name) / images for name in setup.bases}
     costs = timed + sums(timed, list(setup.bases))
     found = ratios(costs)
@@ -108,8 +108,8 @@ def bench_cache(config: Config, images: int, repeats: int) -> CacheBench:
         size=config.images.shape,
         images=images,
         batch_size=config.cam.batch_size,
-        precision=str(setup.how.precision),
-        device=str(setup.how.device),
+        precision=str(setup.machine.precision),
+        device=str(setup.machine.device),
         threads=torch.get_num_threads(),
         maps=tuple(config.cam.maps),
         subjects=tuple(subjects),
@@ -148,7 +148,7 @@ def _cache(setup: Setup, names: Sequence[str], folder: Path) -> None:
         portions.append(Portion(part.rows[piece], setup.rows.take(piece), parts))
     backbones = {name: bases[name].backbone for name in names}
     wanted = dict.fromkeys(names, cam.maps)
-    how, quietly = setup.how, lambda _: None
+    how, quietly = setup.machine, lambda _: None
     failures = write_portions(portions, backbones, wanted, part, cam.batch_size, how, quietly)
     if failures:
         raise CacheError("\n  ".join(failures.values()))
@@ -156,7 +156,7 @@ def _cache(setup: Setup, names: Sequence[str], folder: Path) -> None:
 
 def _forward(setup: Setup, names: Sequence[str], inputs: Mapping[str, Tensor]) -> None:
     """Run the models, and nothing else."""
-    how, size = setup.how, setup.config.cam.batch_size
+    how, size = setup.machine, setup.config.cam.batch_size
     with torch.no_grad():
         for start in range(0, len(setup.rows), size):
             for name in names:
@@ -185,17 +185,17 @@ def _time_in_turn(ways: Sequence[Way], repeats: int, device: torch.device) -> li
 
 def _deviations(setup: Setup) -> tuple[Deviation, ...] | None:
     """Compare the answers in bfloat16 with those in float32; None when stage two runs in float32."""
-    if setup.how.precision == torch.float32:
+    if setup.machine.precision == torch.float32:
         return None
     part, cam = setup.part, setup.config.cam
     backbones = {name: base.backbone for name, base in setup.bases.items()}
 
     def answer(precision: torch.dtype) -> dict[str, Arrays]:
-        batches = part.batches(part.rows, cam.batch_size, setup.how.device)
+        batches = part.batches(part.rows, cam.batch_size, setup.machine.device)
         wanted = dict.fromkeys(backbones, cam.maps)
         return extract(backbones, (pixels for pixels, _ in batches), wanted, precision)
 
-    rounded, exact = answer(setup.how.precision), answer(torch.float32)
+    rounded, exact = answer(setup.machine.precision), answer(torch.float32)
     return tuple(deviation(name, rounded[name], exact[name]) for name in backbones)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from stacker.backbones.backbone import Backbone, create
-from stacker.backbones.batches import Part
+from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import load_checkpoint
-from stacker.backbones.devices import How
+from stacker.backbones.devices import Machine
 from stacker.caches.format import Provenance, Rows, describe_preprocessing, fixed_text
 from stacker.config.root import Config
 from stacker.data.formats.registry import read_manifest
@@ -38,8 +38,8 @@ class Setup:
     """What all ways share."""
 
     config: Config
-    how: How
-    part: Part
+    machine: Machine
+    part: Subset
     classes: tuple[str, ...]
     rows: Rows
     bases: Mapping[str, Base]
@@ -47,7 +47,7 @@ class Setup:
 
 def set_up(config: Config, images: int) -> Setup:
     """Draw the images and put the base models on the device; raise ConfigError for too many images."""
-    how = How.of(config)
+    machine = Machine.of(config).set_up()
     manifest, pixels = open_usable(
         config.artifacts / ".images", read_manifest(config.data), config.images, config.data.on_error
     )
@@ -57,15 +57,16 @@ def set_up(config: Config, images: int) -> Setup:
     rows = Rows(
         label=manifest.labels[chosen],
         image_id=fixed_text([manifest.images[row].id for row in chosen]),
-        case_id=fixed_text([manifest.clusters[row] for row in chosen]),
+        case_id=fixed_text([manifest.cases[row] for row in chosen]),
+        group_id=fixed_text([manifest.cases[row] for row in chosen]),
         fold=fixed_text(["bench"] * images),
     )
-    bases = {name: _base(config, name, manifest, how) for name in config.backbones}
-    part = Part(pixels, manifest.labels, chosen)
-    return Setup(config, how, part, manifest.classes, rows, bases)
+    bases = {name: _base(config, name, manifest, machine) for name in config.backbones}
+    part = Subset(pixels, manifest.labels, chosen)
+    return Setup(config, machine, part, manifest.classes, rows, bases)
 
 
-def _base(config: Config, name: str, manifest: Manifest, how: How) -> Base:
+def _base(config: Config, name: str, manifest: Manifest, machine: Machine) -> Base:
     """Return the run's first base model of a backbone, or what it would start from."""
     fold = "fold0" if config.folds.protocol == "crossfit" else "holdout"
     path, images, cam = Run(config.run_path, config).model_file(name, fold), config.images, config.cam
@@ -81,7 +82,7 @@ def _base(config: Config, name: str, manifest: Manifest, how: How) -> Base:
     else:
         torch.manual_seed(config.seed)
         backbone = create(name, len(manifest.classes), config.backbones[name], images.shape)
-    backbone.freeze().model.to(how.device)
+    backbone.freeze().model.to(machine.device)
     provenance = Provenance(
         backbone=name,
         model_fold=fold,
@@ -95,7 +96,7 @@ def _base(config: Config, name: str, manifest: Manifest, how: How) -> Base:
         methods=tuple(cam.methods),
         lower=cam.lower,
         preprocessing=describe_preprocessing(images.size, images.resize, backbone.mean, backbone.std),
-        precision=str(how.precision).removeprefix("torch."),
+        precision=str(machine.precision).removeprefix("torch."),
         lower_layers=tuple(backbone.layers_below(cam.lower)[::-1]),
         classifier_bias=classifier_bias(backbone),
     )
@@ -104,7 +105,7 @@ def _base(config: Config, name: str, manifest: Manifest, how: How) -> Base:
 
 def normalised(setup: Setup) -> dict[str, Tensor]:
     """Return the images as each base model wants them, on the device; equal scalings share them."""
-    part, device = setup.part, setup.how.device
+    part, device = setup.part, setup.machine.device
     found: dict[object, Tensor] = {}
     for base in setup.bases.values():
         key = (base.backbone.mean, base.backbone.std)

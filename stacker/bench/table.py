@@ -24,7 +24,7 @@ def write_caches(folder: Path, rows: int, columns: int, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.integers(2, size=rows)
     images = np.array([f"image-{number:08d}".encode() for number in range(rows)])
-    all_rows = Rows(labels, images, images, np.full(rows, FOLD.encode()))
+    all_rows = Rows(labels, images, images, images, np.full(rows, FOLD.encode()))
     cells = columns // 2  # of the maps of both classes
     for number, name in enumerate(BACKBONES):
         width = cells // len(BACKBONES) + (number < cells % len(BACKBONES))
@@ -67,8 +67,6 @@ def _provenance(backbone: str) -> Provenance:
 def open_table(folder: Path) -> Table:
     """Return the maps of the caches that `write_caches` wrote, as stage three reads a run's."""
     found = {name: open_cache(folder / name) for name in BACKBONES}
-    rows = found[BACKBONES[0]].rows
-    groups = {image: image.decode() for image in rows.image_id}
-    caches = Caches((Source(FOLD, found, {}),), CLASSES, groups, {}, {}, "float32")
+    caches = Caches((Source(FOLD, found, {}),), CLASSES, {}, {}, "float32")
     both = StackConfig(blocks={"both": BlockConfig(of="maps", classes="all")})  # all that is cached
     return caches.tables(["both"], both).development

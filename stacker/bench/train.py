@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import Backbone, create
-from stacker.backbones.batches import Part
-from stacker.backbones.devices import How
+from stacker.backbones.batches import Subset
+from stacker.backbones.devices import Machine
 from stacker.backbones.weights import drop_settings
 from stacker.bench.images import Timing
 from stacker.config.root import Config
@@ -63,7 +63,7 @@ def bench_train(
 ) -> TrainBench:
     """Time an epoch of so many images, all ways in turn, `repeats` times after a warm-up."""
     require_one_of("backbone of this config", [backbone], config.backbones)
-    machine = How.of(config)
+    machine = Machine.of(config).set_up()
     device, precision = machine.device, machine.precision
     recipe = config.recipe(backbone)
     manifest, pixels = open_usable(
@@ -76,15 +76,17 @@ def bench_train(
             "that there are"
         )
     rows = np.random.default_rng(config.seed).permutation(len(manifest.images))[:images]
-    part = Part(pixels, manifest.labels, rows, np.array(manifest.clusters))
+    part = Subset(pixels, manifest.labels, rows, np.array(manifest.cases))
     ways: dict[str, Callable[[], float]] = {LOADER: lambda: _load(part, recipe, device)}
-    for way, how in {
-        OURS: How(device, precision),
-        **({COMPILED: How(device, precision, compile=True)} if compiled else {}),
+    for way, machine in {
+        OURS: Machine(device, precision),
+        **({COMPILED: Machine(device, precision, compile=True)} if compiled else {}),
     }.items():
-        ways[way] = _real(_training(config, backbone, part, recipe, how), part)
+        ways[way] = _real(_training(config, backbone, part, recipe, machine), part)
     still = recipe.model_copy(update={"augment": STILL})
-    ways[SYNTHETIC] = _synthetic(_training(config, backbone, part, still, How(device, precision)), part)
+    ways[SYNTHETIC] = _synthetic(
+        _training(config, backbone, part, still, Machine(device, precision)), part
+    )
     if script is not None:
         chosen = [manifest.images[row] for row in rows]
         ways[PEER] = lambda: _timm(script, chosen, config, backbone, device, precision)
@@ -96,32 +98,34 @@ def bench_train(
 STILL = AugmentConfig(flips=False, quarter_turns=False, colour_jitter=0)
 
 
-def _training(config: Config, name: str, part: Part, recipe: TrainConfig, how: How) -> Training:
+def _training(
+    config: Config, name: str, part: Subset, recipe: TrainConfig, machine: Machine
+) -> Training:
     """Return a training of a randomly initialised backbone, which is as fast as any other."""
     classes = int(part.labels.max()) + 1
     settings = BackboneConfig(weights="random")
     base: Backbone = create(name, classes, settings, config.images.shape, drop_settings(recipe))
-    training = Training(base, part, recipe, how)
+    training = Training(base, part, recipe, machine)
     training.set_trainable(1)
     return training
 
 
-def _real(training: Training, part: Part) -> Callable[[], float]:
+def _real(training: Training, part: Subset) -> Callable[[], float]:
     """Return a function that times an epoch as stage one runs it."""
 
     def epoch() -> float:
         started = time.perf_counter()
         order = draw_order(part, training.recipe.balance, training.order_rng)
-        batches = part.batches(order, training.recipe.batch_size, training.how.device)
+        batches = part.batches(order, training.recipe.batch_size, training.machine.device)
         training.run_epoch(batches, lambda _: None)
         return len(part.rows) / (time.perf_counter() - started)
 
     return epoch
 
 
-def _synthetic(training: Training, part: Part) -> Callable[[], float]:
+def _synthetic(training: Training, part: Subset) -> Callable[[], float]:
     """Return a function that times the same epoch on one batch that lies on the device."""
-    size, device = training.recipe.batch_size, training.how.device
+    size, device = training.recipe.batch_size, training.machine.device
     ((pixels, labels),) = part.batches(part.rows[:size], size, device)
     steps = len(part.rows) // size
 
@@ -133,7 +137,7 @@ def _synthetic(training: Training, part: Part) -> Callable[[], float]:
     return epoch
 
 
-def _load(part: Part, recipe: TrainConfig, device: torch.device) -> float:
+def _load(part: Subset, recipe: TrainConfig, device: torch.device) -> float:
     """Time the batches of an epoch, to the device and no further."""
     started = time.perf_counter()
     for _ in part.batches(np.random.default_rng(0).permutation(part.rows), recipe.batch_size, device):

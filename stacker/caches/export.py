@@ -20,10 +20,11 @@ from stacker.caches.format import ROWS
 from stacker.caches.reader import Cache, opened
 from stacker.errors import ConfigError
 from stacker.files import publish
+from stacker.run import BaseModel
 from stacker.stacking.blocks import column_names
 
 
-def export_caches(caches: Mapping[tuple[str, str], Cache], kind: str, out: Path) -> list[Path]:
+def export_caches(caches: Mapping[BaseModel, Cache], kind: str, out: Path) -> list[Path]:
     """Write every cache under `out` in one kind; return the files."""
     written = []
     for (backbone, fold), cache in caches.items():

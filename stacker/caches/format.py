@@ -9,14 +9,15 @@ One folder per base model (`cache/<backbone>/<fold>/`) holds parts of N rows and
     maps      (N, K, h, w) float16   signed, unscaled, one per class    label    (N,) int64
     maps_...                         of other methods and layers        image_id (N,) fixed-length UTF-8
     features  (N, D) float32         penultimate activations            case_id  (N,) likewise
-    logits    (N, K) float32                                            fold     (N,) the row's part
-    flags     (N, M) uint8           what is wrong with each map
+    logits    (N, K) float32                                            group_id (N,) likewise
+    flags     (N, M) uint8           what is wrong with each map        fold     (N,) the row's part
 
-The root attributes of every file say which checkpoint, manifest, split, layers, methods and
-preprocessing made it, and which cases trained the model. Every dataset carries the SHA-256 of its
-content, every part one digest of these and of its attributes, and the index lists the digests of its
-parts. HDF5 reads zeros where the file behind a virtual dataset is missing, without a word: the reader
-here goes to the parts, and takes nothing whose digest is not the one that was written.
+`case_id` is what the image's name says, or its slide or own id where cases are not known; `group_id` is
+what the split keeps together. The root attributes of every file say which checkpoint, manifest, split,
+layers, methods and preprocessing made it, and which cases trained the model. Every dataset carries the
+SHA-256 of its content, every part one digest of these and of its attributes, and the index lists the
+digests of its parts. HDF5 reads zeros where the file behind a virtual dataset is missing, without a
+word: the reader goes to the parts, and takes nothing whose digest is not the one that was written.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-SCHEMA_VERSION = 2
-ROWS = ("label", "image_id", "case_id", "fold")
+SCHEMA_VERSION = 3
+ROWS = ("label", "image_id", "case_id", "group_id", "fold")
 INDEX, INDEX_SHA256 = "index.h5", "index.sha256"
 HALF = float(np.finfo(np.float16).max)
 FLAGS = {1: "clipped to the range of float16", 2: "not a number", 4: "zero everywhere for some class"}
@@ -73,6 +74,7 @@ class Rows:
     label: np.ndarray
     image_id: np.ndarray
     case_id: np.ndarray
+    group_id: np.ndarray
     fold: np.ndarray
 
     def __len__(self) -> int:

@@ -16,11 +16,13 @@ def unseen(manifest: Manifest, folds: Folds, fold: Fold | None) -> tuple[np.ndar
     images = manifest.rows_of(folds.group, folds.test if fold is None else fold.held_out)
     name = "test" if fold is None else fold.name if folds.protocol == "crossfit" else "stack"
     names = ("test", "stack", *(each.name for each in folds.folds))
-    every_id, every_case = (image.id for image in manifest.images), manifest.clusters
+    ids, cases = [image.id for image in manifest.images], manifest.cases
+    groups = manifest.groups(folds.group)
     return images, Rows(
         label=manifest.labels[images],
-        image_id=fixed_text([manifest.images[row].id for row in images], beside=every_id),
-        case_id=fixed_text([manifest.clusters[row] for row in images], beside=every_case),
+        image_id=fixed_text([ids[row] for row in images], beside=ids),
+        case_id=fixed_text([cases[row] for row in images], beside=cases),
+        group_id=fixed_text([groups[row] for row in images], beside=groups),
         fold=fixed_text([name] * len(images), beside=names),
     )
 
@@ -35,7 +37,7 @@ def _refuse_trained_images(
     cache: Cache, where: str, fold: Fold, manifest: Manifest, folds: Folds
 ) -> None:
     """Raise LeakError when a row is an image that trained its model, by whatever unit the split goes."""
-    trained = manifest.rows_of(folds.group, (*fold.fit, *fold.validation))
+    trained = manifest.rows_of(folds.group, (*fold.train, *fold.validation))
     ids = {manifest.images[row].id for row in trained}
     leaked = sorted(ids & {image.decode() for image in cache.rows.image_id})
     if leaked:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from stacker.caches.format import FLAGS
 from stacker.caches.reader import Cache, open_cache
 from stacker.errors import CacheError
 from stacker.files import read_json
-from stacker.run import FROZEN, Run
+from stacker.run import BaseModel, Run
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +46,19 @@ class Summary:
     versions: dict[str, str]
 
 
-def find_caches(run: Run) -> dict[tuple[str, str], Cache]:
-    """Return the complete caches of a run by (backbone, fold); raise CacheError when there is none.
+def find_caches(run: Run) -> dict[BaseModel, Cache]:
+    """Return the complete caches of a run by base model; raise CacheError when there is none.
 
     Caches that are still to be completed are said to be left out.
     """
     config = run.config
     found = {
-        (index.parent.parent.name, index.parent.name): open_cache(index.parent)
-        for index in sorted(run.path.glob("cache/*/*/index.h5"))
-        if index.parent.parent.name
-        in (config.frozen if index.parent.name == FROZEN else config.backbones)
+        base: open_cache(run.cache_folder(*base))
+        for base in _bases_of(run.path.glob("cache/*/*/index.h5"))
+        if base.backbone in (config.frozen if base.is_frozen else config.backbones)
     }
-    started = {part.parent for part in run.path.glob("cache/*/*/part-*.h5")}
-    begun = sorted(f"{folder.parent.name}/{folder.name}" for folder in started)
-    incomplete = [name for name in begun if tuple(name.split("/")) not in found]
+    begun = _bases_of(run.path.glob("cache/*/*/part-*.h5"))
+    incomplete = [str(base) for base in begun if base not in found]
     again = f"stacker cache {run.path}/config.yaml"
     if not found:
         state = (
@@ -71,7 +70,12 @@ def find_caches(run: Run) -> dict[tuple[str, str], Cache]:
     return found
 
 
-def summaries(run: Run, caches: Mapping[tuple[str, str], Cache]) -> list[Summary]:
+def _bases_of(files: Iterable[Path]) -> list[BaseModel]:
+    """Return the base models in whose folders some files lie."""
+    return sorted({BaseModel(file.parent.parent.name, file.parent.name) for file in files})
+
+
+def summaries(run: Run, caches: Mapping[BaseModel, Cache]) -> list[Summary]:
     """Return what the caches of a run hold."""
     book = read_json(run.path / "run.json").get("cache", {})
     return [_summarise(cache, book) for cache in caches.values()]
@@ -117,7 +121,7 @@ def _flagged(cache: Cache) -> dict[str, int]:
     return {what: count for what, count in counts.items() if count}
 
 
-def sample(caches: dict[tuple[str, str], Cache], count: int, seed: int) -> list[str]:
+def sample(caches: dict[BaseModel, Cache], count: int, seed: int) -> list[str]:
     """Return image ids drawn from the cached test images, taking the classes in turn."""
     rows = next(iter(caches.values())).rows
     tests = rows.take(rows.fold == b"test")

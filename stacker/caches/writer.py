@@ -51,7 +51,8 @@ SAYS = {
     "logits": "(image, class)",
     "label": "(image): position in the attribute classes",
     "image_id": "(image)",
-    "case_id": "(image): what the split keeps together, and the intervals draw",
+    "case_id": "(image): its case, else its slide or its own id: what the intervals draw",
+    "group_id": "(image): what the split keeps together",
     "fold": "(image): the fold that holds the image out; stack, or test",
 }
 

@@ -97,7 +97,7 @@ def predict(
         folder = out or (Path() if is_pack(run_folder) else run.path) / "predictions"
         predictor = open_predictor(changed, meta, abstain, folder if drawn else None, trusted)
         tally = Tally()
-        rows = make_format(name, predictor.stack.classes, predictor.bases)
+        rows = make_format(name, predictor.stack.classes, [str(base) for base in predictor.bases])
         _stream(predictor, found, rows, output, tally)
     split = str(predictor.stack.facts["split"])
     if "leaks" in split:

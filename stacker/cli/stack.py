@@ -74,7 +74,7 @@ def run(config_file: Path, overrides: tuple[str, ...]) -> None:
 def _print_scores(metrics: dict[str, Any]) -> None:
     from stacker.cli.tables.scores import differences_table, localisation_table, scores_table
 
-    parts = [part for part in ("held_out", "test") if metrics[part]]
+    parts = [part for part in ("development", "test") if metrics[part]]
     tables: list[RenderableType] = [scores_table(metrics, part) for part in parts]
     if metrics["differences"]:
         tables.append(differences_table(metrics))

@@ -114,7 +114,7 @@ def probe(config_file: Path, overrides: tuple[str, ...], strength: float, as_jso
     if as_json:
         click.echo(json.dumps(metrics, indent=1))
     else:
-        tables = [scores_table(metrics, part) for part in ("held_out", "test")]
+        tables = [scores_table(metrics, part) for part in ("development", "test")]
         show(*tables, *([differences_table(metrics)] if metrics["differences"] else []))
 
 

@@ -36,7 +36,7 @@ def measure_inflation(run: Run, units: Sequence[str]) -> dict[str, Any]:
             found[unit] = pipeline.run_all(config)
     rows = [
         row
-        for part in ("held_out", "test")
+        for part in ("development", "test")
         for model in found[units[0]][part]
         if model != "constant"
         for row in _rows(part, model, found, units)

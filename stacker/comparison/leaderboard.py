@@ -29,7 +29,6 @@ from stacker.scores.predictions import Predictions
 from stacker.scores.significance import CAVEAT, compare_pair, holm
 from stacker.stacking.stage import best_base
 
-PARTS = {"development": "Development cases, out of fold", "test": "Test cases"}
 TESTS = {
     "delong": "DeLong's test of the AUC by image",
     "clustered_delong": "the same with the variance by case (Obuchowski 1997)",

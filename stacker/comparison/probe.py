@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stacker.backbones.backbone import create
-from stacker.backbones.devices import How, autocast
+from stacker.backbones.devices import Machine, autocast
 from stacker.data.store import Pixels
 from stacker.errors import CacheError, RunError
 from stacker.files import write_json
@@ -51,9 +51,9 @@ def probe(run: Run, strength: float) -> dict[str, Any]:
     says = {name: _say(run, rows, *found) for name, found in answers.items()}
     tuned = _tuned(run)
     says |= tuned
-    held_out = {name: found.development for name, found in says.items() if found.development}
+    development = {name: found.development for name, found in says.items() if found.development}
     test = {name: found.test for name, found in says.items()}
-    pairs = [(name, f"{name}, frozen") for name in tuned if name in held_out]
+    pairs = [(name, f"{name}, frozen") for name in tuned if name in development]
     how = Resampling(config.stack.bootstrap, config.seed, manifest.classes, manifest.unit)
     metrics: dict[str, Any] = {
         "split": run.folds.label,
@@ -61,9 +61,9 @@ def probe(run: Run, strength: float) -> dict[str, Any]:
         "unit": manifest.unit,
         "C": strength,
         "intervals": how.description,
-        "held_out": by_unit(how.evaluate(held_out), manifest.unit),
+        "development": by_unit(how.evaluate(development), manifest.unit),
         "test": by_unit(how.evaluate(test), manifest.unit),
-        "differences": how.differences(held_out, pairs),
+        "differences": how.differences(development, pairs),
     }
     write_json(run.path / "probe.json", metrics)
     return metrics
@@ -72,7 +72,7 @@ def probe(run: Run, strength: float) -> dict[str, Any]:
 def _embed(run: Run, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
     """Return the averaged last grid (N, C) of all images, from the weights that training starts from."""
     config = run.config
-    machine = How.of(config)
+    machine = Machine.of(config).set_up()
     device, precision = machine.device, machine.precision
     torch.manual_seed(config.seed)
     size, classes = config.images.shape, len(run.manifest.classes)
@@ -101,32 +101,32 @@ def _fit(run: Run, features: np.ndarray, strength: float) -> Answers:
     """Return out-of-fold probabilities (N, K), fold after fold, and those of test rows (folds, N, K)."""
     manifest, folds = run.manifest, run.folds
     held_out_rows, tests = split_rows(run)
-    held_out, test = [], []
+    development, test = [], []
     for fold, rows in zip(folds.folds, held_out_rows, strict=True):
-        trained = manifest.rows_of(folds.group, (*fold.fit, *fold.validation))
+        trained = manifest.rows_of(folds.group, (*fold.train, *fold.validation))
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
         model.fit(features[trained], manifest.labels[trained])
-        held_out.append(model.predict_proba(features[rows]))
+        development.append(model.predict_proba(features[rows]))
         test.append(model.predict_proba(features[tests]))
-    return np.concatenate(held_out), np.stack(test)
+    return np.concatenate(development), np.stack(test)
 
 
 def _say(
-    run: Run, rows: tuple[list[np.ndarray], np.ndarray], held_out: np.ndarray, test: np.ndarray
+    run: Run, rows: tuple[list[np.ndarray], np.ndarray], development: np.ndarray, test: np.ndarray
 ) -> Says:
     """Return what a probe says, finished and scored as the base models of the run are."""
     manifest, config = run.manifest, run.config
     by_fold, tests = rows
     fold = np.repeat(np.arange(len(by_fold)), [len(each) for each in by_fold])
     own = np.concatenate(by_fold)
-    cases = np.array([cluster.encode() for cluster in manifest.clusters])
+    cases = np.array([case.encode() for case in manifest.cases])
     labels, groups = manifest.labels[own], np.array(manifest.groups(run.folds.group))[own]
     parts = parts_of(labels, groups, fold, len(manifest.classes), config.stack, config.seed)
     return say_plainly(
         config.stack,
         parts,
         (labels, cases[own]),
-        held_out,
+        development,
         (manifest.labels[tests], cases[tests]),
         test,
     )

@@ -52,7 +52,7 @@ def parts_of(manifest: Manifest, folds: Folds) -> dict[str, np.ndarray]:
         parts = {fold.name: fold.held_out for fold in folds.folds}
     else:
         (fold,) = folds.folds
-        parts = {"train": fold.fit, "validation": fold.validation, "stack": fold.held_out}
+        parts = {"train": fold.train, "validation": fold.validation, "stack": fold.held_out}
     return {
         name: manifest.rows_of(folds.group, groups)
         for name, groups in (*parts.items(), ("test", folds.test))

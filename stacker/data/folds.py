@@ -29,10 +29,10 @@ from stacker.files import digest, read_json, write_json
 
 @dataclass(frozen=True)
 class Fold:
-    """One base model's view of the groups: `fit` and `validation` train it, `held_out` never does."""
+    """One base model's view of the groups: `train` and `validation` train it, `held_out` never does."""
 
     name: str
-    fit: tuple[str, ...]
+    train: tuple[str, ...]
     validation: tuple[str, ...]
     held_out: tuple[str, ...]
 
@@ -53,7 +53,7 @@ class Folds:
         """Refuse a split in which a group is on two sides, whoever made it."""
         for fold in self.folds:
             seen: dict[str, str] = {}
-            parts = {"fit": fold.fit, "validation": fold.validation, "held out": fold.held_out}
+            parts = {"train": fold.train, "validation": fold.validation, "held out": fold.held_out}
             for part, groups in {**parts, "test": self.test}.items():
                 for group in groups:
                     if group in seen:
@@ -103,7 +103,7 @@ def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
         development = [g for part in parts if part not in (name, "test") for g in parts[part]]
         inner = _inner({group: contents[group] for group in development}, config, rng)
         fold = name if config.protocol == "crossfit" else "holdout"
-        names = (tuple(sorted(groups)) for groups in (inner["fit"], inner["validation"], parts[name]))
+        names = (tuple(sorted(groups)) for groups in (inner["train"], inner["validation"], parts[name]))
         folds.append(Fold(fold, *names))
     test = tuple(sorted(parts["test"]))
     policy = config.model_dump(mode="json")
@@ -123,10 +123,10 @@ def _inner(
     alone = [group for group, content in contents.items() if single & content.images.keys()]
     if len(carriers) - len(single) < 2:
         alone = []
-    shares = {"fit": 1 - config.validation, "validation": config.validation}
+    shares = {"train": 1 - config.validation, "validation": config.validation}
     rest = {group: content for group, content in contents.items() if group not in alone}
     inner = assign(rest, shares, rng, config.group)
-    return {**inner, "fit": inner["fit"] + alone}
+    return {**inner, "train": inner["train"] + alone}
 
 
 def _require_classes(
@@ -202,7 +202,7 @@ def load_folds(path: Path, manifest: Manifest) -> Folds:
         content = read_json(path)
         stated = content.pop("digest")
         content["folds"] = tuple(
-            Fold(f["name"], *(tuple(f[part]) for part in ("fit", "validation", "held_out")))
+            Fold(f["name"], *(tuple(f[part]) for part in ("train", "validation", "held_out")))
             for f in content["folds"]
         )
         content["test"] = tuple(content["test"])

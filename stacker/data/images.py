@@ -27,7 +27,7 @@ MIN_SIDE = 16  # a sliver of tissue (IDC has patches of 50x1) shows no nucleus
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
-def fit(pixels_HWC: np.ndarray, config: ImagesConfig, background: str = "white") -> np.ndarray:
+def resize(pixels_HWC: np.ndarray, config: ImagesConfig, background: str = "white") -> np.ndarray:
     """Return pixels as a rectangle of the config's size: squashed, cropped or padded."""
     height, width = config.shape
     if pixels_HWC.shape[:2] == (height, width):
@@ -56,7 +56,7 @@ def decode_image(image: Image, config: ImagesConfig) -> np.ndarray:
     """Return the pixels of one row of a manifest, from its file or its array."""
     if image.index is None:
         return decode(image.path, config)
-    return fit(open_array(Path(image.path), "x")[image.index], config)
+    return resize(open_array(Path(image.path), "x")[image.index], config)
 
 
 class UnusableError(Exception):
@@ -75,7 +75,7 @@ def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white"
         raise
     except Exception as error:  # noqa: BLE001  # what Pillow raises for damaged files is no closed list
         raise UnusableError(f"cannot be decoded: {error}") from None
-    return fit(np.asarray(rgb), config, background)
+    return resize(np.asarray(rgb), config, background)
 
 
 def _refuse_unusable(picture: Picture.Image) -> None:

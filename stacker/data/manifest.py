@@ -79,8 +79,8 @@ class Manifest:
         return "slide" if all(self.slides) else "image"
 
     @cached_property
-    def clusters(self) -> list[str]:
-        """Return the unit of every image."""
+    def cases(self) -> list[str]:
+        """Each image's case; where some are not known, its slide or its own id, as `unit` says."""
         return self.groups(self.unit)
 
     @cached_property

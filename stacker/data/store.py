@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from stacker.config.data import ImagesConfig
-from stacker.data.images import MIN_SIDE, UnusableError, decode_bytes, fit, open_array
+from stacker.data.images import MIN_SIDE, UnusableError, decode_bytes, open_array, resize
 from stacker.data.manifest import Manifest
 from stacker.errors import DataError, UnreadableImages
 from stacker.files import digest, read_json, require_space, write_json
@@ -93,7 +93,7 @@ class InPlace:
         files, wanted = self.file[rows], self.row[rows]
         pixels = np.empty((len(wanted), *self.config.shape, 3), np.uint8)
         for place in np.lexsort((wanted, files)):
-            pixels[place] = fit(self.arrays[files[place]][wanted[place]], self.config)
+            pixels[place] = resize(self.arrays[files[place]][wanted[place]], self.config)
         return pixels
 
 

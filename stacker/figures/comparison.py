@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stacker.comparison.leaderboard import PARTS
 from stacker.figures.canvas import LEAK_COLOUR, split_colour
+from stacker.scores.predictions import PARTS
 
 COLOURS = {"base": "#1f6fb4", "meta": "black", "rule": "#2a9d5c"}
 
@@ -64,7 +64,7 @@ def inflation_figure(found: Mapping[str, Any]) -> Figure:
             _bars(axis, found, part, unit, models, number)
         axis.axhline(0.5, color="0.6", linewidth=0.8)
         axis.set(ylabel="AUC by image", ylim=(0, 1.02))
-        title = {"held_out": "Development images, out of fold", "test": "Test images"}[part]
+        title = {"development": "Development images, out of fold", "test": "Test images"}[part]
         axis.set_title(title, fontsize=9)
     axes[-1].set_xticks(range(len(models)), models, fontsize=8, rotation=20, ha="right")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center")

@@ -19,17 +19,15 @@ def pick(manifest: Manifest, cases: int, seed: int) -> dict[str, list[Image]]:
     """Return, for each subtype (or class), one random image of each of some random cases."""
     rng = np.random.default_rng(seed)
     piles: dict[str, dict[str, list[Image]]] = defaultdict(lambda: defaultdict(list))
-    for image, cluster in zip(manifest.images, manifest.clusters, strict=True):
-        piles[image.subtype or image.label][cluster].append(image)
+    for image, case in zip(manifest.images, manifest.cases, strict=True):
+        piles[image.subtype or image.label][case].append(image)
     order = {label: k for k, label in enumerate(manifest.classes)}
     rank = {image.subtype or image.label: order[image.label] for image in manifest.images}
     chosen = {}
     for subtype in sorted(piles, key=lambda name: (rank[name], name)):
-        clusters = sorted(piles[subtype])
-        taken = sorted(rng.permutation(len(clusters))[:cases])
-        chosen[subtype] = [
-            piles[subtype][clusters[i]][rng.integers(len(piles[subtype][clusters[i]]))] for i in taken
-        ]
+        images = [pile for _, pile in sorted(piles[subtype].items())]
+        taken = sorted(rng.permutation(len(images))[:cases])
+        chosen[subtype] = [images[i][rng.integers(len(images[i]))] for i in taken]
     return chosen
 
 
@@ -73,7 +71,7 @@ def split_figure(manifest: Manifest, parts: Mapping[str, np.ndarray], title: str
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     for place, rows in enumerate(parts.values()):
         cases: Counter[tuple[str, str]] = Counter(
-            (manifest.images[row].subtype or manifest.images[row].label, manifest.clusters[row])
+            (manifest.images[row].subtype or manifest.images[row].label, manifest.cases[row])
             for row in rows
         )
         start = number = 0

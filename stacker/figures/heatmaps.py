@@ -28,7 +28,7 @@ from stacker.data.manifest import Image, Manifest, load_manifest
 from stacker.errors import ConfigError, require_one_of
 from stacker.figures.canvas import LEAK_COLOUR, STRONG_ALPHA
 from stacker.files import publish
-from stacker.run import Run
+from stacker.run import BaseModel, Run
 
 TEXT, LINE, GAP = 12, 16, 4
 COLOURS = np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255)
@@ -101,7 +101,7 @@ def upsample(map_hw: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 def draw(
     run: Run,
-    caches: dict[tuple[str, str], Cache],
+    caches: dict[BaseModel, Cache],
     image_ids: Sequence[str],
     backbones: Sequence[str] = (),
     classes: Sequence[str] = (),

@@ -13,10 +13,11 @@ one group of them after the other, so that each is loaded once for many images.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,25 +25,27 @@ from torch import Tensor
 
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.checkpoint import load_checkpoint
-from stacker.backbones.devices import How
+from stacker.backbones.devices import Machine
 from stacker.maps.cam import Answers, Wanted, look
+from stacker.run import BaseModel
 
 Arrays = dict[str, np.ndarray]
+K = TypeVar("K", bound=Hashable)  # what a base model is called
 
 
 def extract(
-    backbones: Mapping[str, Backbone],
+    backbones: Mapping[K, Backbone],
     batches: Iterable[Tensor],
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[K, Wanted],
     precision: torch.dtype,
     on_batch: Callable[[int], None] = lambda _: None,
-) -> dict[str, Arrays]:
+) -> dict[K, Arrays]:
     """Return `features` (N, D), `logits` (N, K) and the `wanted` maps (N, K, h, w) by base model.
 
     `batches` are pixels_BHWC, uint8, on the backbones' device; `on_batch` hears how many images times
     base models are done.
     """
-    found: dict[str, list[Answers]] = {name: [] for name in backbones}
+    found: dict[K, list[Answers]] = {name: [] for name in backbones}
     for pixels_BHWC in batches:
         for name, backbone in backbones.items():
             images_BCHW = backbone.normalise(pixels_BHWC)
@@ -86,18 +89,18 @@ PORTION_BYTES = 64_000_000  # pixels that are held while base models take turns
 class Ensemble:
     """Base models by name: their files, the maps that are wanted of each, and how they are asked."""
 
-    files: Mapping[str, Path]
-    wanted: Mapping[str, Wanted]
-    how: How
+    files: Mapping[BaseModel, Path]
+    wanted: Mapping[BaseModel, Wanted]
+    machine: Machine
     precision: torch.dtype
     batch_size: int
     memory_gb: float
-    _held: dict[str, Backbone] = field(default_factory=dict)
+    _held: dict[BaseModel, Backbone] = field(default_factory=dict)
 
     @cached_property
-    def rounds(self) -> list[list[str]]:
+    def rounds(self) -> list[list[BaseModel]]:
         """The base models in groups of which each fits into the memory."""
-        rounds: list[list[str]] = []
+        rounds: list[list[BaseModel]] = []
         taken = 0.0
         for name, path in self.files.items():
             size = path.stat().st_size / 1e9
@@ -121,22 +124,24 @@ class Ensemble:
         )
         return portion
 
-    def ask(self, pixels: Sequence[np.ndarray]) -> dict[str, Arrays]:
+    def ask(self, pixels: Sequence[np.ndarray]) -> dict[BaseModel, Arrays]:
         """Return what every base model says of some images."""
-        found: dict[str, Arrays] = {}
+        found: dict[BaseModel, Arrays] = {}
         for names in self.rounds:
             batches = (
-                torch.from_numpy(np.stack(pixels[start : start + self.batch_size])).to(self.how.device)
+                torch.from_numpy(np.stack(pixels[start : start + self.batch_size])).to(
+                    self.machine.device
+                )
                 for start in range(0, len(pixels), self.batch_size)
             )
             found |= extract(self._hold(names), batches, self.wanted, self.precision)
         return found
 
-    def _hold(self, names: Sequence[str]) -> dict[str, Backbone]:
+    def _hold(self, names: Sequence[BaseModel]) -> dict[BaseModel, Backbone]:
         """Return some base models on the device; others that are held give way."""
         if list(self._held) != list(names):
             self._held.clear()
             for name in names:
                 self._held[name] = load_checkpoint(self.files[name])[0].freeze()
-                self._held[name].model.to(self.how.device)
+                self._held[name].model.to(self.machine.device)
         return self._held

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Part
+from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import load_checkpoint
-from stacker.backbones.devices import How
+from stacker.backbones.devices import Machine
 from stacker.caches.format import INDEX, Provenance, Rows, part_file
 from stacker.caches.writer import write_index, write_part
 from stacker.data.store import Pixels
@@ -52,17 +52,17 @@ def fill(run: Run) -> list[Target]:
     unfinished = [target for target in targets if _is_wanting(target)]
     if not unfinished:
         return targets
-    pixels, how = run.pixels(), How.of(run.config)
+    pixels, machine = run.pixels(), Machine.of(run.config).set_up()
     failures: dict[str, str] = {}
     with bar("cache", sum(target.images for target in unfinished)) as advance:
         left = [
             target
             for together in _rounds(unfinished, run.config.cam.memory_gb)
-            for target in _fill_round(run, together, pixels, how, advance, failures, wait=False)
+            for target in _fill_round(run, together, pixels, machine, advance, failures, wait=False)
         ]
         for target in left:
             log.info("cache %s: another process fills it; waiting for it", target.name)
-            _fill_round(run, [target], pixels, how, advance, failures, wait=True)
+            _fill_round(run, [target], pixels, machine, advance, failures, wait=True)
     if failures:
         count = f"{len(failures)} of {len(targets)} caches cannot be filled:"
         raise CacheError("\n  ".join([count, *failures.values()]))
@@ -102,7 +102,7 @@ def _fill_round(
     run: Run,
     targets: Sequence[Target],
     pixels: Pixels,
-    how: How,
+    machine: Machine,
     advance: Advance,
     failures: dict[str, str],
     wait: bool,
@@ -125,8 +125,8 @@ def _fill_round(
         busy = [target for target in mine if missing[target.name]]
         if busy:
             started = time.perf_counter()
-            failures |= _compute(run, busy, missing, pixels, how, advance)
-            _record(run, busy, missing, time.perf_counter() - started, how)
+            failures |= _compute(run, busy, missing, pixels, machine, advance)
+            _record(run, busy, missing, time.perf_counter() - started, machine)
         for target in mine:
             if target.name not in failures:
                 _finish(target)
@@ -138,7 +138,7 @@ def _compute(
     targets: Sequence[Target],
     missing: Mapping[str, list[int]],
     pixels: Pixels,
-    how: How,
+    machine: Machine,
     advance: Advance,
 ) -> dict[str, str]:
     """Write the missing parts of some caches, each piece of images being read once for all of them.
@@ -150,7 +150,7 @@ def _compute(
     for target in targets:
         (target.folder / INDEX).unlink(missing_ok=True)  # it must never speak of other parts
         backbone = load_checkpoint(target.model)[0].freeze()
-        backbone.model.to(how.device)
+        backbone.model.to(machine.device)
         backbones[target.name] = backbone
         layers = tuple(backbone.layers_below(target.provenance.lower)[::-1])
         bias = classifier_bias(backbone)
@@ -159,11 +159,11 @@ def _compute(
             piece = target.pieces[number]
             portion = portions.setdefault(piece.key, Portion(piece.images, piece.rows, {}))
             portion.parts[target.name] = part_file(target.folder, number), origin
-        _warn_of_cost(target, backbone, pixels, missing[target.name], how)
+        _warn_of_cost(target, backbone, pixels, missing[target.name], machine)
     wanted = {target.name: target.wanted for target in targets}
-    part = Part(pixels, run.manifest.labels, np.empty(0, int))
+    part = Subset(pixels, run.manifest.labels, np.empty(0, int))
     size = run.config.cam.batch_size
-    return write_portions(portions.values(), backbones, wanted, part, size, how, advance)
+    return write_portions(portions.values(), backbones, wanted, part, size, machine, advance)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def write_portions(
     portions: Iterable[Portion],
     backbones: Mapping[str, Backbone],
     wanted: Mapping[str, Wanted],
-    part: Part,
+    part: Subset,
     batch_size: int,
-    how: How,
+    machine: Machine,
     advance: Advance,
 ) -> dict[str, str]:
     """Answer for the images of every portion and publish its parts; the device goes on meanwhile.
@@ -202,8 +202,8 @@ def write_portions(
     with ThreadPoolExecutor(1) as writer:
         for portion in portions:
             busy = {name: backbones[name] for name in portion.parts if name not in failures}
-            batches = part.batches(portion.images, batch_size, how.device)
-            found = extract(busy, (pixels for pixels, _ in batches), wanted, how.precision, advance)
+            batches = part.batches(portion.images, batch_size, machine.device)
+            found = extract(busy, (pixels for pixels, _ in batches), wanted, machine.precision, advance)
             settle()
             for name in found:
                 path, origin = portion.parts[name]
@@ -213,15 +213,15 @@ def write_portions(
 
 
 def _warn_of_cost(
-    target: Target, backbone: Backbone, pixels: Pixels, numbers: Sequence[int], how: How
+    target: Target, backbone: Backbone, pixels: Pixels, numbers: Sequence[int], machine: Machine
 ) -> None:
     """Time methods that need a pass per channel on one image, and say what all images will cost."""
     first, images = target.pieces[0].images[:1], target.count(numbers)
     for name, (method, level) in target.wanted.items():
         if method in PERTURB:
-            image = torch.from_numpy(pixels[first]).to(how.device)
+            image = torch.from_numpy(pixels[first]).to(machine.device)
             started = time.perf_counter()
-            look(backbone, backbone.normalise(image), {name: (method, level)}, how.precision)
+            look(backbone, backbone.normalise(image), {name: (method, level)}, machine.precision)
             seconds = time.perf_counter() - started
             log.warning(
                 "cache %s: %s takes %.2g s per image, %s for the %d images to do",
@@ -236,7 +236,11 @@ def _duration(seconds: float) -> str:
 
 
 def _record(
-    run: Run, targets: Sequence[Target], missing: Mapping[str, list[int]], seconds: float, how: How
+    run: Run,
+    targets: Sequence[Target],
+    missing: Mapping[str, list[int]],
+    seconds: float,
+    machine: Machine,
 ) -> None:
     """Write into the run's logbook what a round took."""
     images = sum(target.count(missing[target.name]) for target in targets)
@@ -248,7 +252,7 @@ def _record(
             "together_with": len(targets) - 1,
             "seconds": round(seconds, 1),
             "images_per_second": rate,
-            "device": str(how.device),
+            "device": str(machine.device),
             "precision": target.provenance.precision,
         }
         run.record("cache", {target.name: entry})

@@ -19,7 +19,7 @@ import torch
 
 from stacker.backbones.backbone import create
 from stacker.backbones.checkpoint import read_facts, save_checkpoint
-from stacker.backbones.devices import How
+from stacker.backbones.devices import Machine
 from stacker.backbones.weights import require_unseen, trained_on, weights_file
 from stacker.caches.format import AGAIN, Provenance, Rows, describe_preprocessing, part_file
 from stacker.caches.reader import open_cache
@@ -143,7 +143,7 @@ def _target(run: Run, backbone: str, fold: str, pieces: tuple[Piece, ...]) -> Ta
         methods=() if frozen else tuple(cam.methods),
         lower=0 if frozen else cam.lower,
         preprocessing=describe_preprocessing(images.size, images.resize, facts["mean"], facts["std"]),
-        precision=str(How.of(run.config).precision).removeprefix("torch."),
+        precision=str(Machine.of(run.config).precision).removeprefix("torch."),
         versions=json.dumps(versions()),
     )
     folder = run.cache_folder(backbone, fold)
@@ -152,7 +152,7 @@ def _target(run: Run, backbone: str, fold: str, pieces: tuple[Piece, ...]) -> Ta
 
 def keep_frozen(run: Run) -> None:
     """Write the run's copies of its frozen backbones, where they are missing or of other weights."""
-    require_unseen(run.config.frozen, run.manifest.clusters)
+    require_unseen(run.config.frozen, run.manifest.cases)
     for name, settings in run.config.frozen.items():
         path, weights = run.model_file(name, FROZEN), weights_file(name, settings)
         size, seed = run.config.images.shape, run.config.seed

@@ -80,7 +80,7 @@ def _bad_index(run: Run, target: Target, fold: Fold | None, missing: Mapping[int
     rows = rows_of_cache(run.manifest, run.folds, fold)
     yield from _said(refuse_leaks, rows, target.provenance, target.name)
     if fold is not None:
-        trained = run.manifest.rows_of(run.folds.group, (*fold.fit, *fold.validation))
+        trained = run.manifest.rows_of(run.folds.group, (*fold.train, *fold.validation))
         ids = {run.manifest.images[row].id.encode() for row in trained}
         leaked = [image for image in rows.image_id if image in ids]
         if leaked:

@@ -16,6 +16,7 @@ from stacker.data.manifest import Manifest
 from stacker.errors import plural
 from stacker.files import read_json
 from stacker.run import Run
+from stacker.scores.predictions import PARTS
 
 FEW_CASES = 50
 READERS = {
@@ -25,7 +26,6 @@ READERS = {
     "folder": "in a folder per class",
     "csv": "listed in a table",
 }
-PARTS = {"test": "Test set", "held_out": "Out of fold, on the development cases"}
 SCORES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -268,7 +268,7 @@ def _limits(run: Run, metrics: Mapping[str, Any] | None, meta: str) -> Iterator[
     yield ""
     yield "- What it says of images of another kind is not known; `novelty` tells how unusual one looks."
     rows = manifest.rows_of(folds.group, folds.test)
-    units = len({manifest.clusters[row] for row in rows})
+    units = len({manifest.cases[row] for row in rows})
     if units < FEW_CASES:
         yield f"- The test set has {plural(units, manifest.unit)}: read the intervals, not the scores."
     if metrics is not None and metrics["test"][meta]["constant_prediction"]:

@@ -32,7 +32,7 @@ from stacker.config.root import Config
 from stacker.errors import RunError
 from stacker.files import publish, require_space
 from stacker.prediction.card import model_card
-from stacker.prediction.predictor import base_file, fitted_cases, needed, require_checkpoints
+from stacker.prediction.predictor import fitted_cases, needed, require_checkpoints
 from stacker.prediction.unpack import LIST, PIECE, SCHEMA
 from stacker.run import Run
 from stacker.stacking.novelty import novelty_file
@@ -70,8 +70,8 @@ def pack(
     name = meta or default_meta(run)
     run.config.stack.require(name)
     stack = load_stack(run, name, trusted)
-    models = {base: base_file(run, base) for base in needed(stack)}
-    require_checkpoints(run, {base: stack.facts["checkpoints"][base] for base in models})
+    models = {str(base): run.model_file(*base) for base in needed(stack)}
+    require_checkpoints(run, stack)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     require_space(out.absolute().parent, sum(path.stat().st_size for path in models.values()))
     listed: dict[str, dict[str, Any]] = {}

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from stacker.backbones.checkpoint import read_facts
-from stacker.backbones.devices import How
+from stacker.backbones.devices import Machine
 from stacker.config.maps import name_maps
 from stacker.data.formats.registry import case_in
 from stacker.errors import BackboneError, ConfigError, StackError
@@ -34,29 +34,29 @@ from stacker.maps.cam import Wanted
 from stacker.maps.extract import Arrays, Ensemble
 from stacker.prediction.inputs import Input, Reading, read_ahead
 from stacker.prediction.rows import CasePrediction, Cases, Prediction, Row, Skipped, Vote, named
-from stacker.run import FROZEN, Run
+from stacker.run import BaseModel, Run
 from stacker.stacking.blocks import array_of, probabilities, sees_frozen
 from stacker.stacking.novelty import UNLIKE, Novelty, load_novelty, novelty_file
 from stacker.stacking.saved import Stack, default_meta, load_stack, stack_facts
 
 
-def needed(stack: Stack) -> list[str]:
-    """Return the base models and frozen backbones that a stack looks at, as "backbone/fold"."""
-    fine_tuned = [f"{name}/{fold}" for fold in stack.folds for name in stack.backbones]
+def fine_tuned(stack: Stack) -> list[BaseModel]:
+    """Return the base models of a stack that were trained, fold by fold."""
+    return [BaseModel(name, fold) for fold in stack.folds for name in stack.backbones]
+
+
+def needed(stack: Stack) -> list[BaseModel]:
+    """Return the base models that a stack looks at, the frozen ones last."""
     if not sees_frozen(stack.blocks):
-        return fine_tuned
-    return fine_tuned + [name for name in stack.facts["checkpoints"] if name.endswith(f"/{FROZEN}")]
+        return fine_tuned(stack)
+    listed = [BaseModel.named(name) for name in stack.facts["checkpoints"]]
+    return fine_tuned(stack) + [base for base in listed if base.is_frozen]
 
 
-def base_file(run: Run, base: str) -> Path:
-    """Return the file of a base model that is named "backbone/fold"."""
-    return run.model_file(*base.rsplit("/", 1))
-
-
-def require_checkpoints(run: Run, expected: Mapping[str, str]) -> None:
+def require_checkpoints(run: Run, stack: Stack) -> None:
     """Raise BackboneError when a base model is not the one that the meta-learner was fitted on."""
-    for base, sha256 in expected.items():
-        path = base_file(run, base)
+    for base in needed(stack):
+        path, sha256 = run.model_file(*base), stack.facts["checkpoints"][str(base)]
         if not path.exists():
             raise BackboneError(f"{path}: this base model is missing; run 'stacker run CONFIG' again")
         found = file_sha256(path)
@@ -74,11 +74,11 @@ def fitted_cases(run: Run, stack: Stack) -> tuple[frozenset[str], bool]:
     """
     found, all_known = set(stack.facts.get("fitted_cases", [])), "fitted_cases" in stack.facts
     for base in needed(stack):
-        found |= set(read_facts(base_file(run, base)).get("training_cases", []))
+        found |= set(read_facts(run.model_file(*base)).get("training_cases", []))
     if run.folds_file.exists():
         folds = read_json(run.folds_file)
         if folds["group"] == "case":
-            parts, all_known = ("fit", "validation", "held_out"), True
+            parts, all_known = ("train", "validation", "held_out"), True
             found |= {case for fold in folds["folds"] for part in parts for case in fold[part]}
     return frozenset(found), all_known
 
@@ -101,9 +101,9 @@ class Predictor:
     ensemble: Ensemble
 
     @property
-    def bases(self) -> list[str]:
-        """The fine-tuned base models, fold by fold, as "backbone/fold"."""
-        return [f"{name}/{fold}" for fold in self.stack.folds for name in self.stack.backbones]
+    def bases(self) -> list[BaseModel]:
+        """The fine-tuned base models, fold by fold."""
+        return fine_tuned(self.stack)
 
     def stream(self, images: Iterable[Input]) -> Iterator[Row]:
         """Yield a row for each image, in their order, and at the end one for each case that is known."""
@@ -145,7 +145,7 @@ class Predictor:
         return [rows.get(n) or Skipped(path, reasons[n]) for n, path in enumerate(paths)]
 
     def _of_images(
-        self, readings: Sequence[Reading], found: Mapping[str, Arrays]
+        self, readings: Sequence[Reading], found: Mapping[BaseModel, Arrays]
     ) -> Iterator[tuple[int, Row, np.ndarray]]:
         """Yield number, row and raw probabilities (K,) of each image."""
         classes = self.stack.classes
@@ -176,7 +176,7 @@ class Predictor:
                 novelty=None if novelty is None else round(float(novelty[n]), 6),
                 unlike_training=None if novelty is None else bool(novelty[n] > UNLIKE),
                 seen=self._seen(image),
-                base=votes,
+                base={str(base): vote for base, vote in votes.items()},
                 overlay=self._draw(reading, int(k), shares, n, found, base),
             )
             yield n, row, raw[n]
@@ -197,10 +197,10 @@ class Predictor:
             return None
         return f"confidence {confidence:.3f} is below {self.abstain:g}"
 
-    def _novelty(self, found: Mapping[str, Arrays]) -> np.ndarray | None:
+    def _novelty(self, found: Mapping[BaseModel, Arrays]) -> np.ndarray | None:
         if self.novelty is None:
             return None
-        embeddings = {key: found["/".join(key)]["features"] for key in self.novelty.bases}
+        embeddings = {base: found[base]["features"] for base in self.novelty.bases}
         return self.novelty.percentile(embeddings)
 
     def _draw(
@@ -209,16 +209,16 @@ class Predictor:
         k: int,
         shares: np.ndarray,
         n: int,
-        found: Mapping[str, Arrays],
-        base: Mapping[str, np.ndarray],
+        found: Mapping[BaseModel, Arrays],
+        base: Mapping[BaseModel, np.ndarray],
     ) -> str | None:
         """Draw the maps of the predicted class, averaged over the folds; return the file's path."""
         if self.overlays is None or reading.pixels is None:
             return None
         panels, name, folds = {}, self.stack.classes[k], self.stack.folds
         for backbone in self.stack.backbones:
-            maps = np.mean([found[f"{backbone}/{fold}"]["maps"][n] for fold in folds], axis=0)
-            share = np.mean([base[f"{backbone}/{fold}"][n, k] for fold in folds])
+            maps = np.mean([found[BaseModel(backbone, fold)]["maps"][n] for fold in folds], axis=0)
+            share = np.mean([base[BaseModel(backbone, fold)][n, k] for fold in folds])
             panels[f"{backbone}\n{name} {share:.2f}"] = maps[min(k, len(maps) - 1)]
         title = f"{reading.image.path.name}\n{self.stack.name}: {name} {shares[k]:.2f}"
         return str(self.overlays.draw(reading.image.path.stem, title, reading.pixels, panels))
@@ -240,14 +240,14 @@ def open_predictor(
     run.config.stack.require(name)
     facts = stack_facts(run, name)
     stack = load_stack(run, name, trusted)
-    require_checkpoints(run, {base: facts["checkpoints"][base] for base in needed(stack)})
+    require_checkpoints(run, stack)
     limit = run.config.stack.abstain if abstain is None else abstain
     if not 0 <= limit < 1:
         raise ConfigError(f"--abstain {limit}: expected a probability from 0 to below 1, e.g. 0.8")
     ensemble = Ensemble(
-        files={base: base_file(run, base) for base in needed(stack)},
+        files={base: run.model_file(*base) for base in needed(stack)},
         wanted=_wanted(stack, drawn=overlays is not None),
-        how=How.of(run.config),
+        machine=Machine.of(run.config).set_up(),
         precision=_precision(facts["precision"], run.stack_folder(name)),
         batch_size=run.config.cam.batch_size,
         memory_gb=run.config.cam.memory_gb,
@@ -265,32 +265,30 @@ def _precision(name: str, folder: Path) -> torch.dtype:
     raise StackError(f"{folder}: its precision is {name!r}, expected {known}; run 'stacker stack' again")
 
 
-def _wanted(stack: Stack, drawn: bool) -> dict[str, Wanted]:
+def _wanted(stack: Stack, drawn: bool) -> dict[BaseModel, Wanted]:
     """Return the maps that the stack looks at, and those that are drawn, by base model."""
     facts = stack.facts
     arrays = {array_of(name, block) for name, block in stack.blocks.items()}
     arrays |= {"maps"} if drawn else set()
     every = name_maps(facts["methods"], facts["lower"])
     maps = {name: made for name, made in every.items() if name in arrays}
-    return {base: {} if base.endswith(f"/{FROZEN}") else maps for base in needed(stack)}
+    return {base: {} if base.is_frozen else maps for base in needed(stack)}
 
 
-def _by_fold(stack: Stack, found: Mapping[str, Arrays]) -> dict[str, dict[str, dict[str, Any]]]:
+def _by_fold(stack: Stack, found: Mapping[BaseModel, Arrays]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the arrays of every fold's backbones, with those of frozen ones beside them."""
     frozen = {
-        name.rsplit("/", 1)[0]: {"frozen": arrays["features"]}
-        for name, arrays in found.items()
-        if name.endswith(f"/{FROZEN}")
+        base.backbone: {"frozen": arrays["features"]} for base, arrays in found.items() if base.is_frozen
     }
     by_fold = {}
     for fold in stack.folds:
-        own = {name: dict(found[f"{name}/{fold}"]) for name in stack.backbones}
+        own = {name: dict(found[BaseModel(name, fold)]) for name in stack.backbones}
         beside = {name: own.get(name, {}) | arrays for name, arrays in frozen.items()}
         by_fold[fold] = {**own, **beside}
     return by_fold
 
 
-def _not_numbers(found: Mapping[str, Arrays], rows: int) -> dict[int, str]:
+def _not_numbers(found: Mapping[BaseModel, Arrays], rows: int) -> dict[int, str]:
     """Return the images of which some base model says what is no number, with the reason."""
     reasons: dict[int, str] = {}
     for name, arrays in found.items():
@@ -314,9 +312,8 @@ def _usual(run: Run, stack: Stack) -> Novelty | None:
             path,
         )
         return None
-    if found.origins != {name: stack.facts["origins"].get(name) for name in found.origins} or {
-        "/".join(key) for key in found.bases
-    } != {f"{name}/{fold}" for fold in stack.folds for name in stack.backbones}:
+    origins = {base: stack.facts["origins"].get(str(base)) for base in found.origins}
+    if found.origins != origins or set(found.bases) != set(fine_tuned(stack)):
         log.warning("%s is of other caches than the stack: novelty is not known", path)
         return None
     return found

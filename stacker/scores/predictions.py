@@ -18,6 +18,7 @@ from scipy.special import expit, softmax
 
 Kind = Literal["none", "temperature", "platt"]
 Threshold = float | np.ndarray | None
+PARTS = {"development": "Development cases, out of fold", "test": "Test cases"}
 BINS = 10  # of the calibration error
 LEAST = 1e-7  # probabilities are kept this far from nought and one before their logarithm is taken
 SURELY = 1e-4  # the same where fits are averaged: one that is too sure must not decide alone

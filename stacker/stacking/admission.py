@@ -20,7 +20,7 @@ from stacker.caches.rows import _refuse_trained_images, refuse_leaks, rows_of_ca
 from stacker.data.folds import Fold
 from stacker.errors import CacheError
 from stacker.files import digest, file_sha256
-from stacker.run import FROZEN, Run
+from stacker.run import FROZEN, BaseModel, Run
 from stacker.stacking.tables import Caches, Source
 
 
@@ -28,23 +28,19 @@ def open_caches(run: Run, frozen: bool) -> Caches:
     """Open the caches of a run; raise CacheError or LeakError when one is not what it should be."""
     untrained = list(run.config.frozen) if frozen else []
     embedded = {name: _open(run, name, None) for name in untrained}
-    opened = {f"{name}/{FROZEN}": cache for name, cache in embedded.items()}
+    opened = {BaseModel(name, FROZEN): cache for name, cache in embedded.items()}
     sources = []
     for fold in run.folds.folds:
         caches = {name: _open(run, name, fold) for name in run.config.backbones}
-        opened |= {f"{name}/{fold.name}": cache for name, cache in caches.items()}
+        opened |= {BaseModel(name, fold.name): cache for name, cache in caches.items()}
         rows = next(iter(caches.values())).rows
         beside = {name: (cache, _places(cache, rows)) for name, cache in embedded.items()}
         sources.append(Source(fold.name, caches, beside))
     origins = {key: cache.provenance for key, cache in opened.items()}
     _require_one_precision(origins)
-    groups = zip(
-        (image.id for image in run.manifest.images), run.manifest.groups(run.folds.group), strict=True
-    )
     return Caches(
         sources=tuple(sources),
         classes=run.manifest.classes,
-        groups={image.encode(): group for image, group in groups},
         checkpoints={key: origin.checkpoint_sha256 for key, origin in origins.items()},
         origins={key: digest({**asdict(o), "versions": None}) for key, o in origins.items()},
         precision=next(iter(origins.values())).precision,
@@ -53,15 +49,15 @@ def open_caches(run: Run, frozen: bool) -> Caches:
 
 def _open(run: Run, backbone: str, fold: Fold | None) -> Cache:
     """Open the cache of a base model, or of a frozen backbone, and look whether it may be stacked."""
-    name = FROZEN if fold is None else fold.name
-    cache = open_cache(run.cache_folder(backbone, name))
-    _check_origin(cache, backbone, name, run)
-    refuse_leaks(cache.rows, cache.provenance, f"{backbone}/{name}")
+    base = BaseModel(backbone, FROZEN if fold is None else fold.name)
+    cache = open_cache(run.cache_folder(*base))
+    _check_origin(cache, base, run)
+    refuse_leaks(cache.rows, cache.provenance, str(base))
     if fold is not None:
-        _refuse_trained_images(cache, f"{backbone}/{name}", fold, run.manifest, run.folds)
+        _refuse_trained_images(cache, str(base), fold, run.manifest, run.folds)
     if not cache.rows.equals(rows_of_cache(run.manifest, run.folds, fold)):
         raise CacheError(f"{cache.folder} holds other images than the split of this run says; {AGAIN}")
-    _check_model(cache, run.model_file(backbone, name))
+    _check_model(cache, run.model_file(*base))
     return cache
 
 
@@ -74,28 +70,28 @@ def _places(cache: Cache, rows: Rows) -> np.ndarray:
     return np.array([place[image] for image in rows.image_id])
 
 
-def _check_origin(cache: Cache, backbone: str, fold: str, run: Run) -> None:
+def _check_origin(cache: Cache, base: BaseModel, run: Run) -> None:
     """Raise CacheError unless the cache is of this run's images, split and settings."""
     found, cam = cache.provenance, run.config.cam
     expected: dict[str, Any] = {
-        "backbone": backbone,
-        "model_fold": fold,
+        "backbone": base.backbone,
+        "model_fold": base.fold,
         "manifest_digest": run.manifest.digest,
         "folds_digest": run.folds.digest,
         "classes": run.manifest.classes,
         "group": run.folds.group,
     }
-    if fold != FROZEN:
+    if not base.is_frozen:
         expected |= {"methods": tuple(cam.methods), "lower": cam.lower}
     for name, value in expected.items():
         if getattr(found, name) != value:
             raise CacheError(
-                f"cache {backbone}/{fold} was made with {name} {_plain(getattr(found, name))}, this run "
+                f"cache {base} was made with {name} {_plain(getattr(found, name))}, this run "
                 f"uses {_plain(value)}; run 'stacker cache CONFIG' again"
             )
 
 
-def _require_one_precision(origins: Mapping[str, Provenance]) -> None:
+def _require_one_precision(origins: Mapping[BaseModel, Provenance]) -> None:
     """Raise CacheError for a table of columns in different precision."""
     found = {origin.precision: key for key, origin in origins.items()}
     if len(found) > 1:

@@ -30,7 +30,7 @@ import numpy as np
 
 from stacker.errors import StackError
 from stacker.files import read_arrays, write_arrays
-from stacker.run import Run
+from stacker.run import BaseModel, Run
 from stacker.stacking.tables import Caches, Source
 
 UNLIKE = 0.95  # novelty beyond which an image is called unlike those that the stack was fitted on
@@ -39,7 +39,6 @@ MOST_COMPONENTS, ROWS_PER_COMPONENT = 32, 16
 MOST_ROWS = 2000  # of a fold's development or test rows: more would hardly turn the components
 FEWEST_ROWS = 8  # in a fit: the mean of a handful of embeddings would tell them; and in a spread
 TINY = 1e-12
-Key = tuple[str, str]  # backbone and fold
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,12 @@ class Novelty:
     of the caches that it was fitted on, by "backbone/fold".
     """
 
-    bases: dict[Key, Base]
+    bases: dict[BaseModel, Base]
     reference: np.ndarray
     ratio: float
-    origins: dict[str, str]
+    origins: dict[BaseModel, str]
 
-    def percentile(self, embeddings: Mapping[Key, np.ndarray]) -> np.ndarray:
+    def percentile(self, embeddings: Mapping[BaseModel, np.ndarray]) -> np.ndarray:
         """Return for each image (N,) the share of development images that lie nearer than it.
 
         `embeddings` are those (N, D) of every base model.
@@ -108,7 +107,7 @@ class Novelty:
             "usual": np.array([[base.centre, base.scale] for base in self.bases.values()]),
             "reference": self.reference,
             "ratio": np.array(self.ratio),
-            "origins": np.array([[name, digest] for name, digest in self.origins.items()]),
+            "origins": np.array([[str(base), digest] for base, digest in self.origins.items()]),
         }
         for number, base in enumerate(self.bases.values()):
             for part, cloud in enumerate(base.clouds):
@@ -131,9 +130,8 @@ def load_novelty(path: Path) -> Novelty | None:
         for number, (name, usual) in enumerate(zip(found["names"], found["usual"], strict=True)):
             stems = [f"{number}-{part}" for part in range(PARTS) if f"mean-{number}-{part}" in found]
             clouds = tuple(_cloud(found, stem) for stem in stems)
-            backbone, fold = str(name).rsplit("/", 1)
-            bases[backbone, fold] = Base(clouds, float(usual[0]), float(usual[1]))
-        origins = {str(name): str(digest) for name, digest in found["origins"]}
+            bases[BaseModel.named(str(name))] = Base(clouds, float(usual[0]), float(usual[1]))
+        origins = {BaseModel.named(str(name)): str(digest) for name, digest in found["origins"]}
         return Novelty(bases, found["reference"], float(found["ratio"]), origins)
     except (ValueError, KeyError) as error:
         raise StackError(
@@ -166,7 +164,7 @@ def keep_novelty(run: Run, caches: Caches) -> None:
         found.save(path)
 
 
-def _kept_origins(path: Path) -> dict[str, str] | None:
+def _kept_origins(path: Path) -> dict[BaseModel, str] | None:
     """Return the digests behind a file; None for one that is damaged or old, and has to be made anew."""
     try:
         found = load_novelty(path)
@@ -177,17 +175,17 @@ def _kept_origins(path: Path) -> dict[str, str] | None:
 
 def fit_novelty(caches: Caches) -> Novelty | None:
     """Learn from the caches what is usual; None where some fold has too few cases or images to say."""
-    bases: dict[Key, Base] = {}
+    bases: dict[BaseModel, Base] = {}
     reference, tests = [], []
     for source in caches.sources:
         places = _some(source.rows.fold != b"test")
-        parts = _parts([caches.groups[image] for image in source.rows.image_id[places]])
+        parts = _parts([group.decode() for group in source.rows.group_id[places]])
         if parts is None:
             return None
         scores = []
         for name, cache in source.caches.items():
             base, usual = _fit_base(cache.read("features", places), parts)
-            bases[name, source.fold] = base
+            bases[BaseModel(name, source.fold)] = base
             scores.append(usual)
         reference.append(np.mean(scores, axis=0))
         tests.append(_test_scores(source, bases))
@@ -196,12 +194,12 @@ def fit_novelty(caches: Caches) -> Novelty | None:
     return Novelty(bases, narrowed, ratio, _origins(caches))
 
 
-def _test_scores(source: Source, bases: Mapping[Key, Base]) -> np.ndarray:
+def _test_scores(source: Source, bases: Mapping[BaseModel, Base]) -> np.ndarray:
     """Return the scores (P, N) of the test images by each of a fold's fits, averaged over backbones."""
     places = _some(source.rows.fold == b"test")
     found: np.ndarray = np.mean(
         [
-            bases[name, source.fold].scores(cache.read("features", places))
+            bases[BaseModel(name, source.fold)].scores(cache.read("features", places))
             for name, cache in source.caches.items()
         ],
         axis=0,
@@ -229,10 +227,9 @@ def _narrow(scores: np.ndarray, ratio: float) -> np.ndarray:
     return found
 
 
-def _origins(caches: Caches) -> dict[str, str]:
+def _origins(caches: Caches) -> dict[BaseModel, str]:
     """Return the digests of the caches of fine-tuned base models."""
-    names = [f"{name}/{source.fold}" for source in caches.sources for name in source.caches]
-    return {name: caches.origins[name] for name in names}
+    return {base: origin for base, origin in caches.origins.items() if not base.is_frozen}
 
 
 def _some(wanted: np.ndarray) -> np.ndarray:

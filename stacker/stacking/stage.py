@@ -23,7 +23,7 @@ from stacker.figures.heatmaps import upsample
 from stacker.figures.scores import confusion_figure, reliability_figure, roc_figure
 from stacker.files import digest, read_json, versions, write_json
 from stacker.progress import track
-from stacker.run import FROZEN, Run
+from stacker.run import Run
 from stacker.scores.bootstrap import Resampling
 from stacker.scores.predictions import Predictions, mean_over_folds
 from stacker.stacking.admission import open_caches
@@ -71,11 +71,11 @@ def design_of(run: Run, name: str) -> Design:
 def identity_of(design: Design, caches: Caches, tables: Tables) -> dict[str, Any]:
     """Return all that decides a fitted meta-learner: equal identities mean equal models."""
     frozen = sees_frozen(resolve(design.features, design.config))
-    ours = [key for key in caches.origins if frozen or not key.endswith(f"/{FROZEN}")]
+    ours = [key for key in caches.origins if frozen or not key.is_frozen]
     return {
         **design.identity(),
-        "checkpoints": {key: caches.checkpoints[key] for key in ours},
-        "origins": {key: caches.origins[key] for key in ours},
+        "checkpoints": {str(key): caches.checkpoints[key] for key in ours},
+        "origins": {str(key): caches.origins[key] for key in ours},
         "columns": digest(tables.development.columns),
     }
 
@@ -179,21 +179,21 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
     before, stacks = baselines(caches, plain, run), _fitted_says(run, caches)
     says = before | stacks
     test = {name: found.test for name, found in says.items()}
-    held_out = {name: found.development for name, found in says.items() if found.development}
+    development = {name: found.development for name, found in says.items() if found.development}
     how = Resampling(
         run.config.stack.bootstrap, run.config.seed, run.manifest.classes, run.manifest.unit
     )
-    development = how.evaluate(held_out)
-    best = best_base(caches.backbones, development)
+    scored = how.evaluate(development)
+    best = best_base(caches.backbones, scored)
     metrics: dict[str, Any] = {
         "split": run.folds.label,
         "classes": run.manifest.classes,
         "unit": run.manifest.unit,
         "intervals": how.description,
         "test": by_unit(how.evaluate(test), run.manifest.unit),
-        "held_out": by_unit(development, run.manifest.unit),
+        "development": by_unit(scored, run.manifest.unit),
         "best_base": best,
-        "differences": _differences(how, held_out, test, list(stacks), caches.backbones),
+        "differences": _differences(how, development, test, list(stacks), caches.backbones),
         "finish": {name: found.finish.as_dict() for name, found in says.items()},
         "case_finish": {
             name: found.case_finish.as_dict() for name, found in says.items() if found.case_finish
@@ -203,7 +203,7 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
     if run.config.data.masks is not None:
         metrics["localisation"] = localise(run)
     tables = {"out_of_fold": plain.development, "predictions": next(iter(plain.tests.values()))}
-    for name, models in {"out_of_fold": held_out, "predictions": test}.items():
+    for name, models in {"out_of_fold": development, "predictions": test}.items():
         table = tables[name]
         made_by = table.made_by if name == "out_of_fold" else None
         write_predictions(
@@ -211,8 +211,8 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
         )
     for name, figure in {"confusion": confusion_figure, "roc": roc_figure}.items():
         save_figure(figure(test, run.manifest.classes, run.folds.label), run.figures / f"{name}.png")
-    named = "Development images, out of fold" if held_out else "Test images"
-    shown = reliability_figure(held_out or test, run.manifest.classes, run.folds.label, named)
+    named = "Development images, out of fold" if development else "Test images"
+    shown = reliability_figure(development or test, run.manifest.classes, run.folds.label, named)
     save_figure(shown, run.figures / "reliability.png")
     write_json(run.path / "metrics.json", metrics)
     return metrics
@@ -220,20 +220,20 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
 
 def _differences(
     how: Resampling,
-    held_out: Mapping[str, Predictions],
+    development: Mapping[str, Predictions],
     test: Mapping[str, Predictions],
     stacks: Sequence[str],
     backbones: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Return what each stack gains over the mean, and over the best base model, chosen in every draw."""
     rows = []
-    for part, models in {"held_out": held_out, "test": test}.items():
+    for part, models in {"development": development, "test": test}.items():
         known = [name for name in stacks if name in models]
         found = how.differences(models, [(name, "mean") for name in known if name != "mean"])
-        if held_out:
-            bases = {name: (held_out[name], models[name]) for name in backbones}
+        if development:
+            bases = {name: (development[name], models[name]) for name in backbones}
             own = {name: models[name] for name in known}
-            found += how.over_best(own, bases, same_cases=part == "held_out")
+            found += how.over_best(own, bases, same_cases=part == "development")
         rows += [{"part": part, **row} for row in found]
     return rows
 

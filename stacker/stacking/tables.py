@@ -8,7 +8,7 @@ is small. Whether the caches may be stacked at all is `admission`'s question.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from stacker.caches.format import FLAGS, Rows
 from stacker.caches.reader import Cache
 from stacker.config.stacking import StackConfig
 from stacker.errors import CacheError, require_one_of
+from stacker.run import BaseModel
 from stacker.stacking.blocks import Arrays, Blocks, array_of, assemble, probabilities, resolve
 from stacker.stacking.learners.matrix import size_gb, whole
 
@@ -126,7 +127,7 @@ class Table:
 class Tables:
     """What a meta-learner works on: the development rows, and the test rows as each fold has them.
 
-    `groups` is the unit of the split that each development row belongs to. Where columns lie in `mixed`
+    `groups` is what the split keeps together, of each development row. Where columns lie in `mixed`
     bases, those of several folds mean different things, and each fold's rows need a fit of their own.
     """
 
@@ -145,15 +146,13 @@ class Tables:
 class Caches:
     """The opened caches of a run, compared with its split: tables are made from them.
 
-    `checkpoints` and `origins` hold the SHA-256 and the digest of the whole provenance behind each
-    cache, by "backbone/fold".
+    `checkpoints` and `origins` hold the SHA-256 and the digest of the provenance behind each cache.
     """
 
     sources: tuple[Source, ...]
     classes: tuple[str, ...]
-    groups: Mapping[bytes, str]
-    checkpoints: dict[str, str]
-    origins: dict[str, str]
+    checkpoints: dict[BaseModel, str]
+    origins: dict[BaseModel, str]
     precision: str
 
     @property
@@ -183,7 +182,7 @@ class Caches:
                 source.fold: self._table([(i, tests[i])], blocks, columns)
                 for i, source in enumerate(self.sources)
             },
-            groups=np.array([self.groups[image] for image in development.rows.image_id]),
+            groups=np.char.decode(development.rows.group_id.astype("S"), "utf-8"),
             mixed=len(self.sources) > 1
             and any(array_of(name, block) == "features" for name, block in blocks.items()),
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from stacker.backbones.batches import Part
+from stacker.backbones.batches import Subset
 from stacker.backbones.devices import constant
 from stacker.config.training import AugmentConfig, Balance
 
@@ -147,7 +147,7 @@ def _piece(side: int, share: float, rng: torch.Generator) -> tuple[int, int]:
     return max(0, round(centre - length / 2)), min(side, round(centre + length / 2))
 
 
-def draw_order(part: Part, balance: Balance, rng: np.random.Generator) -> np.ndarray:
+def draw_order(part: Subset, balance: Balance, rng: np.random.Generator) -> np.ndarray:
     """Return the rows of an epoch in random order, each class spread evenly, so every batch has its mix.
 
     What all images have in common then cancels in a batch's gradient from the first step on, which a

@@ -30,11 +30,11 @@ def begin(config: Config) -> Run:
         require_optimizer(name, config.recipe(name))
     if has_begun(config):
         run = reopen(config)
-        require_unseen({**config.backbones, **config.frozen}, run.manifest.clusters)
+        require_unseen({**config.backbones, **config.frozen}, run.manifest.cases)
         _require_losses(config, run.manifest.classes)
         return run
     listed = undisputed(read_manifest(config.data), config.images, config.data.on_error)
-    require_unseen({**config.backbones, **config.frozen}, listed.clusters)
+    require_unseen({**config.backbones, **config.frozen}, listed.cases)
     _require_losses(config, listed.classes)
     folds = make_folds(listed, config.folds, config.seed)  # a refusal costs no decoding
     folder = config.artifacts / ".images"

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import Backbone, create, require_linear
-from stacker.backbones.batches import Part
+from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import read_facts, save_checkpoint
-from stacker.backbones.devices import How
+from stacker.backbones.devices import Machine
 from stacker.backbones.stages import require_stages
 from stacker.backbones.weights import build, drop_settings, trained_on, weights_file
 from stacker.config.training import BackboneConfig
@@ -85,7 +85,7 @@ class Job:
     @property
     def images(self) -> int:
         """How many images the job will see, epoch by epoch: what its progress is counted in."""
-        fit = self.run.manifest.rows_of(self.run.folds.group, self.fold.fit)
+        fit = self.run.manifest.rows_of(self.run.folds.group, self.fold.train)
         return len(fit) * self.run.config.recipe(self.backbone).epochs
 
     def build(self) -> Backbone:
@@ -95,13 +95,13 @@ class Job:
         settings, drop = config.backbones[self.backbone], drop_settings(config.recipe(self.backbone))
         return create(self.backbone, len(run.manifest.classes), settings, config.images.shape, drop)
 
-    def parts(self, pixels: Pixels) -> tuple[Part, Part]:
+    def parts(self, pixels: Pixels) -> tuple[Subset, Subset]:
         """Return what the model is fitted on, and what its best epoch is chosen by."""
         manifest, group = self.run.manifest, self.run.folds.group
-        cases = np.array(manifest.clusters)
+        cases = np.array(manifest.cases)
         fit, validation = (
-            Part(pixels, manifest.labels, manifest.rows_of(group, groups), cases)
-            for groups in (self.fold.fit, self.fold.validation)
+            Subset(pixels, manifest.labels, manifest.rows_of(group, groups), cases)
+            for groups in (self.fold.train, self.fold.validation)
         )
         return fit, validation
 
@@ -139,7 +139,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     if not jobs:
         return []
     config = jobs[0].run.config
-    how = How.of(config)
+    machine = Machine.of(config).set_up()
     for job in {job.backbone: job for job in jobs}.values():
         _require_usable(job)
     elsewhere, failures = [], []
@@ -156,7 +156,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
                     advance(job.images)
                     continue
                 try:
-                    _train(job, how, advance)
+                    _train(job, machine, advance)
                 except (BackboneError, torch.OutOfMemoryError) as error:
                     log.error("train %s: %s", job.name, error)  # noqa: TRY400  # a message, not a bug
                     failures.append(f"{job.name}: {error}")
@@ -184,11 +184,11 @@ def _require_usable(job: Job) -> None:
     require_stages(name, model, recipe)
 
 
-def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
+def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
     """Train one base model from its beginning or its resume file, and publish it."""
     config, run = job.run.config, job.run
     recipe, started, shown = config.recipe(job.backbone), time.perf_counter(), 0
-    how = How(how.device, how.precision, job.seed, how.compile)
+    machine = replace(machine, seed=job.seed)
     backbone = job.build()
     folder = job.path.parent
     sweep(folder)
@@ -215,25 +215,25 @@ def _train(job: Job, how: How, advance: Callable[..., None]) -> None:
 
     with closing(Watch(folder, job.name, recipe.epochs, before)) as watch:
         on_images(len(before) * len(fit.rows))
-        best = finetune(backbone, fit, validation, recipe, how, on_epoch, on_images, snapshot)
+        best = finetune(backbone, fit, validation, recipe, machine, on_epoch, on_images, snapshot)
         watch.end(best)
     trained = np.concatenate([fit.rows, validation.rows])
-    save_checkpoint(job.path, backbone, _facts(job, how, best, trained))
+    save_checkpoint(job.path, backbone, _facts(job, machine, best, trained))
     resume_file.unlink(missing_ok=True)
     advance(job.images - shown)
-    _record(job, how, watch.epochs, best, round(time.perf_counter() - started, 1))
+    _record(job, machine, watch.epochs, best, round(time.perf_counter() - started, 1))
 
 
-def _record(job: Job, how: How, epochs: Sequence[Epoch], best: Epoch, seconds: float) -> None:
+def _record(job: Job, machine: Machine, epochs: Sequence[Epoch], best: Epoch, seconds: float) -> None:
     """Write into the run's logbook what a job took."""
     entry = {"seconds": seconds, "epochs": len(epochs), "best_epoch": best["epoch"]}
     rate = float(np.median([epoch["images_per_second"] for epoch in epochs]))
     entry |= {"images_per_second": rate, "accumulate": epochs[-1]["accumulate"]}
-    entry |= {"device": str(how.device), "precision": str(how.precision)}
+    entry |= {"device": str(machine.device), "precision": str(machine.precision)}
     job.run.record("train", {job.name: entry})
 
 
-def _facts(job: Job, how: How, best: Epoch, trained: np.ndarray) -> dict[str, Any]:
+def _facts(job: Job, machine: Machine, best: Epoch, trained: np.ndarray) -> dict[str, Any]:
     """Return what a checkpoint says of its origin; `trained` are the rows that it has seen."""
     manifest, folds = job.run.manifest, job.run.folds
     inherited = set(trained_on(job.backbone, job.run.config.backbones[job.backbone]))
@@ -242,11 +242,11 @@ def _facts(job: Job, how: How, best: Epoch, trained: np.ndarray) -> dict[str, An
         "classes": manifest.classes,
         "fold": job.fold.name,
         "group": folds.group,
-        "training_cases": sorted({manifest.clusters[row] for row in trained} | inherited),
+        "training_cases": sorted({manifest.cases[row] for row in trained} | inherited),
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
         "config": job.run.config.results(),
-        "precision": str(how.precision).removeprefix("torch."),
+        "precision": str(machine.precision).removeprefix("torch."),
         "versions": versions(),
         "best": {k: v for k, v in best.items() if k not in ("images_per_second", "gpu_gb")},
     }

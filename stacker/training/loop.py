@@ -22,8 +22,8 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import one_hot
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Batch, Part
-from stacker.backbones.devices import How, autocast
+from stacker.backbones.batches import Batch, Subset
+from stacker.backbones.devices import Machine, autocast
 from stacker.backbones.stages import set_trainable
 from stacker.config.training import TrainConfig
 from stacker.errors import BackboneError
@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 
 def finetune(
     backbone: Backbone,
-    fit: Part,
-    validation: Part,
+    fit: Subset,
+    validation: Subset,
     recipe: TrainConfig,
-    how: How,
+    machine: Machine,
     on_epoch: Callable[[Epoch, Callable[[], Snapshot]], None] = lambda *_: None,
     on_images: Callable[[int], None] = lambda _: None,
     snapshot: Snapshot | None = None,
@@ -53,7 +53,7 @@ def finetune(
     BackboneError when the loss is not a number any more.
     """
     recipe = settle(recipe, validation, backbone.name)
-    training = Training(backbone, fit, recipe, how)
+    training = Training(backbone, fit, recipe, machine)
     if snapshot is not None:
         training.restore(snapshot)
     for number in range(len(training.epochs) + 1, recipe.epochs + 1):
@@ -62,7 +62,7 @@ def finetune(
         training.set_trainable(number)
         started = time.perf_counter()
         order = draw_order(fit, recipe.balance, training.order_rng)[: training.images]
-        batches = fit.batches(order, recipe.batch_size, how.device)
+        batches = fit.batches(order, recipe.batch_size, machine.device)
         train_loss = training.run_epoch(batches, on_images)
         seconds = time.perf_counter() - started
         if not math.isfinite(train_loss):
@@ -77,7 +77,7 @@ def finetune(
             "lr": training.schedule.rate(training.step - 1),
             "accumulate": training.accumulate,
             "images_per_second": round(len(order) / seconds, 1),
-            **_memory(how.device),
+            **_memory(machine.device),
         }
         training.end_epoch(epoch)
         on_epoch(epoch, training.snapshot)
@@ -87,20 +87,20 @@ def finetune(
 class Training:
     """What changes while a backbone is trained."""
 
-    def __init__(self, backbone: Backbone, fit: Part, recipe: TrainConfig, how: How) -> None:
-        torch.manual_seed(how.seed)
-        if how.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(how.device)
-        self.order_rng = np.random.default_rng(how.seed)
-        self.augment_rng = torch.Generator().manual_seed(how.seed)
-        self.backbone, self.recipe, self.how = backbone, recipe, how
+    def __init__(self, backbone: Backbone, fit: Subset, recipe: TrainConfig, machine: Machine) -> None:
+        torch.manual_seed(machine.seed)
+        if machine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(machine.device)
+        self.order_rng = np.random.default_rng(machine.seed)
+        self.augment_rng = torch.Generator().manual_seed(machine.seed)
+        self.backbone, self.recipe, self.machine = backbone, recipe, machine
         classes = int(fit.labels.max()) + 1
-        self.loss = Loss(recipe, fit.labels[fit.rows], classes, how.device)
+        self.loss = Loss(recipe, fit.labels[fit.rows], classes, machine.device)
         self.model = backbone.model
         if recipe.loss == "bce":
             self.model.reset_classifier(1)
-        self.model.requires_grad_(True).to(how.device, memory_format=torch.channels_last)
-        self.forward = torch.compile(self.model) if how.compile else self.model
+        self.model.requires_grad_(True).to(machine.device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.model) if machine.compile else self.model
         self.optimizer = make_optimizer(self.model, recipe)
         self.images = len(fit.rows) - (len(fit.rows) % recipe.batch_size == 1)  # BatchNorm needs two
         self.schedule = Schedule(recipe, math.ceil(self.images / recipe.batch_size))
@@ -168,7 +168,7 @@ class Training:
                     raise
                 raise BackboneError(f"{self.backbone.name}: deterministic=true: {error}") from None
             self.optimizer.zero_grad(set_to_none=True)
-            if self.how.device.type == "cuda":
+            if self.machine.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.accumulate *= 2
             log.warning(
@@ -182,17 +182,19 @@ class Training:
         weight, losses = self.loss.weight(targets_BK), []
         pairs = zip(images_BCHW.tensor_split(slices), targets_BK.tensor_split(slices), strict=True)
         for images, targets in pairs:
-            with autocast(self.how.device, self.how.precision):
+            with autocast(self.machine.device, self.machine.precision):
                 logits = self.forward(images)
             loss = self.loss(logits.float(), targets) / weight
             loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
-    def validate(self, part: Part) -> Epoch:
+    def validate(self, part: Subset) -> Epoch:
         """Return the scores of the judged model."""
-        how, size = self.how, self.recipe.batch_size
-        return validate(self.judged, self.backbone, part, self.loss, size, how.device, how.precision)
+        machine, size = self.machine, self.recipe.batch_size
+        return validate(
+            self.judged, self.backbone, part, self.loss, size, machine.device, machine.precision
+        )
 
     def end_epoch(self, epoch: Epoch) -> None:
         """Remember an epoch, and its weights when it is the best so far."""
@@ -211,7 +213,7 @@ class Training:
         """Leave the model with its best weights."""
         if self.recipe.loss == "bce":
             to_two_logits(self.model, self.best_state)
-            self.model.to(self.how.device)
+            self.model.to(self.machine.device)
         else:
             self.model.load_state_dict(self.best_state)
         return self.best
@@ -221,8 +223,8 @@ class Training:
         memory, plain = optimizer_state(self.optimizer)
         tensors = {"model": dict(self.model.state_dict()), "optimizer": memory}
         tensors["rng"] = {"cpu": torch.get_rng_state(), "augment": self.augment_rng.get_state()}
-        if self.how.device.type == "cuda":
-            tensors["rng"]["cuda"] = torch.cuda.get_rng_state(self.how.device)
+        if self.machine.device.type == "cuda":
+            tensors["rng"]["cuda"] = torch.cuda.get_rng_state(self.machine.device)
         if self.ema:
             tensors["ema"] = dict(self.ema.module.state_dict())
         if self.best is not self.epochs[-1]:  # else they are the judged model's
@@ -245,8 +247,8 @@ class Training:
         restore_optimizer(self.optimizer, tensors["optimizer"], facts["optimizer"])
         torch.set_rng_state(tensors["rng"]["cpu"])
         self.augment_rng.set_state(tensors["rng"]["augment"])
-        if self.how.device.type == "cuda" and "cuda" in tensors["rng"]:
-            torch.cuda.set_rng_state(tensors["rng"]["cuda"], self.how.device)
+        if self.machine.device.type == "cuda" and "cuda" in tensors["rng"]:
+            torch.cuda.set_rng_state(tensors["rng"]["cuda"], self.machine.device)
         if self.ema:
             self.ema.module.load_state_dict(tensors["ema"])
         self.order_rng.bit_generator.state = facts["order_rng"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Part
+from stacker.backbones.batches import Subset
 from stacker.backbones.devices import autocast
 from stacker.config.training import TrainConfig
 from stacker.scores.metrics import scores
@@ -27,7 +27,7 @@ FEWEST_CASES = 5  # of a class, below which the scores of an epoch are those of 
 def answer(
     model: nn.Module,
     backbone: Backbone,
-    part: Part,
+    part: Subset,
     batch_size: int,
     device: torch.device,
     precision: torch.dtype,
@@ -46,7 +46,7 @@ def answer(
 def validate(
     model: nn.Module,
     backbone: Backbone,
-    part: Part,
+    part: Subset,
     loss: Loss,
     batch_size: int,
     device: torch.device,
@@ -68,7 +68,7 @@ def validate(
     }
 
 
-def settle(recipe: TrainConfig, part: Part, name: str) -> TrainConfig:
+def settle(recipe: TrainConfig, part: Subset, name: str) -> TrainConfig:
     """Return the recipe as it is followed: with few validation cases, the last epoch is kept.
 
     With fewer than five cases of a class, the epoch that looks best is the one that suits these

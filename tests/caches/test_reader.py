@@ -55,6 +55,7 @@ def some_rows(count: int, start: int = 0) -> Rows:
         np.arange(count) % 2,
         fixed_text([f"image-{i:04d}" for i in numbers]),
         fixed_text([f"15-{i % 3}" for i in numbers]),
+        fixed_text([f"15-{i % 3}" for i in numbers]),
         fixed_text(["fold0"] * count),
     )
 

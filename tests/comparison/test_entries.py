@@ -119,11 +119,11 @@ def test_scores_are_those_of_stage_three(finished: Config) -> None:
     assert compare(run).exit_code == 0
     metrics = json.loads((run / "metrics.json").read_text())
     rows = read_rows(run / "compare" / "leaderboard.csv")
-    for part, named in (("test", "test"), ("development", "held_out")):
+    for part in ("test", "development"):
         for model, entry in (("mean", "mean"), ("logistic", "logistic: maps + logits")):
             (row,) = [r for r in rows if (r["part"], r["subset"], r["model"]) == (part, "all", entry)]
             for score in ("auc", "accuracy", "brier"):
-                assert float(row[f"image_{score}"]) == metrics[named][model]["image"][score]
+                assert float(row[f"image_{score}"]) == metrics[part][model]["image"][score]
 
 
 def test_what_is_fitted_is_kept_and_what_changed_is_fitted_again(finished: Config) -> None:

@@ -22,13 +22,13 @@ def test_probes_stand_beside_the_cached_base_models(finished: Config) -> None:
     found = probe(reopen(finished), 0.001)
     names = ["test_resnet, frozen", "test_efficientnet, frozen", "mean, frozen"]
     names += ["test_resnet", "test_efficientnet"]
-    assert list(found["held_out"]) == list(found["test"]) == names
-    sizes = {scores["image"]["n"] for scores in found["held_out"].values()}
+    assert list(found["development"]) == list(found["test"]) == names
+    sizes = {scores["image"]["n"] for scores in found["development"].values()}
     assert len(sizes) == 1
     pairs = {(row["first"], row["second"]) for row in found["differences"]}
     assert pairs == {(name, f"{name}, frozen") for name in names[3:]}
-    own = found["held_out"]["test_resnet"]["image"]["auc"]
-    frozen = found["held_out"]["test_resnet, frozen"]["image"]["auc"]
+    own = found["development"]["test_resnet"]["image"]["auc"]
+    frozen = found["development"]["test_resnet, frozen"]["image"]["auc"]
     (gain,) = (
         row["difference"]
         for row in found["differences"]
@@ -36,10 +36,10 @@ def test_probes_stand_beside_the_cached_base_models(finished: Config) -> None:
     )
     assert gain == pytest.approx(own - frozen, abs=2e-4)
     metrics = json.loads((finished.run_path / "metrics.json").read_text())
-    for part in ("held_out", "test"):  # the same model has the same scores, whoever tells them
+    for part in ("development", "test"):  # the same model has the same scores, whoever tells them
         for name in names[3:]:
             assert found[part][name] == metrics[part][name]
-    assert own == metrics["held_out"]["test_resnet"]["image"]["auc"]
+    assert own == metrics["development"]["test_resnet"]["image"]["auc"]
     assert (finished.run_path / "probe.json").exists()
 
 
@@ -47,15 +47,15 @@ def test_without_base_models_the_probes_stand_alone(write_config: Callable[..., 
     """A probe costs minutes: it may come before any training."""
     done = call("probe", write_config(), "--json")
     found = json.loads(done.stdout)
-    assert set(found["held_out"]) == {
+    assert set(found["development"]) == {
         "test_resnet, frozen",
         "test_efficientnet, frozen",
         "mean, frozen",
     }
     assert found["differences"] == []
     table = call("probe", write_config(), "--C", "0.1").stdout
-    assert "Out of fold, development cases" in table
-    assert "Test set" in table
+    assert "Development cases, out of fold" in table
+    assert "Test cases" in table
     expect_refusal(call("probe", write_config(), "--C", "0"), 2, "--C")
 
 
@@ -74,5 +74,5 @@ def test_a_fold_is_fitted_on_its_own_training_images_alone(
     monkeypatch.setattr(LogisticRegression, "fit", spy)
     probe(run, 0.001)
     (fold,) = run.folds.folds
-    rows = run.manifest.rows_of("case", (*fold.fit, *fold.validation))
+    rows = run.manifest.rows_of("case", (*fold.train, *fold.validation))
     assert [list(labels) for labels in seen] == [list(run.manifest.labels[rows])] * 2

@@ -103,7 +103,7 @@ def check_partition(manifest: Manifest, config: FoldsConfig, seed: int) -> None:
         return
     every = set(manifest.groups(config.group))
     for fold in folds.folds:
-        parts = (fold.fit, fold.validation, fold.held_out, folds.test)
+        parts = (fold.train, fold.validation, fold.held_out, folds.test)
         assert sorted(group for part in parts for group in part) == sorted(every)
         rows = [manifest.rows_of(config.group, part) for part in parts]
         assert sorted(np.concatenate(rows)) == list(range(len(manifest.images)))

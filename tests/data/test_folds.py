@@ -59,7 +59,7 @@ def test_no_case_is_on_two_sides(config: FoldsConfig, seed: int) -> None:
     folds = make_folds(manifest, config, seed)
     cases = {image.case for image in manifest.images}
     for fold in folds.folds:
-        parts = [set(fold.fit), set(fold.validation), set(fold.held_out), set(folds.test)]
+        parts = [set(fold.train), set(fold.validation), set(fold.held_out), set(folds.test)]
         assert sum(len(part) for part in parts) == len(cases)
         assert set().union(*parts) == cases
     if config.protocol == "crossfit":
@@ -74,7 +74,7 @@ def test_every_part_has_every_class(config: FoldsConfig, seed: int) -> None:
     manifest = random_manifest(seed)
     folds = make_folds(manifest, config, seed)
     for fold in folds.folds:
-        for part in (fold.fit, fold.validation, fold.held_out, folds.test):
+        for part in (fold.train, fold.validation, fold.held_out, folds.test):
             assert len(set(manifest.labels[manifest.rows_of("case", part)])) == 2
 
 
@@ -120,7 +120,7 @@ def test_a_class_of_one_case_per_part_is_trained_on_and_not_validated() -> None:
         part: {group[:-1] for group in groups} for part, groups in vars(fold).items() if part != "name"
     }
     assert present == {
-        "fit": {"a", "b", "rare"},
+        "train": {"a", "b", "rare"},
         "validation": {"a", "b"},
         "held_out": {"a", "b", "rare"},
     }
@@ -194,7 +194,7 @@ def test_edited_or_foreign_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="was made for manifest"):
         load_folds(path, replace(manifest, images=manifest.images[1:]))
     content = json.loads(path.read_text())
-    content["folds"][0]["fit"].append(content["test"].pop())
+    content["folds"][0]["train"].append(content["test"].pop())
     path.write_text(json.dumps(content))
     with pytest.raises(RunError, match="was edited"):
         load_folds(path, manifest)

@@ -12,7 +12,7 @@ from PIL import Image as Picture
 
 from stacker.config.data import ImagesConfig
 from stacker.config.root import Config
-from stacker.data.images import decode, fit, read_mask
+from stacker.data.images import decode, read_mask, resize
 from stacker.data.manifest import Image
 from stacker.errors import DataError
 
@@ -79,18 +79,18 @@ def test_masks_are_padded_with_black(tmp_path: Path) -> None:
     assert not mask[30:].any()
 
 
-@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("way", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("shape", [(16, 2000), (2000, 16), (33, 32), (400, 400)])
-def test_every_shape_becomes_the_square(resize: str, shape: tuple[int, int]) -> None:
+def test_every_shape_becomes_the_square(way: str, shape: tuple[int, int]) -> None:
     """Slivers, tall ones, and shapes that differ by a pixel."""
-    config = ImagesConfig.model_validate({"size": 32, "resize": resize})
-    assert fit(np.zeros((*shape, 3), np.uint8), config).shape == (32, 32, 3)
+    config = ImagesConfig.model_validate({"size": 32, "resize": way})
+    assert resize(np.zeros((*shape, 3), np.uint8), config).shape == (32, 32, 3)
 
 
 def test_the_right_size_is_not_touched() -> None:
     """Pixels that fit are not resampled."""
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    assert np.array_equal(fit(noise, SIZE), noise)
+    assert np.array_equal(resize(noise, SIZE), noise)
 
 
 def test_a_transparent_colour_of_a_palette_becomes_white(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from stacker.config.root import Config
 from stacker.data.formats.registry import read_manifest
 from stacker.errors import ConfigError, DataError
 from stacker.figures.heatmaps import Picture, draw, heatmap_sheet, upsample
-from stacker.run import reopen
+from stacker.run import BaseModel, reopen
 from stacker.stacking.stage import pointing_and_mass
 
 
@@ -88,7 +88,7 @@ def test_the_class_that_is_named_is_the_class_that_is_drawn(
     pipeline.cache(run)
     caches = find_caches(run)
     (image,) = sample(caches, 1, 0)
-    cache = caches["test_resnet", "holdout"]
+    cache = caches[BaseModel("test_resnet", "holdout")]
     chosen = cache.rows.image_id == image.encode()
     drawn: dict[str, Any] = {}
     monkeypatch.setattr(inspection, "heatmap_sheet", lambda _, panels, *__: drawn.update(panels))
@@ -117,7 +117,7 @@ def test_drawing_refuses_what_is_not_there(finished: Config) -> None:
         draw(run, caches, [known], backbones=["test_resnt"])
     with pytest.raises(ConfigError, match="did you mean 'malignant'"):
         draw(run, caches, [known], classes=["malign"])
-    trained = run.manifest.images[run.manifest.rows_of("case", run.folds.folds[0].fit)[0]]
+    trained = run.manifest.images[run.manifest.rows_of("case", run.folds.folds[0].train)[0]]
     with pytest.raises(ConfigError, match="is not cached"):
         draw(run, caches, [trained.id])
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stacker import pipeline
-from stacker.backbones.batches import Part
+from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import load_checkpoint
 from stacker.caches.format import part_file
 from stacker.caches.reader import open_cache
@@ -79,7 +79,7 @@ def test_only_unseen_images_are_cached(finished: Config) -> None:
     for name, fold in run.jobs():
         cache = open_cache(run.cache_folder(name, fold.name))
         cached = {case.decode() for case in cache.rows.case_id}
-        assert set(cache.provenance.training_cases) == {*fold.fit, *fold.validation}
+        assert set(cache.provenance.training_cases) == {*fold.train, *fold.validation}
         assert cached == {*fold.held_out, *run.folds.test}
         assert {part.decode() for part in cache.rows.fold} == {"stack", "test"}
 
@@ -170,13 +170,13 @@ def test_one_read_feeds_all_base_models(
     pipeline.train(begin(config))
     run = reopen(config)
     seen: list[int] = []
-    original = Part.batches
+    original = Subset.batches
 
     def counted(part: Any, order: np.ndarray, size: int, device: torch.device) -> Any:
         seen.extend(order.tolist())
         return original(part, order, size, device)
 
-    monkeypatch.setattr(Part, "batches", counted)
+    monkeypatch.setattr(Subset, "batches", counted)
     pipeline.cache(run)
     assert sorted(seen) == list(range(len(run.manifest.images)))
     seen.clear()

@@ -142,7 +142,7 @@ def test_leaks_are_found(finished: Config) -> None:
     run = reopen(finished)
     folder = run.cache_folder("test_resnet", "holdout")
     cache = open_cache(folder)
-    stolen = run.folds.folds[0].fit[0]
+    stolen = run.folds.folds[0].train[0]
     arrays = {name: cache.read(name) for name in ("maps", "features", "logits")}
     cases = [case.decode() for case in cache.rows.case_id]
     rows = replace(cache.rows, case_id=fixed_text([stolen, *cases[1:]]))

@@ -153,7 +153,7 @@ def test_a_pack_with_cases_knows_what_the_run_knows(run: Run, tmp_path: Path) ->
     fold = run.folds.folds[0]
     wanted = [
         next(image for image in images if image.case in cases)
-        for cases in (fold.fit, fold.held_out, run.folds.test)
+        for cases in (fold.train, fold.held_out, run.folds.test)
     ]
     inputs = [Input(Path(image.path), image.case) for image in wanted]
     for keep, expected in ((True, [True, True, False]), (False, [None] * 3)):
@@ -318,7 +318,7 @@ def test_the_card_has_the_numbers_of_the_run(run: Run, folder: Path) -> None:
     """Each score with its interval, the split, the counts; and no identity of a case."""
     card = (folder / "MODEL_CARD.md").read_text()
     metrics = read_json(run.path / "metrics.json")
-    for part in ("test", "held_out"):
+    for part in ("test", "development"):
         for unit in ("image", "case"):
             found = metrics[part]["logistic"][unit]
             assert f"{found['accuracy']:.3f} [{found['withheld']['accuracy']}]" in card

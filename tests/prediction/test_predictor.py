@@ -28,7 +28,7 @@ from stacker.maps.extract import Arrays
 from stacker.prediction.inputs import Input
 from stacker.prediction.predictor import Predictor, open_predictor, predict
 from stacker.prediction.rows import CasePrediction, Prediction, RowFile, Skipped
-from stacker.run import open_run, reopen
+from stacker.run import BaseModel, open_run, reopen
 from stacker.stacking.admission import open_caches
 from stacker.stacking.novelty import keep_novelty, novelty_file
 from tests.pictures import tissue, write_table
@@ -307,9 +307,9 @@ def test_what_is_no_number_is_no_prediction(
     predictor = open_predictor(open_run(ready.run_path))
     asked = predictor.ensemble.ask
 
-    def fail(pixels: list[np.ndarray]) -> dict[str, Arrays]:
+    def fail(pixels: list[np.ndarray]) -> dict[BaseModel, Arrays]:
         found = asked(pixels)
-        found["test_resnet/holdout"]["maps"][1] = np.nan
+        found[BaseModel("test_resnet", "holdout")]["maps"][1] = np.nan
         return found
 
     monkeypatch.setattr(predictor.ensemble, "ask", fail)
@@ -378,7 +378,7 @@ def test_a_run_that_does_not_know_its_cases_says_so(ready: Config, tests_of: lis
     run = reopen(ready)
     fold = run.folds.folds[0]
     listed, held_out = (
-        next(i for i in run.manifest.images if i.case in cases) for cases in (fold.fit, fold.held_out)
+        next(i for i in run.manifest.images if i.case in cases) for cases in (fold.train, fold.held_out)
     )
     images = [Input(Path(i.path), i.case) for i in (listed, held_out, tests_of[0])]
     run = open_run(ready.run_path)

@@ -50,7 +50,7 @@ def some_tables(
             values[source == 1] *= -1
         names = np.array([f"case{case}".encode() for case in case_of_row])
         images = np.array([f"{part.decode()}{i}".encode() for i in range(len(labels))])
-        rows = Rows(labels, images, names, np.full(len(labels), part))
+        rows = Rows(labels, images, names, names, np.full(len(labels), part))
         columns = tuple(f"a/logits/{i}" for i in range(6))
         place = np.arange(len(labels))
         return Table(sources, source, place, rows, {}, ("benign", "malignant"), columns, values)

@@ -12,7 +12,7 @@ import pytest
 
 from stacker.caches.format import Rows, fixed_text
 from stacker.errors import StackError
-from stacker.run import Run
+from stacker.run import BaseModel, Run
 from stacker.stacking.novelty import (
     UNLIKE,
     Novelty,
@@ -74,17 +74,16 @@ def make_caches(
     The base models of a backbone have a basis in common, or one in each fold.
     """
     sources = []
-    groups: dict[bytes, str] = {}
     tested = latents(np.random.default_rng([turn, 99]), tests, images)
     for fold in range(folds):
         names = [f"c{fold}-{case}" for case in range(cases)] + [f"t{case}" for case in range(tests)]
         ids = [f"{name}/{image}" for name in names for image in range(images)]
-        groups |= {each.encode(): each.split("/")[0] for each in ids}
         parts = ["test" if name.startswith("t") else "development" for name in ids]
         rows = Rows(
             label=np.zeros(len(ids), np.int64),
             image_id=fixed_text(ids),
             case_id=fixed_text([each.split("/")[0] for each in ids]),
+            group_id=fixed_text([each.split("/")[0] for each in ids]),
             fold=fixed_text(parts),
         )
         own = latents(np.random.default_rng([turn, fold]), cases, images)
@@ -95,9 +94,9 @@ def make_caches(
             for name, base in zip(BACKBONES, bases, strict=True)
         }
         sources.append(Source(f"fold{fold}", cast("Any", held), {}))
-    names = [f"{name}/fold{fold}" for fold in range(folds) for name in BACKBONES]
-    origins = dict.fromkeys(names, f"digest{turn}")
-    return Caches(tuple(sources), ("benign", "malignant"), groups, {}, origins, "float32")
+    bases_of_all = [BaseModel(name, f"fold{fold}") for fold in range(folds) for name in BACKBONES]
+    origins = dict.fromkeys(bases_of_all, f"digest{turn}")
+    return Caches(tuple(sources), ("benign", "malignant"), {}, origins, "float32")
 
 
 def base_of(fold: int, backbone: str, *, agree: bool) -> int:
@@ -205,7 +204,8 @@ def test_what_an_older_version_kept_is_made_anew(tmp_path: Path) -> None:
 def ask_anew(novelty: Novelty, seen: np.ndarray, shift: float = 0, *, agree: bool) -> np.ndarray:
     """Return the novelty of new images, which every base model sees with its own eyes."""
     looks = {
-        (name, fold): look(seen, base_of(int(fold[4:]), name, agree=agree), noise=0) + np.float32(shift)
+        BaseModel(name, fold): look(seen, base_of(int(fold[4:]), name, agree=agree), noise=0)
+        + np.float32(shift)
         for name, fold in novelty.bases
     }
     return novelty.percentile(looks)

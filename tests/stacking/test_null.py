@@ -57,7 +57,7 @@ class World(NamedTuple):
         """Return them as a table has them."""
         images = np.array([f"{part}{i}".encode() for i in range(len(self.labels))])
         cases = np.array([f"{part}{case}".encode() for case in self.cases])
-        return Rows(self.labels, images, cases, np.full(len(images), part.encode()))
+        return Rows(self.labels, images, cases, cases, np.full(len(images), part.encode()))
 
 
 def make_world() -> World:

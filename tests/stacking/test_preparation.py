@@ -69,7 +69,7 @@ def some_table(shift: float = 0.0, seed: int = 0) -> Table:
         sources.append(Held(fold, {}, {}, dict(own)))
         names = fixed_text([f"{fold}-{each}" for each in case])
         images = fixed_text([f"{fold}-image{each}" for each in range(count)])
-        pieces.append(Rows(case % 2, images, names, fixed_text([fold] * count)))
+        pieces.append(Rows(case % 2, images, names, names, fixed_text([fold] * count)))
         places.append(rng.permutation(count) if number == 2 else np.arange(count))
     blocks = resolve(CONFIG.features, CONFIG)
     rows = Rows.join(piece.take(place) for piece, place in zip(pieces, places, strict=True))

@@ -30,7 +30,7 @@ def some_rows(classes: tuple[str, ...], images: int = 3) -> tuple[Manifest, Rows
         for n, (k, c) in enumerate(zip(labels, order, strict=True))
     ]
     ids, cases = fixed_text([i.id for i in found]), fixed_text([i.case for i in found])
-    return make_manifest(found, classes), Rows(labels, ids, cases, fixed_text(["a"] * len(found)))
+    return make_manifest(found, classes), Rows(labels, ids, cases, cases, fixed_text(["a"] * len(found)))
 
 
 def some_says(rows: Rows, classes: int, cuts: int, seed: int) -> Predictions:

@@ -48,8 +48,8 @@ def test_metrics_follow_the_contract(finished_artifacts: Path) -> None:
         assert 0 <= found["case"]["recognition_rate"] <= 1
     assert metrics["test"]["constant"]["constant_prediction"]
     assert metrics["split"] == "holdout split by case"
-    assert list(metrics["held_out"]) == MODELS
-    held_out = {name: metrics["held_out"][name]["image"]["auc"] for name in MODELS[1:3]}
+    assert list(metrics["development"]) == MODELS
+    held_out = {name: metrics["development"][name]["image"]["auc"] for name in MODELS[1:3]}
     assert held_out[metrics["best_base"]] == max(held_out.values())
     assert {row["second"] for row in metrics["differences"]} == {metrics["best_base"], "mean"}
     assert set(metrics["localisation"]) == set(MODELS[1:3])
@@ -114,7 +114,7 @@ def test_every_published_score_can_be_recomputed(
     run = (finished_artifacts if protocol == "holdout" else crossed_artifacts) / "small"
     metrics = json.loads((run / "metrics.json").read_text())
     checked = 0
-    for part, name in (("held_out", "out_of_fold"), ("test", "predictions")):
+    for part, name in (("development", "out_of_fold"), ("test", "predictions")):
         for kind, ending in (("image", ""), ("case", "_cases")):
             rows = read_csv(run / f"{name}{ending}.csv")
             for model, scores in metrics[part].items():

@@ -47,7 +47,7 @@ def smuggle(run: Run, column: str) -> str:
     """Give the first row of a cache the name of a case or image that trained its model; return it."""
     folder = run.cache_folder("test_resnet", "holdout")
     rows = open_cache(folder).rows
-    stolen = run.folds.folds[0].fit[0]
+    stolen = run.folds.folds[0].train[0]
     names = [name.decode() for name in getattr(rows, column)]
     names[0] = stolen
     rewrite(folder, replace(rows, **{column: fixed_text(names)}))
@@ -241,7 +241,7 @@ def test_planted_leak_in_the_provenance_is_refused(finished: Config) -> None:
     run = reopen(finished)
     fold = run.folds.folds[0]
     folder = run.cache_folder("test_efficientnet", "holdout")
-    rewrite(folder, training_cases=(*fold.fit, *fold.validation, run.folds.test[0]))
+    rewrite(folder, training_cases=(*fold.train, *fold.validation, run.folds.test[0]))
     with pytest.raises(LeakError, match=run.folds.test[0]):
         tables_of(run, ["logits"])
 

@@ -14,8 +14,8 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from stacker.backbones.backbone import Backbone, create
-from stacker.backbones.batches import Part
-from stacker.backbones.devices import How
+from stacker.backbones.batches import Subset
+from stacker.backbones.devices import Machine
 from stacker.config.training import AugmentConfig, BackboneConfig, TrainConfig
 from stacker.errors import BackboneError
 from stacker.training.augment import draw_order
@@ -23,12 +23,12 @@ from stacker.training.loop import Training, finetune
 from stacker.training.snapshot import Snapshot, load_snapshot
 from stacker.training.validation import Epoch
 
-HOW = How(torch.device("cpu"), torch.float32)
+MACHINE = Machine(torch.device("cpu"), torch.float32)
 RECIPE = TrainConfig(epochs=4, batch_size=8, lr=3e-3)
 RANDOM = BackboneConfig(weights="random")
 
 
-def parts(flip_validation: bool = False) -> tuple[Part, Part]:
+def parts(flip_validation: bool = False) -> tuple[Subset, Subset]:
     """Return 48 fit and 16 validation images: class 1 carries dark blots, both have the same mean."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(120, 137, (64, 32, 32, 3), dtype=np.uint8)
@@ -39,7 +39,7 @@ def parts(flip_validation: bool = False) -> tuple[Part, Part]:
         pixels[row] += np.uint8(128 - pixels[row].mean())
     seen = 1 - labels if flip_validation else labels
     validation_labels = np.where(np.arange(64) < 48, labels, seen)
-    return Part(pixels, labels, np.arange(48)), Part(pixels, validation_labels, np.arange(48, 64))
+    return Subset(pixels, labels, np.arange(48)), Subset(pixels, validation_labels, np.arange(48, 64))
 
 
 def small(name: str = "test_resnet", seed: int = 0) -> Backbone:
@@ -54,8 +54,8 @@ def train(
     """Train one small model; return its best epoch, all epochs and the model's weights."""
     base = small(name, seed)
     epochs: list[Epoch] = []
-    how = How(HOW.device, HOW.precision, seed)
-    best = finetune(base, *parts(**kwargs), recipe, how, lambda epoch, _: epochs.append(epoch))
+    machine = Machine(MACHINE.device, MACHINE.precision, seed)
+    best = finetune(base, *parts(**kwargs), recipe, machine, lambda epoch, _: epochs.append(epoch))
     return best, epochs, base.model.state_dict()
 
 
@@ -108,7 +108,7 @@ def test_patience_ends_a_training_that_gets_worse() -> None:
 FLIPPED = {"epochs": 6, "batch_size": 8, "lr": 3e-3}  # of contradicting labels: the first epoch is best
 
 
-def flipped(cases: int | list[int]) -> tuple[Part, Part]:
+def flipped(cases: int | list[int]) -> tuple[Subset, Subset]:
     """Return parts whose validation gets worse as the model learns, with so many cases of each class."""
     fit, validation = parts(flip_validation=True)
     wanted = np.array([cases, cases] if isinstance(cases, int) else cases)
@@ -123,7 +123,7 @@ def kept(recipe: dict[str, Any], cases: int | list[int], **kwargs: Any) -> tuple
     epochs: list[Epoch] = []
     asked = TrainConfig.model_validate({**FLIPPED, **recipe})
     best = finetune(
-        small(), *flipped(cases), asked, HOW, lambda epoch, _: epochs.append(epoch), **kwargs
+        small(), *flipped(cases), asked, MACHINE, lambda epoch, _: epochs.append(epoch), **kwargs
     )
     return best, epochs
 
@@ -175,7 +175,7 @@ def test_a_resumed_training_keeps_the_last_epoch_too(tmp_path: Path) -> None:
             snapshot.save(tmp_path / "resume.safetensors")
 
     asked = TrainConfig.model_validate({**FLIPPED, **recipe})
-    finetune(small(), *flipped(5), asked, HOW, save)
+    finetune(small(), *flipped(5), asked, MACHINE, save)
     snapshot = load_snapshot(tmp_path / "resume.safetensors", "job")
     assert snapshot is not None
     assert snapshot.facts["best"] < 3
@@ -236,14 +236,14 @@ def test_balance_lifts_the_rare_class(policy: str) -> None:
     """With one image in eight malignant, balancing raises its probability."""
     fit, validation = parts()
     rare = np.flatnonzero((fit.labels == 0) | (np.arange(64) % 8 == 1))
-    fit = Part(fit.pixels, fit.labels, rare[rare < 48])
+    fit = Subset(fit.pixels, fit.labels, rare[rare < 48])
     shares = []
     for balance in ("none", policy):
         base = small("test_vit")
         recipe = TrainConfig.model_validate(
             {"epochs": 8, "batch_size": 8, "lr": 3e-3, "balance": balance, "monitor": "last"}
         )
-        finetune(base, fit, validation, recipe, HOW)
+        finetune(base, fit, validation, recipe, MACHINE)
         base.freeze()
         with torch.no_grad():
             images = base.normalise(torch.from_numpy(validation.pixels[validation.rows]))
@@ -254,7 +254,7 @@ def test_balance_lifts_the_rare_class(policy: str) -> None:
 def test_orders_hold_every_row_and_spread_the_classes() -> None:
     """An epoch is a permutation; a balanced one has equally many of each class, none left out."""
     labels = np.r_[np.zeros(40, int), np.ones(8, int)]
-    part = Part(np.zeros((48, 1, 1, 3), np.uint8), labels, np.arange(48))
+    part = Subset(np.zeros((48, 1, 1, 3), np.uint8), labels, np.arange(48))
     rng = np.random.default_rng(0)
     order = draw_order(part, "none", rng)
     assert sorted(order) == list(range(48))
@@ -269,7 +269,7 @@ def test_cases_of_a_class_are_seen_equally_often() -> None:
     """A case of many images gives some of them, one of few gives all of them several times."""
     labels = np.r_[np.zeros(40, int), np.ones(20, int)]
     cases = np.array(["large"] * 37 + ["small"] * 3 + ["one"] * 10 + ["two"] * 10)
-    part = Part(np.zeros((60, 1, 1, 3), np.uint8), labels, np.arange(60), cases)
+    part = Subset(np.zeros((60, 1, 1, 3), np.uint8), labels, np.arange(60), cases)
     rng = np.random.default_rng(0)
     order = draw_order(part, "cases", rng)
     assert len(order) == 60
@@ -284,7 +284,7 @@ def test_cases_of_a_class_are_seen_equally_often() -> None:
 def one_step(recipe: TrainConfig, name: str) -> dict[str, torch.Tensor]:
     """Return the weights after one epoch of one batch."""
     base = small(name)
-    finetune(base, *parts(), recipe, HOW)
+    finetune(base, *parts(), recipe, MACHINE)
     state: dict[str, torch.Tensor] = base.model.state_dict()
     return state
 
@@ -347,7 +347,7 @@ def test_bce_leaves_a_two_class_model_of_the_same_probabilities() -> None:
         kept.update({k: v.clone() for k, v in take().tensors["model"].items()})
 
     recipe = TrainConfig(epochs=1, batch_size=8, lr=3e-3, loss="bce")
-    finetune(base, *parts(), recipe, HOW, look)
+    finetune(base, *parts(), recipe, MACHINE, look)
     one = create("test_resnet", 1, RANDOM, (32, 32))
     one.model.load_state_dict(kept)
     images = base.normalise(torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8))
@@ -383,7 +383,7 @@ def test_a_resumed_training_ends_with_the_same_bits(optimizer: str, stop: int, t
         return create("test_resnet", 2, RANDOM, (32, 32), {"drop_rate": 0.3})
 
     straight = fresh()
-    best = finetune(straight, *parts(), recipe, HOW)
+    best = finetune(straight, *parts(), recipe, MACHINE)
 
     class Killed(Exception):
         pass
@@ -396,7 +396,7 @@ def test_a_resumed_training_ends_with_the_same_bits(optimizer: str, stop: int, t
             raise Killed
 
     with pytest.raises(Killed):
-        finetune(fresh(), *parts(), recipe, HOW, save_and_die)
+        finetune(fresh(), *parts(), recipe, MACHINE, save_and_die)
     torch.manual_seed(99)  # another process has other draws behind it
     resumed = fresh()
     snapshot = load_snapshot(tmp_path / "resume.safetensors", "job")
@@ -406,7 +406,7 @@ def test_a_resumed_training_ends_with_the_same_bits(optimizer: str, stop: int, t
         resumed,
         *parts(),
         recipe,
-        HOW,
+        MACHINE,
         lambda epoch, _: seen.append(epoch["epoch"]),
         snapshot=snapshot,
     )
@@ -437,9 +437,9 @@ def test_compiled_training_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> 
         return run
 
     monkeypatch.setattr(torch, "compile", broken)
-    how = How(HOW.device, HOW.precision, compile=True)
+    machine = Machine(MACHINE.device, MACHINE.precision, compile=True)
     with pytest.raises(BackboneError, match=r"no C\+\+ compiler.*compile=false"):
-        finetune(small(), *parts(), RECIPE, how)
+        finetune(small(), *parts(), RECIPE, machine)
 
 
 def test_augmentation_is_the_trainings_alone() -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stacker.cli.tables.common import LEAK_STYLE, title_of
-from stacker.comparison.leaderboard import PARTS
+from stacker.scores.predictions import PARTS
 
 TOP = 12
 WIDE = 150  # characters that all columns need

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from stacker.cli.tables.common import title_of
+from stacker.scores.predictions import PARTS
 
 NAMES = {"accuracy": "accuracy", "auc": "AUC"}
-PARTS = {"test": "Test set", "held_out": "Out of fold, development cases"}
 
 
 def scores_table(metrics: dict[str, Any], part: str = "test") -> Table:

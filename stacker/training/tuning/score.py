@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Part
-from stacker.backbones.devices import How
+from stacker.backbones.batches import Subset
+from stacker.backbones.devices import Machine
 from stacker.config.root import Config
 from stacker.config.training import TuneConfig
 from stacker.data.folds import Folds, make_folds
@@ -50,7 +50,7 @@ class Search:
     inner: Folds
     backbones: tuple[str, ...]
     pixels: Pixels
-    how: How
+    machine: Machine
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ def prepare(run: Run, tune: TuneConfig, backbones: tuple[str, ...]) -> Search:
     config, inner = run.config, inner_folds(run, tune.folds)
     rows = run.manifest.rows_of(inner.group, [g for fold in inner.folds for g in fold.held_out])
     by_unit(run.manifest, rows, np.ones((len(rows), 1)), tune.unit, np.zeros(len(rows), np.int64))
-    return Search(run, tune, inner, backbones, run.pixels(), How.of(config))
+    return Search(run, tune, inner, backbones, run.pixels(), Machine.of(config).set_up())
 
 
 def inner_folds(run: Run, count: int) -> Folds:
@@ -96,7 +96,7 @@ def inner_folds(run: Run, count: int) -> Folds:
     Raise DataError when a class has too few groups.
     """
     config, folds, manifest = run.config, run.folds, run.manifest
-    development = {group for fold in folds.folds for group in (*fold.fit, *fold.validation)}
+    development = {group for fold in folds.folds for group in (*fold.train, *fold.validation)}
     marked = [
         replace(image, split="train" if group in development else "test")
         for image, group in zip(manifest.images, manifest.groups(folds.group), strict=True)
@@ -127,24 +127,24 @@ def evaluate(search: Search, config: Config) -> Iterator[float]:
 def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
     """Train a model as stage one would; return its probabilities for images that it has not seen."""
     run, config = job.run, job.run.config
-    recipe, how = config.recipe(job.backbone), replace(search.how, seed=job.seed)
+    recipe, machine = config.recipe(job.backbone), replace(search.machine, seed=job.seed)
     backbone = job.build()
     fit, validation = job.parts(search.pixels)
     try:
-        finetune(backbone, fit, validation, recipe, how)
+        finetune(backbone, fit, validation, recipe, machine)
     except BackboneError as error:
         raise DivergedError(str(error)) from error
-    held_out = Part(search.pixels, run.manifest.labels, rows)
-    probabilities = predict(backbone, held_out, recipe.batch_size, how)
+    held_out = Subset(search.pixels, run.manifest.labels, rows)
+    probabilities = predict(backbone, held_out, recipe.batch_size, machine)
     if not np.isfinite(probabilities).all():
         raise DivergedError(f"{job.name}: its answers are not numbers any more")
     return probabilities
 
 
 @torch.inference_mode()
-def predict(backbone: Backbone, part: Part, batch_size: int, how: How) -> np.ndarray:
+def predict(backbone: Backbone, part: Subset, batch_size: int, machine: Machine) -> np.ndarray:
     """Return the class probabilities of a part's images."""
-    logits_NK, _ = answer(backbone.model, backbone, part, batch_size, how.device, how.precision)
+    logits_NK, _ = answer(backbone.model, backbone, part, batch_size, machine.device, machine.precision)
     shares_NK: np.ndarray = logits_NK.softmax(1).cpu().numpy()
     return shares_NK
 
@@ -153,7 +153,7 @@ def by_unit(
     manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, unit: str, fold: np.ndarray
 ) -> Predictions:
     """Return the answers by image or by case; raise DataError when cases cannot be scored."""
-    cases = np.array(manifest.clusters)[rows]
+    cases = np.array(manifest.cases)[rows]
     by_image = Predictions(
         manifest.labels[rows], cases, probabilities, raw=probabilities[None], parts=fold[None]
     )

@@ -173,14 +173,14 @@ def test_an_unknown_case_is_never_guessed(tmp_path: Path) -> None:
 def test_a_cluster_is_the_nearest_thing_to_a_case() -> None:
     """The case, else the slide, else the image itself."""
     images = [Image(f"i{n}", "", "xy"[n % 2], f"c{n // 2}", f"s{n // 2}") for n in range(4)]
-    assert (make_manifest(images).unit, make_manifest(images).clusters) == (
+    assert (make_manifest(images).unit, make_manifest(images).cases) == (
         "case",
         ["c0", "c0", "c1", "c1"],
     )
     images[0] = Image("i0", "", "x", "", "s0")
-    assert (make_manifest(images).unit, make_manifest(images).clusters[0]) == ("slide", "s0")
+    assert (make_manifest(images).unit, make_manifest(images).cases[0]) == ("slide", "s0")
     images[0] = Image("i0", "", "x")
-    assert make_manifest(images).clusters == ["i0", "i1", "i2", "i3"]
+    assert make_manifest(images).cases == ["i0", "i1", "i2", "i3"]
 
 
 def test_slides_that_are_numbered_per_case_are_told_apart() -> None:

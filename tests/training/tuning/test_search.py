@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 from optuna.trial import FrozenTrial, TrialState
 
-from stacker.backbones.batches import Part
+from stacker.backbones.batches import Subset
 from stacker.cli.train import tune as command
 from stacker.config.load import load_config
 from stacker.config.root import Config
@@ -201,11 +201,11 @@ def test_only_development_cases_are_looked_at(
     config = make_search(folds=folds, stack={"features": ["maps"]})
     seen: list[list[np.ndarray]] = []
 
-    def spy_on_training(backbone: Any, fit: Part, validation: Part, *rest: Any) -> Any:
+    def spy_on_training(backbone: Any, fit: Subset, validation: Subset, *rest: Any) -> Any:
         seen.append([fit.rows, validation.rows])
         return finetune(backbone, fit, validation, *rest)
 
-    def spy_on_answers(backbone: Any, part: Part, *rest: Any) -> Any:
+    def spy_on_answers(backbone: Any, part: Subset, *rest: Any) -> Any:
         seen[-1].append(part.rows)
         return predict(backbone, part, *rest)
 
