@@ -10,7 +10,8 @@
     └── CacheError          a cache file that is missing, broken or of another origin
         └── LeakError       a row whose case trained the model that produced it
 
-A message says what is wrong, where, what was found against what was expected, and what to do next.
+A message says what is wrong, where, what was found against what was expected, and what to do next: the
+last is its `advice`, which a caller who knows better can leave out.
 Anything that is not a StackerError is a bug and keeps its traceback.
 """
 
@@ -21,9 +22,14 @@ from collections.abc import Iterable
 
 
 class StackerError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can mend: what is wrong, and what to do about it."""
 
     exit_code = 1
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(f"{what}; {advice}" if advice else what)
+        self.what = what
+        self.advice = advice
 
 
 class ConfigError(StackerError):

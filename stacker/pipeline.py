@@ -17,7 +17,6 @@ from stacker.config.load import load_config
 from stacker.config.root import Config
 from stacker.errors import ConfigError, RunError
 from stacker.run import Run, open_run
-from stacker.training.begin import begin
 
 
 def train(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[str]:
@@ -30,7 +29,9 @@ def train(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) ->
 def cache(run: Run) -> int:
     """Stage two: fill the caches of all base models with images that they never saw; return how many."""
     from stacker.maps.fill import fill
+    from stacker.training.jobs import require_trained
 
+    require_trained(run)
     return len(fill(run))
 
 
@@ -43,6 +44,8 @@ def stack(run: Run, metas: Sequence[str]) -> dict[str, Any]:
 
 def run_all(config: Config) -> dict[str, Any]:
     """Do all three stages, skipping what is done; return the run's metrics."""
+    from stacker.training.begin import begin
+
     run = begin(config)
     elsewhere = train(run)
     if elsewhere:

@@ -34,7 +34,7 @@ FROZEN = "frozen"  # what stands for a fold where nothing was trained
 
 
 class BaseModel(NamedTuple):
-    """A base model: a backbone, and the fold that it never saw, or `frozen` where nothing was trained."""
+    """A base model: a backbone and the fold that it never saw, `frozen` where nothing was trained."""
 
     backbone: str
     fold: str

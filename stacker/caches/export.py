@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from stacker.caches.format import ROWS
+from stacker.caches.format import ROWS, column_names
 from stacker.caches.reader import Cache, opened
 from stacker.errors import ConfigError
 from stacker.files import publish
 from stacker.run import BaseModel
-from stacker.stacking.blocks import column_names
 
 
 def export_caches(caches: Mapping[BaseModel, Cache], kind: str, out: Path) -> list[Path]:

@@ -36,7 +36,12 @@ SCHEMA_VERSION = 3
 ROWS = ("label", "image_id", "case_id", "group_id", "fold")
 INDEX, INDEX_SHA256 = "index.h5", "index.sha256"
 HALF = float(np.finfo(np.float16).max)
-FLAGS = {1: "clipped to the range of float16", 2: "not a number", 4: "zero everywhere for some class"}
+CLIPPED, NOT_A_NUMBER, EMPTY = 1, 2, 4  # bits
+FLAGS = {
+    CLIPPED: "clipped to the range of float16",
+    NOT_A_NUMBER: "not a number",
+    EMPTY: "zero everywhere for some class",
+}
 AGAIN = "run 'stacker cache CONFIG' again, which makes only this anew"
 
 
@@ -150,3 +155,24 @@ def areas(old: int, new: int) -> np.ndarray:
     low = np.maximum(edges_new[:-1, None], edges_old[None, :-1])
     high = np.minimum(edges_new[1:, None], edges_old[None, 1:])
     return ((high - low).clip(min=0) * new).astype(np.float32)
+
+
+def column_names(array: str, shape: tuple[int, ...], classes: Sequence[str]) -> list[str]:
+    """Return the names of the columns of an array as it is cached, whose rows have this shape."""
+    if array.startswith("maps"):
+        names = cell_names(map_classes(classes, shape[0]), *shape[1:])
+    else:
+        names = list(classes) if array == "logits" else unit_names(shape[0])
+    return [f"{array}/{name}" for name in names]
+
+
+def cell_names(names: Sequence[str], height: int, width: int) -> list[str]:
+    """Return what the cells of maps are called: whose map, and which row and column of its grid."""
+    return [
+        f"{name}/r{row}c{column}" for name in names for row in range(height) for column in range(width)
+    ]
+
+
+def unit_names(count: int) -> list[str]:
+    """Return what the numbers of an embedding are called."""
+    return [f"{unit:04d}" for unit in range(count)]

@@ -110,9 +110,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path) as file:
             yield file
     except FileNotFoundError:
-        raise CacheError(f"{path} is missing; {AGAIN}") from None
+        raise CacheError(f"{path} is missing", AGAIN) from None
     except OSError as error:
-        raise CacheError(f"{path} is damaged ({' '.join(str(error).split())}); {AGAIN}") from None
+        raise CacheError(f"{path} is damaged ({' '.join(str(error).split())})", AGAIN) from None
 
 
 @contextmanager
@@ -121,9 +121,7 @@ def _sound(file: h5py.File) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CacheError(
-            f"{file.filename} is damaged ({' '.join(str(error).split())}); {AGAIN}"
-        ) from None
+        raise CacheError(f"{file.filename} is damaged ({' '.join(str(error).split())})", AGAIN) from None
 
 
 def read_dataset(file: h5py.File, name: str) -> np.ndarray:
@@ -132,7 +130,7 @@ def read_dataset(file: h5py.File, name: str) -> np.ndarray:
         values: np.ndarray = file[name][:]
         written = file[name].attrs["sha256"]
     if content_sha256(name, values) != written:
-        raise CacheError(f"{file.filename} is damaged: {name} is not what was written; {AGAIN}")
+        raise CacheError(f"{file.filename} is damaged: {name} is not what was written", AGAIN)
     return values
 
 
@@ -156,7 +154,7 @@ def read_digest(file: h5py.File) -> str:
     with _sound(file):
         written = file.attrs["digest"]
     if found != written:
-        raise CacheError(f"{file.filename} is damaged: its attributes are not what was written; {AGAIN}")
+        raise CacheError(f"{file.filename} is damaged: its attributes are not what was written", AGAIN)
     return found
 
 
@@ -172,7 +170,8 @@ def read_provenance(file: h5py.File) -> Provenance:
     if version != SCHEMA_VERSION:
         raise CacheError(
             f"{file.filename}: written in schema {version}, this program reads {SCHEMA_VERSION} (the "
-            f"CHANGELOG says what changed); {AGAIN}"
+            f"CHANGELOG says what changed)",
+            AGAIN,
         )
     with _sound(file):
         values: dict[str, Any] = {f.name: str(file.attrs[f.name]) for f in fields(Provenance)}
@@ -189,10 +188,10 @@ def open_cache(folder: Path) -> Cache:
         raise CacheError(f"{folder}: there is no complete cache here; run 'stacker cache CONFIG'")
     if not (folder / INDEX_SHA256).exists():
         older = "it was written by an older version (schema 1), or not to the end"
-        raise CacheError(f"{folder}: has no {INDEX_SHA256}: {older}; {AGAIN}")
+        raise CacheError(f"{folder}: has no {INDEX_SHA256}: {older}", AGAIN)
     written = (folder / INDEX_SHA256).read_text(encoding="utf-8").split(" ")[0]
     if index_sha256(folder) != written:
-        raise CacheError(f"{folder / INDEX} is damaged: it is not what was written; {AGAIN}")
+        raise CacheError(f"{folder / INDEX} is damaged: it is not what was written", AGAIN)
     with opened(folder / INDEX) as index, _sound(index):
         provenance = read_provenance(index)
         names, digests = ([str(n) for n in index.attrs[a]] for a in ("parts", "part_digests"))
@@ -202,7 +201,7 @@ def open_cache(folder: Path) -> Cache:
     for path, expected in zip(paths, digests, strict=True):
         with opened(path) as part:
             if read_digest(part) != expected or read_provenance(part) != provenance:
-                raise CacheError(f"{path} is not the part that {INDEX} lists; {AGAIN}")
+                raise CacheError(f"{path} is not the part that {INDEX} lists", AGAIN)
             found.append(read_rows(part))
     sizes = tuple(len(rows) for rows in found)
     return Cache(folder, provenance, Rows.join(found), tuple(paths), sizes, shapes)

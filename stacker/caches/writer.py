@@ -19,10 +19,13 @@ import numpy as np
 
 from stacker.caches.format import (
     AGAIN,
+    CLIPPED,
+    EMPTY,
     FLAGS,
     HALF,
     INDEX,
     INDEX_SHA256,
+    NOT_A_NUMBER,
     ROWS,
     Provenance,
     Rows,
@@ -100,13 +103,10 @@ def _flagged(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return maps as float16, and per image the flags of what that or the method did to them."""
     clipped = halve(maps)
     flat = maps.reshape(*maps.shape[:2], -1)
-    found = (
-        (np.abs(flat) > HALF).any(axis=(1, 2)),
-        np.isnan(flat).any(axis=(1, 2)),
-        (clipped.reshape(flat.shape) == 0).all(axis=2).any(axis=1),
-    )
-    flags = sum(np.uint8(bit) * mask.astype(np.uint8) for bit, mask in zip(FLAGS, found, strict=True))
-    return clipped, np.asarray(flags, np.uint8)
+    flags = CLIPPED * (np.abs(flat) > HALF).any(axis=(1, 2))
+    flags |= NOT_A_NUMBER * np.isnan(flat).any(axis=(1, 2))
+    flags |= EMPTY * (clipped.reshape(flat.shape) == 0).all(axis=2).any(axis=1)
+    return clipped, flags.astype(np.uint8)
 
 
 def _warn(path: Path, flags: np.ndarray, names: Sequence[str]) -> None:
@@ -160,9 +160,9 @@ def examine_part(path: Path, rows: Rows, provenance: Provenance) -> None:
         for field in fields(provenance):
             if field.compare and found[field.name] != wanted[field.name]:
                 was, now = (_short(values[field.name]) for values in (found, wanted))
-                raise CacheError(f"{path} was made with {field.name} {was}, this run has {now}; {AGAIN}")
+                raise CacheError(f"{path} was made with {field.name} {was}, this run has {now}", AGAIN)
         if not read_rows(file).equals(rows):
-            raise CacheError(f"{path} holds other images than it should; {AGAIN}")
+            raise CacheError(f"{path} holds other images than it should", AGAIN)
         for name in sorted(file.keys() - set(ROWS)):
             read_dataset(file, name)
 

@@ -99,9 +99,11 @@ def predict(
         tally = Tally()
         rows = make_format(name, predictor.stack.classes, [str(base) for base in predictor.bases])
         _stream(predictor, found, rows, output, tally)
-    split = str(predictor.stack.facts["split"])
-    if "leaks" in split:
-        click.secho(f"fitted on a {split}: how good it is, nobody has measured", fg="red", err=True)
+    facts = predictor.stack.facts
+    if facts["leaks"]:
+        click.secho(
+            f"fitted on a {facts['split']}: how good it is, nobody has measured", fg="red", err=True
+        )
     for line in [*tally.lines(), *([f"overlays: {folder}"] if tally.overlays else [])]:
         click.echo(line, err=True)
     if tally.skipped:

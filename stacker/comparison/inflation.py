@@ -45,6 +45,7 @@ def measure_inflation(run: Run, units: Sequence[str]) -> dict[str, Any]:
         "run": run.config.run,
         "units": list(units),
         "labels": {unit: metrics["split"] for unit, metrics in found.items()},
+        "leaks": {unit: metrics["leaks"] for unit, metrics in found.items()},
         "intervals": {unit: metrics["intervals"] for unit, metrics in found.items()},
         "rows": rows,
     }

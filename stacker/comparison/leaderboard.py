@@ -62,6 +62,7 @@ def make_leaderboard(comparison: Comparison, run: Run) -> dict[str, Any]:
     }
     found = {
         "split": run.folds.label,
+        "leaks": run.folds.leaks,
         "classes": manifest.classes,
         "unit": manifest.unit,
         "intervals": how.description,

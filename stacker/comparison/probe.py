@@ -57,6 +57,7 @@ def probe(run: Run, strength: float) -> dict[str, Any]:
     how = Resampling(config.stack.bootstrap, config.seed, manifest.classes, manifest.unit)
     metrics: dict[str, Any] = {
         "split": run.folds.label,
+        "leaks": run.folds.leaks,
         "classes": manifest.classes,
         "unit": manifest.unit,
         "C": strength,

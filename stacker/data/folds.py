@@ -72,12 +72,17 @@ class Folds:
         return digest(asdict(self))
 
     @property
+    def leaks(self) -> bool:
+        """Say whether a case may lie on both sides of the split."""
+        return self.group != "case"
+
+    @property
     def label(self) -> str:
         """Name the split for people; a split that lets a case straddle is called what it is."""
         own = ("test", "stack") if self.protocol == "holdout" else ("test",)
         official = [part for part in own if self.policy.get(part) == "official"]
         given = f", official {' and '.join(official)}" if official else ""
-        leak = "" if self.group == "case" else ", leaks across cases"
+        leak = ", leaks across cases" if self.leaks else ""
         return f"{self.protocol} split by {self.group}{given}{leak}"
 
 

@@ -30,6 +30,6 @@ def save_figure(figure: Figure, path: Path) -> None:
         )
 
 
-def split_colour(split: str) -> str:
+def title_colour(leaks: bool) -> str:
     """Return the colour of a figure's title: red where cases straddle the split."""
-    return LEAK_COLOUR if "leaks" in split else "black"
+    return LEAK_COLOUR if leaks else "black"

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stacker.figures.canvas import LEAK_COLOUR, split_colour
+from stacker.figures.canvas import LEAK_COLOUR, title_colour
 from stacker.scores.predictions import PARTS
 
 COLOURS = {"base": "#1f6fb4", "meta": "black", "rule": "#2a9d5c"}
@@ -38,7 +38,7 @@ def leaderboard_figure(board: Mapping[str, Any], shown: Sequence[str]) -> Figure
     axes[0].set_yticks(range(len(shown)), list(reversed(shown)), fontsize=8)
     axes[0].set_ylim(-0.7, len(shown) - 0.3)
     title = f"{board['split']}; {board['intervals']}; dotted: mean of probabilities"
-    figure.suptitle(title, fontsize=9, color=split_colour(board["split"]))
+    figure.suptitle(title, fontsize=9, color=title_colour(board["leaks"]))
     return figure
 
 
@@ -79,8 +79,9 @@ def _bars(
     """Draw the scores of all models under one split."""
     rows = {r["model"]: r for r in found["rows"] if (r["part"], r["split_by"]) == (part, unit)}
     label, units = found["labels"][unit], len(found["units"])
-    colour = LEAK_COLOUR if "leaks" in label else "0.25"
-    alpha = 0.4 + 0.4 * number / units if "leaks" in label else 1.0
+    leaks = found["leaks"][unit]
+    colour = LEAK_COLOUR if leaks else "0.25"
+    alpha = 0.4 + 0.4 * number / units if leaks else 1.0
     width = 0.8 / units
     known = [name for name in models if name in rows]
     places = np.array([models.index(name) for name in known]) + (number - (units - 1) / 2) * width

@@ -22,9 +22,8 @@ from PIL import ImageDraw, ImageFont
 
 from stacker.caches.format import map_classes
 from stacker.caches.reader import Cache
-from stacker.data.folds import load_folds
 from stacker.data.images import decode_image, read_mask
-from stacker.data.manifest import Image, Manifest, load_manifest
+from stacker.data.manifest import Image, Manifest
 from stacker.errors import ConfigError, require_one_of
 from stacker.figures.canvas import LEAK_COLOUR, STRONG_ALPHA
 from stacker.files import publish
@@ -120,7 +119,7 @@ def draw(
             f"no maps {maps!r} are cached; {', '.join(known)} are (cam.methods, cam.lower)"
         )
     caches = {key: cache for key, cache in caches.items() if maps in cache.maps}
-    manifest = load_manifest(run.manifest_file, run.config.data.classes)
+    manifest = run.manifest
     backbones = list(backbones) or list(dict.fromkeys(backbone for backbone, _ in caches))
     classes = list(classes) or [manifest.classes[-1]]
     require_one_of("backbone", backbones, {backbone for backbone, _ in caches})
@@ -135,8 +134,8 @@ def draw(
         for label in classes if shown == manifest.classes else shown:
             panels[f"{title}\n{label}"] = [found[image.id][shown.index(label)] for image in images]
     pictures = [_picture(image, run) for image in images]
-    split = load_folds(run.folds_file, manifest).label
-    return heatmap_sheet(pictures, panels, signed, split)
+    warning = run.folds.label if run.folds.leaks else ""
+    return heatmap_sheet(pictures, panels, signed, warning)
 
 
 def _images(manifest: Manifest, image_ids: Sequence[str]) -> list[Image]:
@@ -179,7 +178,7 @@ def heatmap_sheet(
     pictures: Sequence[Picture],
     panels: Mapping[str, Sequence[np.ndarray]],
     signed: bool,
-    split: str = "",
+    warning: str = "",
 ) -> Figure:
     """Return a sheet: a row per picture, the picture itself and then one overlay per panel.
 
@@ -206,8 +205,8 @@ def heatmap_sheet(
         column[0].set_title(name, fontsize=8)
         bar = figure.colorbar(colours, ax=list(column), location="bottom", shrink=0.8, aspect=30)
         bar.ax.tick_params(labelsize=6)
-    if "leaks" in split:
-        figure.suptitle(split, fontsize=8, color=LEAK_COLOUR)
+    if warning:
+        figure.suptitle(warning, fontsize=8, color=LEAK_COLOUR)
     return figure
 
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from stacker.figures.canvas import split_colour
+from stacker.figures.canvas import title_colour
 from stacker.scores.metrics import area_under_curve
 from stacker.scores.predictions import Predictions, reliability
 
 
-def confusion_figure(models: Mapping[str, Predictions], classes: Sequence[str], split: str) -> Figure:
+def confusion_figure(
+    models: Mapping[str, Predictions], classes: Sequence[str], split: str, leaks: bool
+) -> Figure:
     """Return the confusion matrices of all models but the constant, in counts of test images."""
     shown = {name: found for name, found in models.items() if name != "constant"}
     columns = min(4, len(shown))
@@ -38,11 +40,13 @@ def confusion_figure(models: Mapping[str, Predictions], classes: Sequence[str], 
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
     title = f"Test images: predicted (across) against true (down); {split}"
-    figure.suptitle(title, fontsize=10, color=split_colour(split))
+    figure.suptitle(title, fontsize=10, color=title_colour(leaks))
     return figure
 
 
-def roc_figure(models: Mapping[str, Predictions], classes: Sequence[str], split: str) -> Figure:
+def roc_figure(
+    models: Mapping[str, Predictions], classes: Sequence[str], split: str, leaks: bool
+) -> Figure:
     """Return the ROC curves of all models on the test images (one panel per class beyond two)."""
     targets = [1] if len(classes) == 2 else list(range(len(classes)))
     columns = min(4, len(targets))
@@ -57,13 +61,13 @@ def roc_figure(models: Mapping[str, Predictions], classes: Sequence[str], split:
             area = area_under_curve(positive.astype(int), np.stack([1 - score, score], axis=1))
             axis.plot(*_roc_points(positive, score), label=f"{name} ({area:.3f})", linewidth=1.4)
         axis.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-        axis.set_title(f"{classes[k]} against the rest; {split}", fontsize=10, color=split_colour(split))
+        axis.set_title(f"{classes[k]} against the rest; {split}", fontsize=10, color=title_colour(leaks))
         axis.legend(title="AUC by image", fontsize=8, title_fontsize=8, loc="lower right")
     return figure
 
 
 def reliability_figure(
-    models: Mapping[str, Predictions], classes: Sequence[str], split: str, rows: str
+    models: Mapping[str, Predictions], classes: Sequence[str], split: str, leaks: bool, rows: str
 ) -> Figure:
     """Return how often each model is right where it is so sure, with how often it is so sure."""
     shown = {name: found for name, found in models.items() if name != "constant"}
@@ -84,7 +88,7 @@ def reliability_figure(
     what = f"probability of {classes[1]}" if len(classes) == 2 else "largest probability"
     figure.supxlabel(f"{what} (bars: share of images)", fontsize=9)
     figure.supylabel(f"share that is {classes[1]}" if len(classes) == 2 else "share right", fontsize=9)
-    figure.suptitle(f"{rows}; {split}", fontsize=10, color=split_colour(split))
+    figure.suptitle(f"{rows}; {split}", fontsize=10, color=title_colour(leaks))
     return figure
 
 

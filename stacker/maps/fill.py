@@ -25,7 +25,7 @@ from stacker.backbones.devices import Machine
 from stacker.caches.format import INDEX, Provenance, Rows, part_file
 from stacker.caches.writer import write_index, write_part
 from stacker.data.store import Pixels
-from stacker.errors import CacheError, RunError
+from stacker.errors import CacheError
 from stacker.files import held, sweep
 from stacker.maps.cam import Wanted, look
 from stacker.maps.extract import classifier_bias, extract
@@ -33,7 +33,6 @@ from stacker.maps.formulas import PERTURB
 from stacker.maps.targets import Target, keep_frozen, list_targets
 from stacker.progress import bar
 from stacker.run import Run
-from stacker.training.jobs import list_jobs
 
 log = logging.getLogger(__name__)
 Advance = Callable[[int], None]
@@ -44,9 +43,6 @@ def fill(run: Run) -> list[Target]:
 
     Caches that another process has in hand are waited for, at the end.
     """
-    for job in list_jobs(run):
-        if not job.is_done():
-            raise RunError(f"{job.path}: no such base model; run 'stacker train CONFIG' first")
     keep_frozen(run)
     targets = list_targets(run)
     unfinished = [target for target in targets if _is_wanting(target)]

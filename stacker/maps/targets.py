@@ -21,7 +21,7 @@ from stacker.backbones.backbone import create
 from stacker.backbones.checkpoint import read_facts, save_checkpoint
 from stacker.backbones.devices import Machine
 from stacker.backbones.weights import require_unseen, trained_on, weights_file
-from stacker.caches.format import AGAIN, Provenance, Rows, describe_preprocessing, part_file
+from stacker.caches.format import Provenance, Rows, describe_preprocessing, part_file
 from stacker.caches.reader import open_cache
 from stacker.caches.rows import unseen
 from stacker.caches.writer import examine_part
@@ -78,7 +78,7 @@ class Target:
             try:
                 examine_part(part_file(self.folder, number), piece.rows, self.provenance)
             except CacheError as error:
-                found[number] = str(error).removesuffix(f"; {AGAIN}")
+                found[number] = error.what
         return found
 
     def strays(self) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stacker.caches.format import AGAIN, INDEX, part_file
+from stacker.caches.format import INDEX, part_file
 from stacker.caches.reader import open_cache, opened, read_dataset, read_provenance
 from stacker.caches.rows import refuse_leaks, rows_of_cache
 from stacker.data.folds import Fold
@@ -92,7 +92,7 @@ def _said(examine: Callable[..., None], *arguments: Any) -> list[str]:
     try:
         examine(*arguments)
     except CacheError as error:
-        return [str(error).removesuffix(f"; {AGAIN}")]
+        return [error.what]
     return []
 
 

@@ -58,9 +58,9 @@ def _open(folder: Path, named: Path) -> Run:
     for where, expected in listed.items():
         path = folder / where
         if not path.is_file():
-            raise RunError(f"{named}: {where} is missing; {AGAIN}")
+            raise RunError(f"{named}: {where} is missing", AGAIN)
         if path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
-            raise RunError(f"{named}: {where} is not the file that was packed; {AGAIN}")
+            raise RunError(f"{named}: {where} is not the file that was packed", AGAIN)
     for part in ("models", "stack"):
         for path in (folder / part).rglob("*"):
             if path.is_file() and path.relative_to(folder).as_posix() not in listed:
@@ -82,11 +82,11 @@ def _listed(content: bytes, named: Path) -> dict[str, dict[str, Any]]:
             for where, each in files.items()
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise RunError(f"{named}: its {LIST} cannot be read; {AGAIN}") from None
+        raise RunError(f"{named}: its {LIST} cannot be read", AGAIN) from None
     if version != SCHEMA:
         raise RunError(f"{named} is of schema {version}, this program reads {SCHEMA}; pack the run anew")
     if not sound or "config.yaml" not in files:
-        raise RunError(f"{named}: its {LIST} lists what no pack holds; {AGAIN}")
+        raise RunError(f"{named}: its {LIST} lists what no pack holds", AGAIN)
     return dict(files)
 
 
@@ -96,12 +96,12 @@ def _unzip(path: Path, folder: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
             if LIST not in members:
-                raise RunError(f"{path}: no {LIST} at its top: it is no pack, or not whole; {AGAIN}")
+                raise RunError(f"{path}: no {LIST} at its top: it is no pack, or not whole", AGAIN)
             _refuse_compressed(path, members)
             with archive.open(LIST) as source:
                 content = source.read(MOST_LIST_BYTES + 1)
             if len(content) > MOST_LIST_BYTES:
-                raise RunError(f"{path}: its {LIST} is larger than that of any pack; {AGAIN}")
+                raise RunError(f"{path}: its {LIST} is larger than that of any pack", AGAIN)
             listed = _listed(content, path)
             _refuse_strange(path, members, listed)
             (folder / LIST).write_bytes(content)
@@ -111,7 +111,7 @@ def _unzip(path: Path, folder: Path) -> None:
                 with archive.open(where) as source, target.open("wb") as file:
                     _copy(source, file, expected["bytes"])
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise RunError(f"{path} is not a sound zip ({error}); {AGAIN}") from None
+        raise RunError(f"{path} is not a sound zip ({error})", AGAIN) from None
 
 
 def _refuse_compressed(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
@@ -131,10 +131,10 @@ def _refuse_strange(
     strange = sorted(set(members) ^ {LIST, *listed})
     if strange:
         state = "is in the zip and not listed" if strange[0] in members else "is missing"
-        raise RunError(f"{path}: {strange[0]!r} {state}; {AGAIN}")
+        raise RunError(f"{path}: {strange[0]!r} {state}", AGAIN)
     total = sum(each["bytes"] for each in listed.values())
     if total > path.stat().st_size:
-        raise RunError(f"{path} would grow to {total:,} bytes: no pack does; {AGAIN}")
+        raise RunError(f"{path} would grow to {total:,} bytes: no pack does", AGAIN)
     where = tempfile.gettempdir()
     space = shutil.disk_usage(where).free
     if total > space:

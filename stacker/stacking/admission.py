@@ -56,7 +56,7 @@ def _open(run: Run, backbone: str, fold: Fold | None) -> Cache:
     if fold is not None:
         _refuse_trained_images(cache, str(base), fold, run.manifest, run.folds)
     if not cache.rows.equals(rows_of_cache(run.manifest, run.folds, fold)):
-        raise CacheError(f"{cache.folder} holds other images than the split of this run says; {AGAIN}")
+        raise CacheError(f"{cache.folder} holds other images than the split of this run says", AGAIN)
     _check_model(cache, run.model_file(*base))
     return cache
 
@@ -66,7 +66,7 @@ def _places(cache: Cache, rows: Rows) -> np.ndarray:
     place = {image: row for row, image in enumerate(cache.rows.image_id)}
     missing = [image for image in rows.image_id if image not in place]
     if missing:
-        raise CacheError(f"{cache.folder}: {missing[0].decode()} is not among its images; {AGAIN}")
+        raise CacheError(f"{cache.folder}: {missing[0].decode()} is not among its images", AGAIN)
     return np.array([place[image] for image in rows.image_id])
 
 

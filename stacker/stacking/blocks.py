@@ -21,7 +21,7 @@ from itertools import combinations
 
 import numpy as np
 
-from stacker.caches.format import halve, map_classes, resample
+from stacker.caches.format import cell_names, halve, map_classes, resample, unit_names
 from stacker.config.stacking import BlockConfig, StackConfig
 from stacker.run import FROZEN
 
@@ -75,20 +75,6 @@ def assemble(
     return np.concatenate([values for values, _, _ in pieces], axis=1), tuple(columns)
 
 
-def column_names(array: str, shape: tuple[int, ...], classes: Sequence[str]) -> list[str]:
-    """Return the names of the columns of an array as it is cached, whose rows have this shape."""
-    empty = np.empty((0, *shape), dtype=np.float32)
-    if array.startswith("maps"):
-        _, names = _of_maps(empty, classes, BlockConfig(of=array, classes="all"))
-    else:
-        names = _plain_names(array, shape[0], classes)
-    return [f"{array}/{name}" for name in names]
-
-
-def _plain_names(array: str, number: int, classes: Sequence[str]) -> list[str]:
-    return list(classes) if array == "logits" else [f"{i:04d}" for i in range(number)]
-
-
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Return the softmax of logits (N, K)."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
@@ -120,7 +106,7 @@ def _of_one(found: Arrays, classes: Sequence[str], blocks: Blocks) -> Iterator[t
         elif name == "logits":
             yield name, log_odds_of(values.astype(np.float32), classes)
         else:
-            yield name, (values.astype(np.float32), _plain_names(array, values.shape[1], classes))
+            yield name, (values.astype(np.float32), unit_names(values.shape[1]))
 
 
 def _of_maps(maps: np.ndarray, classes: Sequence[str], block: BlockConfig) -> Piece:
@@ -128,8 +114,7 @@ def _of_maps(maps: np.ndarray, classes: Sequence[str], block: BlockConfig) -> Pi
     if block.view == "stats":
         summed = [f"{n}/{stat}" for n in names for stat in STATS]
         return describe(viewed).reshape(len(viewed), len(summed)), summed
-    height, width = viewed.shape[2:]
-    cells = [f"{n}/r{r}c{c}" for n in names for r in range(height) for c in range(width)]
+    cells = cell_names(names, *viewed.shape[2:])
     return viewed.reshape(len(viewed), len(cells)), cells
 
 

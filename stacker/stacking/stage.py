@@ -58,7 +58,7 @@ def fit_stack(run: Run, names: Sequence[str]) -> dict[str, Any]:
         if is_current(run.stack_folder(name), identity):
             log.info("stack %s: done already", name)
         else:
-            _fit_one(run, design, caches, tables, identity, run.folds.label)
+            _fit_one(run, design, caches, tables, identity)
     return _summarise(run, caches)
 
 
@@ -80,14 +80,13 @@ def identity_of(design: Design, caches: Caches, tables: Tables) -> dict[str, Any
     }
 
 
-def _fit_one(
-    run: Run, design: Design, caches: Caches, tables: Tables, identity: dict[str, Any], split: str
-) -> None:
+def _fit_one(run: Run, design: Design, caches: Caches, tables: Tables, identity: dict[str, Any]) -> None:
     fitted = fit(design, tables)
     folder = run.stack_folder(design.meta)
     facts = {
         "classes": caches.classes,
-        "split": split,
+        "split": run.folds.label,
+        "leaks": run.folds.leaks,
         "methods": run.config.cam.methods,
         "lower": run.config.cam.lower,
         "precision": caches.precision,
@@ -187,6 +186,7 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
     best = best_base(caches.backbones, scored)
     metrics: dict[str, Any] = {
         "split": run.folds.label,
+        "leaks": run.folds.leaks,
         "classes": run.manifest.classes,
         "unit": run.manifest.unit,
         "intervals": how.description,
@@ -210,9 +210,14 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
             run.path / f"{name}.csv", models, table.rows, made_by, run.manifest, run.folds.label
         )
     for name, figure in {"confusion": confusion_figure, "roc": roc_figure}.items():
-        save_figure(figure(test, run.manifest.classes, run.folds.label), run.figures / f"{name}.png")
+        save_figure(
+            figure(test, run.manifest.classes, run.folds.label, run.folds.leaks),
+            run.figures / f"{name}.png",
+        )
     named = "Development images, out of fold" if development else "Test images"
-    shown = reliability_figure(development or test, run.manifest.classes, run.folds.label, named)
+    shown = reliability_figure(
+        development or test, run.manifest.classes, run.folds.label, run.folds.leaks, named
+    )
     save_figure(shown, run.figures / "reliability.png")
     write_json(run.path / "metrics.json", metrics)
     return metrics

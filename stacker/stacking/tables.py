@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from stacker.caches.format import FLAGS, Rows
+from stacker.caches.format import NOT_A_NUMBER, Rows
 from stacker.caches.reader import Cache
 from stacker.config.stacking import StackConfig
 from stacker.errors import CacheError, require_one_of
@@ -246,8 +246,7 @@ def _is_test(rows: Rows) -> np.ndarray:
 
 def _require_numbers(cache: Cache, name: str) -> None:
     """Raise CacheError for maps that are not numbers."""
-    not_a_number = next(bit for bit, meaning in FLAGS.items() if meaning == "not a number")
-    bad = np.flatnonzero(cache.read("flags")[:, cache.maps.index(name)] & not_a_number)
+    bad = np.flatnonzero(cache.read("flags")[:, cache.maps.index(name)] & NOT_A_NUMBER)
     if len(bad):
         image = cache.rows.image_id[bad[0]].decode()
         raise CacheError(

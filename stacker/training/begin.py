@@ -1,46 +1,41 @@
-"""A run with its images and its split: begun once, frozen, and reopened by every later command."""
+"""A run begins: its settings are checked, its images read and split, and both are frozen on disk."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
+from stacker.backbones.backbone import require_known
+from stacker.backbones.weights import require_files, require_unseen
 from stacker.config.root import Config
+from stacker.data.disputed import undisputed
 from stacker.data.folds import make_folds, save_folds
 from stacker.data.formats.registry import read_manifest
-from stacker.data.manifest import save_manifest
+from stacker.data.manifest import Manifest, save_manifest
 from stacker.data.store import open_usable
 from stacker.errors import ConfigError
 from stacker.files import read_json
 from stacker.run import Run, create_run, has_begun, reopen
+from stacker.training.optimizer import require_optimizer
 
 log = logging.getLogger(__name__)
 
 
 def begin(config: Config) -> Run:
     """Start a run, or reopen it; raise before anything is written when the data is unusable."""
-    from stacker.backbones.backbone import require_known
-    from stacker.backbones.weights import require_files, require_unseen
-    from stacker.data.disputed import undisputed
-    from stacker.training.optimizer import require_optimizer
-
-    require_known([*config.backbones, *config.frozen])
-    require_files({**config.backbones, **config.frozen})
-    for name in config.backbones:
-        require_optimizer(name, config.recipe(name))
+    _require_usable(config)
     if has_begun(config):
         run = reopen(config)
-        require_unseen({**config.backbones, **config.frozen}, run.manifest.cases)
-        _require_losses(config, run.manifest.classes)
+        _require_fitting(config, run.manifest)
         return run
-    listed = undisputed(read_manifest(config.data), config.images, config.data.on_error)
-    require_unseen({**config.backbones, **config.frozen}, listed.cases)
-    _require_losses(config, listed.classes)
-    folds = make_folds(listed, config.folds, config.seed)  # a refusal costs no decoding
+    manifest = undisputed(read_manifest(config.data), config.images, config.data.on_error)
+    _require_fitting(config, manifest)
     folder = config.artifacts / ".images"
-    manifest, _ = open_usable(folder, listed, config.images, config.data.on_error)
-    if manifest is not listed:
+    if config.data.on_error == "skip":  # which images there are is known when they are decoded
+        manifest, _ = open_usable(folder, manifest, config.images, config.data.on_error)
         folds = make_folds(manifest, config.folds, config.seed)
+    else:  # a split that is refused costs no decoding
+        folds = make_folds(manifest, config.folds, config.seed)
+        open_usable(folder, manifest, config.images, config.data.on_error)
     run = create_run(config)
     save_folds(folds, run.folds_file)
     save_manifest(manifest, run.manifest_file)
@@ -49,21 +44,31 @@ def begin(config: Config) -> Run:
     return run.with_split(manifest, folds)
 
 
-def _require_losses(config: Config, classes: Sequence[str]) -> None:
-    """Raise ConfigError for one logit where there are more than two classes."""
+def _require_usable(config: Config) -> None:
+    """Raise StackerError for a backbone, a weights file or an optimizer that is not there."""
+    backbones = {**config.backbones, **config.frozen}
+    require_known(list(backbones))
+    require_files(backbones)
+    for name in config.backbones:
+        require_optimizer(name, config.recipe(name))
+
+
+def _require_fitting(config: Config, manifest: Manifest) -> None:
+    """Raise for weights that cases of these images trained, and for one logit of several classes."""
+    require_unseen({**config.backbones, **config.frozen}, manifest.cases)
     wanting = [name for name in config.backbones if config.recipe(name).loss == "bce"]
-    if wanting and len(classes) > 2:
+    if wanting and len(manifest.classes) > 2:
         raise ConfigError(
-            f"train.loss=bce tells two classes apart, found {len(classes)}: {', '.join(classes)}; take "
-            "loss=cross_entropy, or two of them (data.classes)"
+            f"train.loss=bce tells two classes apart, found {len(manifest.classes)}: "
+            f"{', '.join(manifest.classes)}; take loss=cross_entropy, or two of them (data.classes)"
         )
 
 
 def _mention_audit(run: Run) -> None:
     """Remind of errors that `stacker check` found in the data."""
     path = run.path / "audit.json"
-    found = read_json(path)["findings"] if path.exists() else []
-    errors = [each["topic"] for each in found if each["severity"] == "error"]
+    findings = read_json(path)["findings"] if path.exists() else []
+    errors = [finding["topic"] for finding in findings if finding["severity"] == "error"]
     if errors:
         log.warning(
             "'stacker check' found errors (%s): see %s", ", ".join(errors), path.with_suffix(".md")

@@ -131,6 +131,13 @@ def list_jobs(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()
     ]
 
 
+def require_trained(run: Run) -> None:
+    """Raise RunError when a base model of a run is not there yet, or is another run's."""
+    for job in list_jobs(run):
+        if not job.is_done():
+            raise RunError(f"{job.path}: no such base model", "run 'stacker train CONFIG' first")
+
+
 def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     """Train what is not trained yet; return the jobs that other processes still have in hand.
 

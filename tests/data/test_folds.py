@@ -125,7 +125,7 @@ def test_a_class_of_one_case_per_part_is_trained_on_and_not_validated() -> None:
         "held_out": {"a", "b", "rare"},
     }
     binary = make_manifest([image for image in images if image.label != "b"])
-    with pytest.raises(DataError, match=r"'rare' has 1 cases, and 2 parts \(fit, validation\)"):
+    with pytest.raises(DataError, match=r"'rare' has 1 cases, and 2 parts \(train, validation\)"):
         make_folds(binary, FoldsConfig(protocol="holdout"), 0)
 
 

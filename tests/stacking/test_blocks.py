@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stacker.caches.format import resample
+from stacker.caches.format import column_names, resample
 from stacker.config.stacking import BlockConfig, StackConfig
-from stacker.stacking.blocks import STATS, agreement, assemble, column_names, describe, resolve, view
+from stacker.stacking.blocks import STATS, agreement, assemble, describe, resolve, view
 
 CLASSES = ("benign", "malignant")
 THREE = ("a", "b", "c")

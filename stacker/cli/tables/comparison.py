@@ -50,7 +50,7 @@ def leaderboard_table(
     rows = {r["model"]: r for r in board["rows"] if r["part"] == part and r["subset"] == "all"}
     size = board["sizes"][part]
     title = f"{PARTS[part]}: {size['images']} images, {size['cases']} {board['unit']}s; "
-    table = Table(title=title_of(title, board["split"]), title_justify="left")
+    table = Table(title=title_of(title, board), title_justify="left")
     table.add_column("model", overflow="fold")
     unit = board["unit"]
     columns = [
@@ -223,7 +223,7 @@ def inflation_table(found: Mapping[str, Any]) -> Table:
     table.add_column("part")
     table.add_column("model")
     for unit in found["units"]:
-        leaks = "leaks" in found["labels"][unit]
+        leaks = found["leaks"][unit]
         table.add_column(
             Text(found["labels"][unit], LEAK_STYLE if leaks else ""), style="red" if leaks else ""
         )

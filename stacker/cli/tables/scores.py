@@ -18,7 +18,7 @@ def scores_table(metrics: dict[str, Any], part: str = "test") -> Table:
     first, unit = next(iter(metrics[part].values())), metrics["unit"]
     groups = "cases not known" if unit == "image" else f"{first[unit]['n']} {unit}s"
     sizes = f"{first['image']['n']} images, {groups}"
-    title = title_of(f"{PARTS[part]}: {sizes}; ", metrics["split"])
+    title = title_of(f"{PARTS[part]}: {sizes}; ", metrics)
     table = Table(title=title, title_justify="left")
     table.add_column("model")
     columns = [("image", "accuracy"), ("image", "auc")]
