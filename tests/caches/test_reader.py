@@ -270,7 +270,7 @@ def test_another_schema_is_refused_with_words(folder: Path) -> None:
     with h5py.File(folder / "index.h5", "a") as file:
         file.attrs["schema_version"] = 99
     sign(folder)
-    with pytest.raises(CacheError, match="schema 99, this program reads 2"):
+    with pytest.raises(CacheError, match="schema 99, this program reads 3"):
         open_cache(folder)
 
 

@@ -40,7 +40,7 @@ def expect_refusal(result: Result, code: int, *texts: str) -> None:
 def test_help_and_version_import_nothing_heavy() -> None:
     """They answer at once: neither torch nor numpy nor pydantic is loaded for them."""
     for option in ("--help", "--version"):
-        code = f"import sys; sys.argv = ['stacker', '{option}']; from stacker.cli import main\n"
+        code = f"import sys; sys.argv = ['stacker', '{option}']; from stacker.cli.main import main\n"
         code += "try: main()\nexcept SystemExit: print(sorted(sys.modules))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         *_, modules = done.stdout.splitlines()

@@ -141,7 +141,7 @@ def test_splits_by_slide_and_image_are_labelled_as_leaking() -> None:
 
 def test_a_straddling_split_cannot_be_made() -> None:
     """Whoever builds Folds with a case on two sides is stopped."""
-    with pytest.raises(RunError, match="case b is in fit and in held out"):
+    with pytest.raises(RunError, match="case b is in train and in held out"):
         Folds("holdout", "case", 0, "", (Fold("holdout", ("a", "b"), ("c",), ("b",)),), ("d",))
 
 

@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from stacker import pipeline
-from stacker.caches import summary as inspection
 from stacker.caches.summary import find_caches, sample
 from stacker.config.root import Config
 from stacker.data.formats.registry import read_manifest
 from stacker.errors import ConfigError, DataError
+from stacker.figures import heatmaps
 from stacker.figures.heatmaps import Picture, draw, heatmap_sheet, upsample
 from stacker.run import BaseModel, reopen
 from stacker.stacking.stage import pointing_and_mass
@@ -91,7 +91,7 @@ def test_the_class_that_is_named_is_the_class_that_is_drawn(
     cache = caches[BaseModel("test_resnet", "holdout")]
     chosen = cache.rows.image_id == image.encode()
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(inspection, "heatmap_sheet", lambda _, panels, *__: drawn.update(panels))
+    monkeypatch.setattr(heatmaps, "heatmap_sheet", lambda _, panels, *__: drawn.update(panels))
     draw(run, caches, [image], ["test_resnet"], maps="maps_lower1")
     draw(run, caches, [image], ["test_resnet"], ["benign"], maps="maps_lower1")
     draw(run, caches, [image], ["test_resnet"], ["benign"], maps="maps_eigencam_lower1")

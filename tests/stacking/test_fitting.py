@@ -27,7 +27,6 @@ from stacker.scores.predictions import by_case
 from stacker.stacking import fitting
 from stacker.stacking.finish import OutOfFold, conclude, fit_calibrator
 from stacker.stacking.fitting import Design, fit
-from stacker.stacking.learners import registry as meta
 from stacker.stacking.tables import Source, Table, Tables
 
 CONFIG = StackConfig.model_validate(
@@ -99,9 +98,9 @@ def test_what_is_said_out_of_fold_saw_nothing_of_its_case(
                 seen.append((self.own, {int(tables.groups[row]) for row in rows}))
             return np.full((len(values), 2), 0.5)
 
-    monkeypatch.setattr(meta, "build", lambda *_: Spy())
-    monkeypatch.setattr(meta, "is_scaled", lambda *_: False)
-    monkeypatch.setattr(meta, "is_seeded", lambda *_: True)
+    monkeypatch.setattr(fitting, "build", lambda *_: Spy())
+    monkeypatch.setattr(fitting, "is_scaled", lambda *_: False)
+    monkeypatch.setattr(fitting, "is_seeded", lambda *_: True)
     fit(design(), tables)
     parts = {(1, False): 4, (2, False): 2, (4, False): 4, (2, True): 8}[folds, mixed]
     assert len(seen) == parts * 2  # seeds

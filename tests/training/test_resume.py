@@ -46,7 +46,7 @@ def start(config: Path, command: str = "run") -> subprocess.Popen[bytes]:
     A shell's background job has it ignored, and so would what the tests start there.
     """
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from stacker.cli import main; main()"
+    code += "from stacker.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, command, str(config)],
         stdout=subprocess.DEVNULL,

@@ -292,11 +292,11 @@ def test_only_the_networks_load_torch(name: str) -> None:
     """Importing the meta-learners loads neither half, and fitting one without torch loads no torch."""
     code = f"""
 import sys
-import stacker.meta
+from stacker.stacking.learners import registry
 assert not {{"torch", "sklearn", "xgboost", "skops"}} & set(sys.modules), "at import"
 from tests.learning import CONFIG, table
 rows = table()
-model = stacker.meta.build({name!r}, CONFIG, 0, rows.columns)
+model = registry.build({name!r}, CONFIG, 0, rows.columns)
 model.fit(rows.values, rows.labels, rows.cases).predict_proba(rows.values)
 assert "torch" not in sys.modules
 assert {name!r} != "mean" or "sklearn" not in sys.modules
