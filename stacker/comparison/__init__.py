@@ -1,4 +1,4 @@
-"""Do the maps add anything?
+"""Whether the maps add anything.
 
 A run with filled caches comes in; a leaderboard of meta-learners by feature blocks goes out, beside base
 models, rules and controls. Entries are fitted as stage three fits them, which may not know of this room:
