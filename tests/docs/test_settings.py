@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 import yaml
 
+from stacker.config.data import DataConfig
+from stacker.config.learners import MetaName
+from stacker.config.maps import MethodName
 from stacker.config.root import Config
+from stacker.config.stacking import BLOCKS as BLOCKS_OF_FEATURES
 from tests.docs.pages import BLOCKS, PAGE, PAGES, Block, Page, spans
 from tests.docs.settings import LEAST, default, known_as, listing, takes
 
@@ -75,3 +80,18 @@ def test_every_section_is_explained() -> None:
     blocks = [block for page in PAGES if page.name != LIST for block in page.blocks]
     examples = [yaml.safe_load(block.text) for block in blocks if block.language == "yaml"]
     assert set(Config.model_fields) - words - {name for example in examples for name in example} == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "choices"),
+    [
+        ("docs/data.md", "`format`", get_args(DataConfig.model_fields["format"].annotation)),
+        ("docs/cache.md", "methods", get_args(MethodName)),
+        ("docs/stacking.md", "block", ("maps", *BLOCKS_OF_FEATURES)),
+        ("docs/stacking.md", "name", get_args(MetaName)),
+    ],
+)
+def test_tables_have_all_choices(page: str, heading: str, choices: tuple[str, ...]) -> None:
+    """Formats, methods, feature blocks and meta-learners stand in their tables, and no other."""
+    (table,) = PAGE[page].tables(heading)
+    assert sorted(name for row in table[1:] for name in spans(row[0])) == sorted(choices)
