@@ -53,7 +53,7 @@ Fit = Callable[[Any, np.ndarray, np.ndarray], Predict]  # of rows, labels and we
 
 
 @dataclass(frozen=True)
-class Cost:
+class FitCost:
     """What one way takes: to read the table beforehand, to fit, and at most of memory; its log loss."""
 
     way: str
@@ -99,14 +99,14 @@ def bench_stack(
     }
 
 
-def ratio_of(costs: Sequence[Cost]) -> float | None:
+def ratio_of(costs: Sequence[FitCost]) -> float | None:
     """Return our time as a share of the fastest fit of an array; None where none was fitted."""
     taken = {cost.way: cost.seconds for cost in costs}
     theirs = [taken[way] for way in PEERS if way in taken]
     return round(taken[OURS] / min(theirs), 3) if theirs else None
 
 
-def verdict(costs: Sequence[Cost], ratio: float | None) -> str:
+def verdict(costs: Sequence[FitCost], ratio: float | None) -> str:
     """Say what reading rows when they are wanted costs, and how much memory it takes."""
     ours = next(cost for cost in costs if cost.way == OURS)
     if ratio is None:
@@ -124,7 +124,7 @@ def _apart(ways: tuple[str, str], one: np.ndarray, other: np.ndarray) -> dict[st
     return {"ways": ways, "maximum": round(float(gap.max()), 6), "mean": round(float(gap.mean()), 6)}
 
 
-def in_child(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tuple[Cost, np.ndarray]:
+def in_child(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tuple[FitCost, np.ndarray]:
     """Fit one way in a fresh interpreter; raise StackError when it was killed."""
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -136,7 +136,7 @@ def in_child(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tup
         ) from error
 
 
-def fit_way(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tuple[Cost, np.ndarray]:
+def fit_way(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tuple[FitCost, np.ndarray]:
     """Fit one way in this process; return what it took, and the probabilities (n, K) of unseen rows."""
     table = open_table(folder)
     labels, wanted = table.rows.label[:rows], table.rows.label[rows:]
@@ -150,7 +150,7 @@ def fit_way(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tupl
     peak = _peak_gib()  # before predicting, which is the same for all
     shares = np.concatenate([predict(piece) for piece in chunks(unseen)])
     likely = shares[np.arange(len(wanted)), wanted]
-    cost = Cost(
+    cost = FitCost(
         way,
         reading_seconds=round(read - started, 2),
         seconds=round(seconds, 4),

@@ -18,7 +18,7 @@ def test_all_ways_are_measured(tmp_path: Path) -> None:
     """Each way fits in its own process and answers nearly the same; the folder is empty afterwards."""
     options = ("--rows", 400, "--columns", 20, "--rounds", 3, "--folder", tmp_path / "bench", "--json")
     measured = json.loads(call("bench", "stack", *map(str, options)).stdout)
-    costs = [bench.Cost(**cost) for cost in measured["costs"]]
+    costs = [bench.FitCost(**cost) for cost in measured["costs"]]
     assert [cost.way for cost in costs] == [bench.OURS, *bench.PEERS, bench.MLP]
     assert all(cost.seconds > 0 and 0.05 < cost.peak_gib < 4 for cost in costs)
     assert all(0.3 < cost.loss < 1 for cost in costs)
@@ -73,9 +73,9 @@ def test_the_table_is_read_as_a_runs_is(tmp_path: Path) -> None:
 
 def test_the_ratio_is_to_the_fastest_fit_of_an_array() -> None:
     """The memory, to the least of these; without them there are our own figures alone."""
-    ours = bench.Cost(bench.OURS, 0, 12.3, 1.0, 3.5, 0.6)
-    peers = [bench.Cost(way, 1, 10.0 + i, 1.0, 5.0 - i, 0.6) for i, way in enumerate(bench.PEERS)]
-    costs = [ours, *peers, bench.Cost(bench.MLP, 0, 1.0, 1.0, 1.0, 0.6)]
+    ours = bench.FitCost(bench.OURS, 0, 12.3, 1.0, 3.5, 0.6)
+    peers = [bench.FitCost(way, 1, 10.0 + i, 1.0, 5.0 - i, 0.6) for i, way in enumerate(bench.PEERS)]
+    costs = [ours, *peers, bench.FitCost(bench.MLP, 0, 1.0, 1.0, 1.0, 0.6)]
     assert bench.ratio_of(costs) == 1.23
     said = "1.23x the time of the fastest fit of an array, 3.50 GiB at most instead of 3.00"
     assert bench.verdict(costs, 1.23) == said
