@@ -1,103 +1,88 @@
-"""Measured on this machine, in one run: what a part of the work costs, beside the usual way to do it."""
+"""What loading an epoch's images costs: from the packed store, and by decoding every picture again.
+
+The peer is torch's DataLoader over the same files with a worker per core. All ways deliver shuffled
+batches of (B, height, width, 3) uint8; the files are in the page cache for all.
+"""
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from stacker.bench.timing import Timing, time_rates
 from stacker.config.data import ImagesConfig
 from stacker.config.root import Config
 from stacker.data.formats.registry import read_manifest
 from stacker.data.images import decode_image
 from stacker.data.manifest import Image, Manifest
-from stacker.data.store import open_usable
+from stacker.data.store import Pixels, open_usable
 
 LEAST_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How fast one way is: images per second, the median of the repeats, and all of them."""
-
-    way: str
-    images_per_second: float
-    repeats: tuple[float, ...]
+def shuffled_images(config: Config) -> tuple[Manifest, Pixels, np.ndarray]:
+    """Return a config's usable images, their pixels, and all rows in an order drawn from the seed."""
+    manifest, pixels = open_usable(
+        config.artifacts / ".images", read_manifest(config.data), config.images, config.data.on_error
+    )
+    return manifest, pixels, np.random.default_rng(config.seed).permutation(len(manifest.images))
 
 
 def bench_images(config: Config, images: int, repeats: int) -> list[Timing]:
-    """Time an epoch's loading: from the store, and by decoding every picture again.
-
-    The peer is torch's DataLoader over the same files with a worker per core. All ways deliver shuffled
-    batches of (B, height, width, 3) uint8; the files are in the page cache for all.
-    """
-    folder = config.artifacts / ".images"
-    manifest = read_manifest(config.data)
-    manifest, pixels = open_usable(folder, manifest, config.images, config.data.on_error)
-    rng = np.random.default_rng(config.seed)
-    chosen = rng.permutation(len(manifest.images))[:images]
-    size = config.train.batch_size
-    batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-    loader = _loader(manifest, batches, config.images)
-    ways: dict[str, Callable[[], Iterator[Any]]] = {
-        "decode, one thread": lambda: _decode(manifest, batches, config.images, 1),
-        f"decode, {os.cpu_count()} threads": lambda: _decode(
-            manifest, batches, config.images, os.cpu_count()
-        ),
-        f"DataLoader, {os.cpu_count()} workers": lambda: iter(loader),
+    """Time epochs of so many images, all ways in turn."""
+    manifest, pixels, order = shuffled_images(config)
+    chosen, size, cores = order[:images], config.train.batch_size, os.cpu_count() or 1
+    batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    files = [[manifest.images[row] for row in rows] for rows in batches]
+    loader = _loader(manifest, batches, config.images, cores)
+    ways: dict[str, Callable[[], Iterable[Any]]] = {
+        "decode, one thread": partial(_decode, files, config.images, 1),
+        f"decode, {cores} threads": partial(_decode, files, config.images, cores),
+        f"DataLoader, {cores} workers": lambda: loader,
         "store": lambda: (pixels[rows] for rows in batches),
     }
-    return [_time(way, start, len(chosen), repeats) for way, start in ways.items()]
+    rates = {way: partial(_rate, way, epoch, len(chosen)) for way, epoch in ways.items()}
+    return time_rates(rates, repeats)
 
 
-def _time(way: str, start: Callable[[], Iterator[Any]], images: int, repeats: int) -> Timing:
-    """Run an epoch to warm up, then `repeats` times as many epochs as half a second holds."""
-    if (seen := sum(len(batch) for batch in start())) != images:
-        raise AssertionError(f"{way} delivered {seen} of {images} images")
-    rates = []
-    for _ in range(repeats):
-        started, seen = time.perf_counter(), 0
-        while seen == 0 or time.perf_counter() - started < LEAST_SECONDS:
-            seen += sum(len(batch) for batch in start())
-        seconds = time.perf_counter() - started
-        rates.append(round(seen / seconds, 1))
-    return Timing(way, round(statistics.median(rates), 1), tuple(rates))
+def _rate(way: str, epoch: Callable[[], Iterable[Any]], images: int) -> float:
+    """Load as many epochs as half a second holds; return images per second."""
+    started, epochs = time.perf_counter(), 0
+    while epochs == 0 or time.perf_counter() - started < LEAST_SECONDS:
+        if (delivered := sum(len(batch) for batch in epoch())) != images:
+            raise AssertionError(f"{way} delivered {delivered} of {images} images")
+        epochs += 1
+    return epochs * images / (time.perf_counter() - started)
 
 
 def _decode(
-    manifest: Manifest, batches: list[np.ndarray], settings: ImagesConfig, threads: int | None
+    batches: Sequence[Sequence[Image]], settings: ImagesConfig, threads: int
 ) -> Iterator[np.ndarray]:
-    decode = partial(decode_image, config=settings)
     with ThreadPoolExecutor(threads) as pool:
-        for rows in batches:
-            yield np.stack(list(pool.map(decode, (manifest.images[row] for row in rows))))
+        for images in batches:
+            yield np.stack(list(pool.map(partial(decode_image, config=settings), images)))
 
 
-class _Files:
-    """A data set as torch's DataLoader wants it: decodes one picture when it is asked for."""
-
-    def __init__(self, images: tuple[Image, ...], settings: ImagesConfig) -> None:
-        self.images, self.settings = images, settings
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        """Return the pixels of one image."""
-        return decode_image(self.images[row], self.settings)
-
-
-def _loader(manifest: Manifest, batches: list[np.ndarray], settings: ImagesConfig) -> Any:
-    """Return torch's DataLoader, whose workers live on from epoch to epoch."""
+def _loader(manifest: Manifest, batches: list[np.ndarray], settings: ImagesConfig, cores: int) -> Any:
+    """Return torch's DataLoader, whose workers decode, and live on from epoch to epoch."""
     from torch.utils.data import DataLoader
 
     return DataLoader(
-        _Files(manifest.images, settings),  # type: ignore[arg-type]
+        manifest.images,  # type: ignore[arg-type]  # a tuple is all that it needs
         batch_sampler=[rows.tolist() for rows in batches],
-        num_workers=os.cpu_count() or 1,
+        num_workers=cores,
+        collate_fn=partial(_collate, settings),
         persistent_workers=True,
     )
+
+
+def _collate(settings: ImagesConfig, images: Sequence[Image]) -> Any:
+    from torch.utils.data import default_collate
+
+    return default_collate([decode_image(image, settings) for image in images])

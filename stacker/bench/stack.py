@@ -1,10 +1,11 @@
-"""Measured on this machine, in one run: what fitting a meta-learner costs, beside XGBoost on an array.
+"""What fitting a meta-learner costs, beside XGBoost on an array.
 
 The cached maps of three backbones are fitted as stage three does it, rows read when they are wanted, and
 as people do it: read into an array, then XGBoost's classifier or its `train` with either of its
 matrices. All learn from the same rows with equal rounds and parameters, none stops early; the seconds of
 the array's ways are those of the fit alone, ours read the files meanwhile. Every way runs in a fresh
-interpreter, whose peak of resident memory is its own.
+interpreter, whose peak of resident memory is its own. The caches are drawn, and written and read as a
+run's are.
 """
 
 from __future__ import annotations
@@ -17,24 +18,38 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stacker.bench.table import open_table, write_caches
+from stacker.caches.format import Provenance, Rows, part_file
+from stacker.caches.reader import open_cache
+from stacker.caches.writer import write_index, write_part
 from stacker.config.learners import MlpConfig, XgboostConfig
+from stacker.config.stacking import BlockConfig, StackConfig
 from stacker.errors import StackError
 from stacker.files import require_space
 from stacker.progress import track
 from stacker.stacking.learners.contract import row_weights
-from stacker.stacking.learners.matrix import Matrix, chunks, whole
+from stacker.stacking.learners.matrix import chunks, whole
+from stacker.stacking.tables import Caches, Source, Table
 
 OURS, MLP = "stacker xgboost", "stacker mlp"
-CLASSIFIER, PLAIN, QUANTILE = "XGBClassifier", "xgboost.train, DMatrix", "xgboost.train, QuantileDMatrix"
+CLASSIFIER, QUANTILE, PLAIN = PEERS = (
+    "XGBClassifier",
+    "xgboost.train, QuantileDMatrix",
+    "xgboost.train, DMatrix",
+)
 UNSEEN = 2000  # rows behind those that are learnt from, to compare the answers on
 STREAMED = 1e-9  # stack.memory_gb that makes every way of ours read from the files
+BACKBONES, CLASSES, FOLD = ("densenet121", "resnet50", "vgg16"), ("benign", "malignant"), "bench"
+PART_ROWS = 1024
+TELLING = 10  # every so many columns one tells the label
+
+Predict = Callable[[np.ndarray], np.ndarray]
+Fit = Callable[[Any, np.ndarray, np.ndarray], Predict]  # of rows, labels and weights
 
 
 @dataclass(frozen=True)
@@ -49,88 +64,45 @@ class FitCost:
     loss: float
 
 
-@dataclass(frozen=True)
-class Apart:
-    """How far the probabilities of two ways lie apart on unseen rows: at most, and on average."""
-
-    ways: tuple[str, str]
-    maximum: float
-    mean: float
-
-
-@dataclass(frozen=True)
-class StackBench:
-    """The cost of all ways, and what they mean; `ratio` is ours beside the fastest fit of an array."""
-
-    rows: int
-    columns: int
-    rounds: int
-    epochs: int
-    threads: int
-    table_gib: float
-    costs: tuple[FitCost, ...]
-    ratio: float | None
-    apart: tuple[Apart, ...]
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a child process is to do."""
-
-    way: str
-    folder: Path
-    rows: int
-    rounds: int
-    epochs: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a child process found, and the probabilities (n, K) of the unseen rows."""
-
-    reading_seconds: float
-    seconds: float
-    peak_gib: float
-    shares: np.ndarray
-    labels: np.ndarray
-
-
 def bench_stack(
     folder: Path, rows: int, columns: int, rounds: int = 50, epochs: int = 1, peers: bool = True
-) -> StackBench:
+) -> dict[str, Any]:
     """Time all ways on a table of so many rows and columns, or ours alone where an array does not fit.
 
-    The files lie in a folder of their own in `folder` and are removed at the end, whatever happens.
+    Return what was timed, the costs, our time as a share of the fastest fit of an array, and how far the
+    probabilities of unseen rows lie apart. The files lie in a folder of their own in `folder` and are
+    removed at the end, whatever happens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, int(2.1 * (rows + UNSEEN) * columns))
-    ways = [OURS, *((CLASSIFIER, QUANTILE, PLAIN) if peers else ()), *((MLP,) if epochs else ())]
+    ways = [OURS, *(PEERS if peers else ()), *((MLP,) if epochs else ())]
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as name:
         write_caches(Path(name), rows + UNSEEN, columns)
-        tasks = [Task(way, Path(name), rows, rounds, epochs) for way in ways]
-        answers = {task.way: _in_child(task) for task in track(tasks, "bench", len(tasks))}
-    costs = [_cost(way, found, rows * (epochs if way == MLP else 1)) for way, found in answers.items()]
+        fits = {
+            way: in_child(way, Path(name), rows, rounds, epochs)
+            for way in track(ways, "bench", len(ways))
+        }
+    costs = [cost for cost, _ in fits.values()]
     ratio = ratio_of(costs)
-    pairs = [(OURS, QUANTILE), (CLASSIFIER, QUANTILE), (PLAIN, QUANTILE)] if peers else []
-    return StackBench(
-        rows=rows,
-        columns=columns,
-        rounds=rounds,
-        epochs=epochs,
-        threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        table_gib=round(4 * rows * columns / 2**30, 2),
-        costs=tuple(costs),
-        ratio=ratio,
-        apart=tuple(_apart(answers, pair) for pair in pairs),
-        verdict=verdict(costs, ratio),
-    )
+    pairs = [(way, QUANTILE) for way in (OURS, CLASSIFIER, PLAIN)] if peers else []
+    return {
+        "rows": rows,
+        "columns": columns,
+        "rounds": rounds,
+        "epochs": epochs,
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "table_gib": round(4 * rows * columns / 2**30, 2),
+        "costs": costs,
+        "ratio": ratio,
+        "apart": [_apart(pair, *(fits[way][1] for way in pair)) for pair in pairs],
+        "verdict": verdict(costs, ratio),
+    }
 
 
 def ratio_of(costs: Sequence[FitCost]) -> float | None:
     """Return our time as a share of the fastest fit of an array; None where none was fitted."""
     taken = {cost.way: cost.seconds for cost in costs}
-    theirs = [taken[way] for way in (CLASSIFIER, QUANTILE, PLAIN) if way in taken]
+    theirs = [taken[way] for way in PEERS if way in taken]
     return round(taken[OURS] / min(theirs), 3) if theirs else None
 
 
@@ -139,61 +111,93 @@ def verdict(costs: Sequence[FitCost], ratio: float | None) -> str:
     ours = next(cost for cost in costs if cost.way == OURS)
     if ratio is None:
         return f"{ours.seconds:.1f} s and {ours.peak_gib:.2f} GiB at most"
-    least = min(cost.peak_gib for cost in costs if cost.way in (CLASSIFIER, QUANTILE, PLAIN))
+    least = min(cost.peak_gib for cost in costs if cost.way in PEERS)
     return (
         f"{ratio:.2f}x the time of the fastest fit of an array, {ours.peak_gib:.2f} GiB at most "
         f"instead of {least:.2f}"
     )
 
 
-def _cost(way: str, answer: Answer, rows: int) -> FitCost:
-    likely = answer.shares[np.arange(len(answer.labels)), answer.labels]
-    return FitCost(
-        way,
-        round(answer.reading_seconds, 2),
-        round(answer.seconds, 4),
-        round(rows / answer.seconds, 1),
-        round(answer.peak_gib, 3),
-        round(float(-np.log(np.maximum(likely, 1e-12)).mean()), 5),
-    )
+def _apart(ways: tuple[str, str], one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """Return how far the probabilities of two ways lie apart: at most, and on average."""
+    gap = np.abs(one - other)
+    return {"ways": ways, "maximum": round(float(gap.max()), 6), "mean": round(float(gap.mean()), 6)}
 
 
-def _apart(answers: dict[str, Answer], ways: tuple[str, str]) -> Apart:
-    gap = np.abs(answers[ways[0]].shares - answers[ways[1]].shares)
-    return Apart(ways, round(float(gap.max()), 6), round(float(gap.mean()), 6))
-
-
-def _in_child(task: Task) -> Answer:
-    """Run a task in a fresh interpreter; raise StackError when it was killed."""
+def in_child(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tuple[FitCost, np.ndarray]:
+    """Fit one way in a fresh interpreter; raise StackError when it was killed."""
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(run_task, task).result()
+            return pool.submit(fit_way, way, folder, rows, rounds, epochs).result()
     except BrokenProcessPool as error:
         raise StackError(
-            f"bench: {task.way} was killed, most likely for want of memory; take fewer rows or columns, "
+            f"bench: {way} was killed, most likely for want of memory; take fewer rows or columns, "
             "or leave the peers out"
         ) from error
 
 
-def run_task(task: Task) -> Answer:
-    """Fit one way in this process, and say what it took."""
-    table = open_table(task.folder)
-    labels = table.rows.label
-    learnt: Matrix = table.take(np.arange(task.rows))
-    unseen = table.take(np.arange(task.rows, len(labels)))
-    labels, wanted = labels[: task.rows], labels[task.rows :]
-    fit = _FITS[task.way]
-    import_module(
-        "stacker.stacking.learners.networks" if task.way == MLP else "stacker.stacking.learners.boosting"
-    )  # not what is timed
+def fit_way(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tuple[FitCost, np.ndarray]:
+    """Fit one way in this process; return what it took, and the probabilities (n, K) of unseen rows."""
+    table = open_table(folder)
+    labels, wanted = table.rows.label[:rows], table.rows.label[rows:]
+    learnt, unseen = (table.take(span) for span in np.split(np.arange(len(table.rows)), [rows]))
+    fit = _learner(way, len(table.columns), rounds, epochs)
     started = time.perf_counter()
-    rows = learnt if task.way in (OURS, MLP) else whole(learnt, np.inf, task.way)
+    values = whole(learnt, np.inf, way) if way in PEERS else learnt
     read = time.perf_counter()
-    predict = fit(rows, labels, task)
-    done = time.perf_counter()
+    predict = fit(values, labels, row_weights(labels, labels, "classes"))
+    seconds = time.perf_counter() - read
     peak = _peak_gib()  # before predicting, which is the same for all
     shares = np.concatenate([predict(piece) for piece in chunks(unseen)])
-    return Answer(read - started, done - read, peak, shares, wanted)
+    likely = shares[np.arange(len(wanted)), wanted]
+    cost = FitCost(
+        way,
+        reading_seconds=round(read - started, 2),
+        seconds=round(seconds, 4),
+        rows_per_second=round(rows * (epochs if way == MLP else 1) / seconds, 1),
+        peak_gib=round(peak, 3),
+        loss=round(float(-np.log(np.maximum(likely, 1e-12)).mean()), 5),
+    )
+    return cost, shares
+
+
+def _learner(way: str, columns: int, rounds: int, epochs: int) -> Fit:
+    """Return what is to be timed, with all that it needs imported, and nothing that others need."""
+    names = [f"maps/{number}" for number in range(columns)]
+    model: Any
+    if way == MLP:
+        from stacker.stacking.learners.networks import MlpClassifier
+
+        model = MlpClassifier(MlpConfig(epochs=epochs), names, memory_gb=STREAMED, device="cpu")
+    else:
+        from stacker.stacking.learners.boosting import BoostedTrees
+
+        trees = XgboostConfig(n_estimators=rounds)
+        model = BoostedTrees(trees, names, memory_gb=STREAMED, device="cpu")
+    return partial(_fit_peer, way, rounds) if way in PEERS else partial(_fit_ours, model)
+
+
+def _fit_ours(model: Any, values: Any, labels: np.ndarray, weights: np.ndarray) -> Predict:
+    """Fit on rows of one group, which leaves no inner split."""
+    predict: Predict = model.fit(values, labels, np.zeros(len(labels)), weights).predict_proba
+    return predict
+
+
+def _fit_peer(way: str, rounds: int, values: Any, labels: np.ndarray, weights: np.ndarray) -> Predict:
+    """Fit XGBoost on an array."""
+    import xgboost
+
+    parameters = XgboostConfig().model_dump(exclude={"n_estimators", "patience", "validation"})
+    parameters["tree_method"] = "hist"
+    if way == CLASSIFIER:
+        model = xgboost.XGBClassifier(n_estimators=rounds, **parameters)
+        predict: Predict = model.fit(values, labels, sample_weight=weights).predict_proba
+        return predict
+    quantile = partial(xgboost.QuantileDMatrix, max_bin=parameters["max_bin"])
+    data = (quantile if way == QUANTILE else xgboost.DMatrix)(values, labels, weight=weights)
+    goal = {"objective": "binary:logistic", "seed": 0}
+    booster = xgboost.train(parameters | goal, data, num_boost_round=rounds)
+    return lambda rows: np.stack([1 - (second := booster.inplace_predict(rows)), second], axis=1)
 
 
 def _peak_gib() -> float:
@@ -202,68 +206,38 @@ def _peak_gib() -> float:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
 
 
-def _names(columns: int) -> list[str]:
-    return [f"maps/{number}" for number in range(columns)]
-
-
-def _ours(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    from stacker.stacking.learners.boosting import BoostedTrees
-
-    how = XgboostConfig(n_estimators=task.rounds)
-    model = BoostedTrees(how, _names(rows.shape[1]), memory_gb=STREAMED, device="cpu")
-    return _fitted(model, rows, labels)
-
-
-def _mlp(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    from stacker.stacking.learners.networks import MlpClassifier
-
-    how = MlpConfig(epochs=task.epochs)
-    model = MlpClassifier(how, _names(rows.shape[1]), memory_gb=STREAMED, device="cpu")
-    return _fitted(model, rows, labels)
-
-
-def _fitted(model: Any, rows: Any, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit on rows of one group, which leaves no inner split, the classes weighing the same."""
-    weights = row_weights(labels, labels, "classes")
-    found: Callable[[np.ndarray], np.ndarray] = model.fit(
-        rows, labels, np.zeros(len(labels)), weights
-    ).predict_proba
-    return found
-
-
-def _parameters() -> dict[str, Any]:
-    return XgboostConfig().model_dump(exclude={"n_estimators", "patience", "validation"})
-
-
-def _classifier(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    import xgboost
-
-    weights = row_weights(labels, labels, "classes")
-    model = xgboost.XGBClassifier(n_estimators=task.rounds, tree_method="hist", **_parameters())
-    found: Callable[[np.ndarray], np.ndarray] = model.fit(
-        rows, labels, sample_weight=weights
-    ).predict_proba
-    return found
-
-
-def _train(rows: Any, labels: np.ndarray, task: Task) -> Callable[[np.ndarray], np.ndarray]:
-    import xgboost
-
-    weights = row_weights(labels, labels, "classes")
-    if task.way == QUANTILE:
-        data: Any = xgboost.QuantileDMatrix(
-            rows, labels, weight=weights, max_bin=_parameters()["max_bin"]
+def write_caches(folder: Path, rows: int, columns: int) -> None:
+    """Write caches whose maps are so many columns, an even number for each backbone, mostly noise."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=rows)
+    images = np.array([f"image-{number:08d}".encode() for number in range(rows)])
+    every_row = Rows(labels, images, images, images, np.full(rows, FOLD.encode()))
+    cells = columns // 2  # of the maps of both classes
+    for number, name in enumerate(BACKBONES):
+        width = cells // len(BACKBONES) + (number < cells % len(BACKBONES))
+        strength = np.zeros(2 * width, dtype=np.float32)
+        strength[::TELLING] = 2 / np.sqrt(columns)
+        origin = Provenance(
+            *(name, FOLD, CLASSES, "case", "", "", "", (), "", ("gradcam",), 0, "", "float32")
         )
-    else:
-        data = xgboost.DMatrix(rows, labels, weight=weights)
-    goal = {"objective": "binary:logistic", "tree_method": "hist", "seed": 0}
-    booster = xgboost.train({**_parameters(), **goal}, data, num_boost_round=task.rounds)
+        parts = []
+        for start in range(0, rows, PART_ROWS):
+            piece = every_row.take(slice(start, start + PART_ROWS))
+            side = piece.label[:, None] - np.float32(0.5)
+            noise = rng.standard_normal((len(piece), 2 * width), dtype=np.float32)
+            arrays = {
+                "maps": (noise + side * strength).reshape(-1, 2, 1, width),
+                "logits": np.concatenate([-side, side], axis=1),
+                "features": side,
+            }
+            parts.append(part_file(folder / name, start // PART_ROWS))
+            write_part(parts[-1], arrays, piece, origin)
+        write_index(folder / name, parts)
 
-    def predict(some: np.ndarray) -> np.ndarray:
-        second = booster.inplace_predict(some)
-        return np.stack([1 - second, second], axis=1)
 
-    return predict
-
-
-_FITS = {OURS: _ours, MLP: _mlp, CLASSIFIER: _classifier, QUANTILE: _train, PLAIN: _train}
+def open_table(folder: Path) -> Table:
+    """Return the maps of the caches that `write_caches` wrote, as stage three reads a run's."""
+    caches = {name: open_cache(folder / name) for name in BACKBONES}
+    both = StackConfig(blocks={"both": BlockConfig(of="maps", classes="all")})  # all that is cached
+    source = Source(FOLD, caches, {})
+    return Caches((source,), CLASSES, {}, {}, "float32").tables(["both"], both).development

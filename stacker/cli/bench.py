@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stacker.cli.common import CONFIG, SET, load, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Command = Callable[..., None]
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+def _count(name: str, default: int, least: int, text: str) -> Callable[[Command], Command]:
+    number = click.IntRange(least)
+    return click.option(f"--{name}", default=default, show_default=True, type=number, help=text)
+
+
+def _print(bench: Any, as_json: bool, *tables: Table, lines: Sequence[str] = ()) -> None:
+    """Print what was measured, as JSON or for people."""
+    from dataclasses import asdict
+
+    if as_json:
+        click.echo(json.dumps(bench, indent=1, default=asdict))
+        return
+    show(*tables)
+    for line in lines:
+        click.echo(line)
 
 
 @click.group()
@@ -18,97 +43,67 @@ def bench() -> None:
 @bench.command()
 @CONFIG
 @SET
-@click.option("--images", default=512, show_default=True, type=click.IntRange(1), help="How many.")
-@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Timed epochs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def images(
-    config_file: Path, overrides: tuple[str, ...], images: int, repeats: int, as_json: bool
-) -> None:
+@_count("images", 512, 1, "How many.")
+@_count("repeats", 3, 1, "Timed epochs.")
+@JSON
+def images(config_file: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Time an epoch's loading of CONFIG's images: from the packed store, and by decoding files."""
-    from dataclasses import asdict
-
     from stacker.bench.images import bench_images
     from stacker.cli.tables.bench import timings_table
 
-    timings = bench_images(load(config_file, overrides), images, repeats)
-    if as_json:
-        click.echo(json.dumps([asdict(timing) for timing in timings], indent=1))
-    else:
-        show(timings_table(timings, "store"))
+    timings = bench_images(load(config_file, overrides), **options)
+    _print(timings, as_json, timings_table(timings, "store"))
 
 
 @bench.command()
 @CONFIG
 @SET
 @click.option("--backbone", metavar="NAME", help="Which of CONFIG's; default: the first.")
-@click.option("--images", default=256, show_default=True, type=click.IntRange(2), help="Per epoch.")
-@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Timed epochs.")
+@_count("images", 256, 2, "Per epoch.")
+@_count("repeats", 3, 1, "Timed epochs.")
 @click.option("--compiled", is_flag=True, help="Time torch.compile too.")
 @click.option(
     "--timm-script",
+    "script",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="timm's train.py (from its repository), to be timed on the same files.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def train(
-    config_file: Path,
-    overrides: tuple[str, ...],
-    backbone: str | None,
-    images: int,
-    repeats: int,
-    compiled: bool,
-    timm_script: Path | None,
-    as_json: bool,
-) -> None:
+@JSON
+def train(config_file: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Time stage one on CONFIG's images, and say what holds it back."""
-    from dataclasses import asdict
-
     from stacker.bench.train import bench_train
     from stacker.cli.tables.bench import timings_table
 
-    config = load(config_file, overrides)
-    name = backbone or next(iter(config.backbones))
-    found = bench_train(config, name, images, repeats, compiled, timm_script)
-    if as_json:
-        click.echo(json.dumps(asdict(found), indent=1))
-        return
-    height, width = found.size
-    title = f"{found.backbone}, {height}x{width}, batches of {found.batch_size}, {found.precision}"
-    show(timings_table(found.timings, "our loop", f"{title}, {found.device}"))
-    click.echo(found.verdict)
+    bench = bench_train(load(config_file, overrides), **options)
+    height, width = bench["size"]
+    title = f"{bench['backbone']}, {height}x{width}, batches of {bench['batch_size']}, "
+    title += f"{bench['precision']}, {bench['device']}"
+    table = timings_table(bench["timings"], "our loop", title)
+    _print(bench, as_json, table, lines=[bench["verdict"]])
 
 
 @bench.command()
 @CONFIG
 @SET
-@click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="How many.")
-@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Timed rounds.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def cache(
-    config_file: Path, overrides: tuple[str, ...], images: int, repeats: int, as_json: bool
-) -> None:
+@_count("images", 64, 1, "How many.")
+@_count("repeats", 3, 1, "Timed rounds.")
+@JSON
+def cache(config_file: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Time stage two on CONFIG's images, beside a bare forward pass and the grad-cam package."""
-    from dataclasses import asdict
-
     from stacker.bench.cache import bench_cache
     from stacker.cli.tables.bench import costs_table, deviations_table
 
-    found = bench_cache(load(config_file, overrides), images, repeats)
-    if as_json:
-        click.echo(json.dumps(asdict(found), indent=1))
-        return
-    show(costs_table(found), *([deviations_table(found.deviations)] if found.deviations else []))
-    for line in (*found.notes, found.verdict):
-        click.echo(line)
+    bench = bench_cache(load(config_file, overrides), **options)
+    deviations = [deviations_table(bench["deviations"])] if bench["deviations"] else []
+    lines = [*bench["notes"], bench["verdict"]]
+    _print(bench, as_json, costs_table(bench), *deviations, lines=lines)
 
 
 @bench.command()
-@click.option("--rows", default=20_000, show_default=True, type=click.IntRange(10), help="Images.")
-@click.option("--columns", default=2000, show_default=True, type=click.IntRange(6), help="Features.")
-@click.option("--rounds", default=50, show_default=True, type=click.IntRange(1), help="Trees to grow.")
-@click.option(
-    "--epochs", default=1, show_default=True, type=click.IntRange(0), help="Of the MLP; 0: none."
-)
+@_count("rows", 20_000, 10, "Images.")
+@_count("columns", 2000, 6, "Features.")
+@_count("rounds", 50, 1, "Trees to grow.")
+@_count("epochs", 1, 0, "Of the MLP; 0: none.")
 @click.option(
     "--peers/--no-peers", default=True, help="Without: ours alone, where an array does not fit."
 )
@@ -118,19 +113,11 @@ def cache(
     default=Path(),
     help="Where the caches are written for the while, at 2 bytes a value; default: here.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def stack(
-    rows: int, columns: int, rounds: int, epochs: int, peers: bool, folder: Path, as_json: bool
-) -> None:
+@JSON
+def stack(as_json: bool, **options: Any) -> None:
     """Time stage three on drawn caches, rows read when they are wanted, beside XGBoost in memory."""
-    from dataclasses import asdict
-
     from stacker.bench.stack import bench_stack
     from stacker.cli.tables.bench import fits_table
 
-    found = bench_stack(folder, rows, columns, rounds, epochs, peers)
-    if as_json:
-        click.echo(json.dumps(asdict(found), indent=1))
-    else:
-        show(fits_table(found))
-        click.echo(found.verdict)
+    bench = bench_stack(**options)
+    _print(bench, as_json, fits_table(bench), lines=[bench["verdict"]])

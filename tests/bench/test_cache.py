@@ -15,20 +15,20 @@ from pytorch_grad_cam import GradCAM
 from stacker.backbones.backbone import create
 from stacker.backbones.checkpoint import save_checkpoint
 from stacker.bench import peers as bench_peers
-from stacker.bench.cache import bench_cache
-from stacker.bench.peers import find_peers, package_cam, peer_layer
-from stacker.bench.timing import (
+from stacker.bench.cache import (
     BARE,
     BATCHED,
     LOOP,
     OURS,
     TOGETHER,
-    cost,
+    bench_cache,
+    cost_of,
     deviation,
     ratios,
     sums,
     verdict,
 )
+from stacker.bench.peers import find_peers, package_cam, peer_layer
 from stacker.config.root import Config
 from stacker.config.training import BackboneConfig
 from stacker.errors import RunError
@@ -47,45 +47,43 @@ def test_every_way_is_timed_for_every_base_model_and_for_all(write_config: Calla
     """As often as asked for; the ratios are those of the times, and nothing is left on the disk."""
     path = write_config(precision="bf16")
     options = ("--images", "20", "--repeats", "2", "--set", "cam.methods=[gradcam, layercam]", "--json")
-    found = json.loads(call("bench", "cache", path, *options).stdout)
-    costs = {(c["of"], c["way"]): c for c in found["costs"]}
+    bench = json.loads(call("bench", "cache", path, *options).stdout)
+    costs = {(c["of"], c["way"]): c for c in bench["costs"]}
     assert set(costs) == {(of, way) for of in (*NAMES, TOGETHER) for way in (OURS, BARE, BATCHED, LOOP)}
     assert all(len(c["repeats"]) == 2 and c["milliseconds"] > 0 for c in costs.values())
     assert {c["images"] for (_, way), c in costs.items() if way in (OURS, BARE)} == {20}
-    for ratio in found["ratios"]:
-        own, bare, loop = (costs[ratio["of"], w]["milliseconds"] for w in (OURS, BARE, LOOP))
-        assert ratio["bare"] == pytest.approx(own / bare, abs=1e-3)
-        assert ratio["loop"] == pytest.approx(loop / own, abs=1e-2)
-    assert (found["precision"], found["device"], found["images"]) == ("torch.bfloat16", "cpu", 20)
-    assert found["maps"] == ["maps", "maps_layercam"]
-    assert found["threads"] == torch.get_num_threads()
+    for ratio in bench["ratios"]:
+        ours, bare, loop = (costs[ratio["of"], w]["milliseconds"] for w in (OURS, BARE, LOOP))
+        assert ratio["bare"] == pytest.approx(ours / bare, abs=1e-3)
+        assert ratio["loop"] == pytest.approx(loop / ours, abs=1e-2)
+    assert (bench["precision"], bench["device"], bench["images"]) == ("torch.bfloat16", "cpu", 20)
+    assert bench["maps"] == ["maps", "maps_layercam"]
+    assert bench["threads"] == torch.get_num_threads()
     assert not list((path.parent / "artifacts").glob(".bench-*"))
 
 
-def test_what_was_measured_is_said(write_config: Callable[..., Path]) -> None:
+def test_what_was_measured_is_said(make_config: Callable[..., Config]) -> None:
     """Where a base model comes from, the bytes of its rows, and the package's best batch."""
-    options = ("--images", "12", "--repeats", "1", "--set", "precision=fp32", "--json")
-    found = json.loads(call("bench", "cache", write_config(), *options).stdout)
-    assert [s["backbone"] for s in found["subjects"]] == list(NAMES)
-    for subject in found["subjects"]:
+    bench = bench_cache(make_config(precision="fp32"), 12, 1)
+    assert [subject["backbone"] for subject in bench["subjects"]] == list(NAMES)
+    for subject in bench["subjects"]:
         assert subject["start"] == "as they start"
         assert subject["bytes_per_image"] > 100
         assert subject["peer_batch_size"] in (1, 4)
         assert subject["peer_layout"] in ("contiguous", "channels_last")
-    assert found["subjects"][0]["peer_layer"] == "layer4"
-    assert found["deviations"] is None
-    assert found["verdict"].startswith("all together: ")
+    assert bench["subjects"][0]["peer_layer"] == "layer4"
+    assert bench["deviations"] is None
+    assert bench["verdict"].startswith("all together: ")
 
 
 def test_bfloat16_is_compared_with_float32(make_config: Callable[..., Config]) -> None:
     """On the same images: it deviates, and not by much."""
-    found = bench_cache(make_config(precision="bf16"), 12, 1)
-    assert found.deviations is not None
-    assert [d.backbone for d in found.deviations] == list(NAMES)
-    for each in found.deviations:
-        for gap in (each.logits, each.embeddings, each.maps["maps"]):
-            assert 0 < gap.mean <= gap.maximum < 0.2
-        assert 0 <= each.changed_predictions <= 12
+    bench = bench_cache(make_config(precision="bf16"), 12, 1)
+    assert [model["backbone"] for model in bench["deviations"]] == list(NAMES)
+    for model in bench["deviations"]:
+        for gap in (model["logits"], model["embeddings"], model["maps"]["maps"]):
+            assert 0 < gap["mean"] <= gap["maximum"] < 0.2
+        assert 0 <= model["changed_predictions"] <= 12
 
 
 def test_tables_and_verdict_are_for_people(write_config: Callable[..., Path]) -> None:
@@ -97,22 +95,17 @@ def test_tables_and_verdict_are_for_people(write_config: Callable[..., Path]) ->
     assert "the time of a bare forward pass" in shown.splitlines()[-1]
 
 
-def test_one_backbone_is_not_summed_up(make_config: Callable[..., Config]) -> None:
-    """A single base model is all there is."""
-    config = make_config(backbones={"test_resnet": {"weights": "random"}}, precision="fp32")
-    found = bench_cache(config, 4, 1)
-    assert [r.of for r in found.ratios] == ["test_resnet"]
-    assert found.verdict.startswith("test_resnet: ")
-
-
-def test_a_trained_base_model_is_taken_where_there_is_one(make_config: Callable[..., Config]) -> None:
-    """Of the run's first fold; one of other classes is refused."""
+def test_one_trained_base_model_is_all_there_is(make_config: Callable[..., Config]) -> None:
+    """It is the run's first fold's; nothing is summed up, and one of other classes is refused."""
     config = make_config(backbones={"test_resnet": {"weights": "random"}}, precision="fp32")
     path = config.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
     base = create("test_resnet", 2, BackboneConfig(weights="random"), (32, 32))
     facts = {"classes": ("benign", "malignant"), "training_cases": ["a"], "identity": ""}
     save_checkpoint(path, base, facts)
-    assert bench_cache(config, 4, 1).subjects[0].start == "trained"
+    bench = bench_cache(config, 4, 1)
+    assert bench["subjects"][0]["start"] == "trained"
+    assert [ratio.of for ratio in bench["ratios"]] == ["test_resnet"]
+    assert bench["verdict"].startswith("test_resnet: ")
     save_checkpoint(path, base, {**facts, "classes": ("cat", "dog")})
     with pytest.raises(RunError, match="other classes"):
         bench_cache(config, 4, 1)
@@ -130,13 +123,14 @@ def test_without_the_package_the_rest_is_measured(
 ) -> None:
     """It is left out, and that is said."""
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    found = bench_cache(make_config(precision="fp32"), 4, 1)
-    assert found.notes == (
-        "the grad-cam package is not installed: pip install 'stacker[bench]'; it was left out",
-    )
-    assert {c.way for c in found.costs} == {OURS, BARE}
-    assert all(r.batched is None and r.loop is None for r in found.ratios)
-    assert "grad-cam" not in found.verdict
+    bench = bench_cache(make_config(precision="fp32"), 4, 1)
+    assert bench["notes"] == [
+        "the grad-cam package is not installed: pip install 'stacker[bench]'; it was left out"
+    ]
+    assert {cost.way for cost in bench["costs"]} == {OURS, BARE}
+    assert all(ratio.batched is None and ratio.loop is None for ratio in bench["ratios"])
+    assert "grad-cam" not in bench["verdict"]
+    assert bench["subjects"][0]["peer_layer"] is None
 
 
 def test_a_family_without_a_module_at_its_last_grid_is_left_out(
@@ -154,7 +148,7 @@ def test_a_family_without_a_module_at_its_last_grid_is_left_out(
     peers, notes = find_peers({name: (base, images) for name, base in bases.items()}, cpu)
     assert set(peers) == {"test_efficientnet"}
     assert notes == ["test_resnet: no module's output is its last grid: the package was left out"]
-    some = [cost(BATCHED, "test_efficientnet", 4, [1.0])]
+    some = [cost_of(BATCHED, "test_efficientnet", 4, [1.0])]
     assert sums(some, NAMES) == []
 
 
@@ -184,15 +178,15 @@ def test_the_package_looks_at_the_layer_that_is_cached(name: str, layer: str, si
 def test_ratios_and_sums_are_arithmetic() -> None:
     """Medians of the repeats, sums repeat by repeat, shares of the bare pass, multiples of our time."""
     costs = [
-        cost(OURS, "a", 8, [2.0, 9.0, 3.0]),
-        cost(BARE, "a", 8, [2.5, 2.5, 2.5]),
-        cost(BATCHED, "a", 4, [30.0, 27.0, 33.0]),
-        cost(LOOP, "a", 2, [60.0, 60.0, 60.0]),
-        cost(OURS, "b", 8, [4.0, 4.0, 4.0]),
-        cost(BARE, "b", 8, [4.0, 4.0, 4.0]),
-        cost(BATCHED, "b", 8, [10.0, 11.0, 12.0]),
-        cost(OURS, TOGETHER, 8, [6.0, 6.0, 6.0]),
-        cost(BARE, TOGETHER, 8, [5.0, 5.0, 5.0]),
+        cost_of(OURS, "a", 8, [2.0, 9.0, 3.0]),
+        cost_of(BARE, "a", 8, [2.5, 2.5, 2.5]),
+        cost_of(BATCHED, "a", 4, [30.0, 27.0, 33.0]),
+        cost_of(LOOP, "a", 2, [60.0, 60.0, 60.0]),
+        cost_of(OURS, "b", 8, [4.0, 4.0, 4.0]),
+        cost_of(BARE, "b", 8, [4.0, 4.0, 4.0]),
+        cost_of(BATCHED, "b", 8, [10.0, 11.0, 12.0]),
+        cost_of(OURS, TOGETHER, 8, [6.0, 6.0, 6.0]),
+        cost_of(BARE, TOGETHER, 8, [5.0, 5.0, 5.0]),
     ]
     (batched,) = sums(costs, ["a", "b"])  # b has no loop
     assert (batched.milliseconds, batched.repeats) == (40.0, (40.0, 38.0, 45.0))
@@ -214,7 +208,10 @@ def test_deviations_are_arithmetic() -> None:
     }
     rounded = {**exact, "logits": np.array([[2.5, 2.0], [0.0, -1.0]])}
     rounded["features"] = np.array([[3.0, 0.0], [0.0, 0.0]])
-    found = deviation("a", rounded, exact)
-    assert (found.logits.maximum, found.logits.mean, found.changed_predictions) == (1.5, 0.375, 1)
-    assert (found.embeddings.maximum, found.embeddings.mean) == (0.25, 0.0625)
-    assert (found.maps["maps"].maximum, found.maps["maps"].mean) == (0, 0)
+    assert deviation("a", rounded, exact) == {
+        "backbone": "a",
+        "logits": {"maximum": 1.5, "mean": 0.375},
+        "embeddings": {"maximum": 0.25, "mean": 0.0625},
+        "maps": {"maps": {"maximum": 0, "mean": 0}},
+        "changed_predictions": 1,
+    }

@@ -89,7 +89,9 @@ def test_alexnet_s_line_registers_it(run: Run) -> None:
     with torch.device("meta"):
         base = replace(base, name="alexnet", model=AlexNet(num_classes=2))
     line = exports._load_line(Path("folder/a.pth"), base, facts)  # noqa: SLF001
-    assert line.startswith("import timm, stacker.backbones.alexnet; model = timm.create_model('alexnet', num_c")
+    assert line.startswith(
+        "import timm, stacker.backbones.alexnet; model = timm.create_model('alexnet', num_c"
+    )
     assert line.endswith("checkpoint_path='a.pth').eval()")
 
 
