@@ -26,7 +26,7 @@ from stacker.data.folds import load_folds
 from stacker.data.images import decode_image, read_mask
 from stacker.data.manifest import Image, Manifest, load_manifest
 from stacker.errors import ConfigError, require_one_of
-from stacker.figures.canvas import LEAK_COLOUR, STRONG_ALPHA
+from stacker.figures.canvas import LEAK_COLOUR, STRONG_ALPHA, Sheet
 from stacker.files import publish
 from stacker.run import Run
 
@@ -187,7 +187,7 @@ def heatmap_sheet(
     logit: the maps of two backbones are of different size, those of two images can be compared.
     """
     rows, columns = len(pictures), 1 + len(panels)
-    figure = Figure(figsize=(2.5 * columns, 2.5 * rows + 0.9), layout="constrained")
+    figure = Sheet(figsize=(2.5 * columns, 2.5 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, picture in zip(axes[:, 0], pictures, strict=True):
         _show(axis, picture)
