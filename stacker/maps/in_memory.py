@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from stacker.backbones.backbone import Backbone, attach, require_same
 from stacker.backbones.devices import choose_precision
 from stacker.config.data import ImagesConfig
-from stacker.config.maps import MethodName
+from stacker.config.maps import PERTURBING, MethodName
 from stacker.data.images import UnusableError, decode, decode_picture, each_of, require_pixels
-from stacker.errors import BackboneError, DataError, require_one_of
+from stacker.errors import BackboneError, ConfigError, DataError, require_one_of
 from stacker.maps.cam import Answers, Wanted, look
 
 CONTRACT = ("forward_features", "forward_head", "get_classifier")
@@ -66,6 +66,8 @@ def cam(
     """
     require_one_of("method", [method], get_args(MethodName))
     require_one_of("precision", [precision], PRECISIONS)
+    if lower < 0 or (lower and method in PERTURBING):
+        raise ConfigError(f"cam: lower={lower} with {method}; it has maps of the last grid alone (0)")
     wanted = {"maps": (method, lower)}
     facts = _facts(model, size, mean, std)
     batches = _batches(images, ImagesConfig(size=facts["size"]), batch_size)

@@ -27,6 +27,7 @@ from stacker.config.learners import RULES, MetaName
 from stacker.config.load import explain
 from stacker.config.stacking import StackConfig
 from stacker.errors import ConfigError, StackError, require_one_of
+from stacker.stacking.learners.contract import unweigh
 from stacker.stacking.learners.matrix import InMemory
 from stacker.stacking.learners.registry import build, is_scaled
 from stacker.stacking.preparation import fit_preparation
@@ -61,30 +62,34 @@ class MetaLearnerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         X, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
         check_consistent_length(X, groups)
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        kept = weights > 0  # a row of no weight is no row, for scales and inner cuts too
+        X, y, weights = X[kept], y[kept], weights[kept]
+        groups = None if groups is None else np.asarray(groups)[kept]
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:  # scikit-learn's contract wants a ValueError here
             raise ValueError(
                 f"{self.name}: y holds one class ({self.classes_[0]}), expected two or more"
             )
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, X, np.float64)
         seed = self._seed()
         self.preparation_ = fit_preparation(
             InMemory(X), self._names(X.shape[1]), {}, is_scaled(self.name, config), seed
         )
         self.learner_ = build(self.name, config, seed, self.preparation_.columns, self.device)
-        known = None if groups is None else np.asarray(groups)
-        self.learner_.fit(self.preparation_.change(X), labels, groups=known, weights=weights)
+        self.learner_.fit(self.preparation_.change(X), labels, groups=groups, weights=weights)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability (N, K) of each of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float32, reset=False)
-        return self.learner_.predict_proba(self.preparation_.change(X))
+        shares = np.asarray(self.learner_.predict_proba(self.preparation_.change(X)), dtype=np.float64)
+        return unweigh(shares, np.ones(len(self.classes_)))  # which makes them sum to one
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the likeliest class (N,) of each row."""
-        likeliest: np.ndarray = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        places = self.predict_proba(X).argmax(axis=1)
+        likeliest: np.ndarray = self.classes_[places]
         return likeliest
 
     def _names(self, count: int) -> tuple[str, ...]:
@@ -116,7 +121,7 @@ def _config(name: str, settings: dict[str, Any] | None) -> StackConfig:
     try:
         return StackConfig.model_validate({name: settings or {}})
     except ValidationError as error:
-        faults = [explain(dict(fault)) for fault in error.errors()]
+        faults = [explain({**fault, "loc": ("stack", *fault["loc"])}) for fault in error.errors()]
         raise ConfigError("\n  ".join([f"meta_learner {name!r}:", *faults])) from None
 
 

@@ -64,11 +64,18 @@ class FeatureTable:
         return pd.concat([pd.DataFrame(who), values], axis=1)
 
 
-def table(run: Run, features: str | Sequence[str] = (), fold: str | None = None) -> FeatureTable:
+def table(
+    run: Run,
+    features: str | Sequence[str] = (),
+    fold: str | None = None,
+    centre: bool | None = None,
+) -> FeatureTable:
     """Return the development rows of some feature blocks (default: `stack.features`), out of fold.
 
-    With `fold`, only those that its base models made. Raise StackError for embeddings of several folds'
-    models, CacheError for what is not cached, LeakError for a row that trained what made it.
+    With `fold`, only those that its base models made. `centre` takes off what the rows of each fold have
+    in common, by default as `stack.centre` says; rules want probabilities as they are. Raise StackError
+    for embeddings of several folds' models, CacheError for what is not cached, LeakError for a row that
+    trained what made it.
     """
     config = run.config.stack
     names = ([features] if isinstance(features, str) else list(features)) or config.features
@@ -83,7 +90,7 @@ def table(run: Run, features: str | Sequence[str] = (), fold: str | None = None)
             f"make no table together; take one fold's rows (fold={caches.folds[0]!r}), embeddings of a "
             "'frozen' backbone, or a run with folds.protocol=holdout"
         )
-    if tables.crossed and config.centre:
+    if tables.crossed and (config.centre if centre is None else centre):
         rows = rows.centred(fit_centres(rows))
     kept = np.ones(len(rows.rows), bool) if fold is None else rows.made_by == fold
     several = len(np.unique(rows.made_by[kept])) > 1
