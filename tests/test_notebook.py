@@ -18,6 +18,7 @@ from PIL import Image as Picture
 
 import stacker
 from stacker.caches.summary import find_caches, sample
+from stacker.config.root import Config
 from stacker.errors import CacheError, ConfigError, DataError, RunError
 from stacker.notebook import heatmaps, open_cache, predict
 from stacker.prediction.pack import pack
@@ -97,6 +98,17 @@ def test_a_run_says_what_it_is(crossed: Run, make_config: MakeConfig) -> None:
     assert said.endswith("stacks: logistic, xgboost")
     begun = create_run(make_config())
     assert repr(begun).endswith("small\n  0 base models, 0 caches, stacks: none")
+
+
+def test_a_stack_by_name(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One name, several, or those of the config."""
+    asked: list[Any] = []
+    monkeypatch.setattr("stacker.stacking.stage.fit_stack", lambda _, names: asked.append(list(names)))
+    run = open_run(finished.run_path)
+    stacker.stack(run, "mlp")
+    stacker.stack(run, ["svm", "mlp"])
+    stacker.stack(run)
+    assert asked == [["mlp"], ["svm", "mlp"], ["logistic", "mlp", "xgboost"]]
 
 
 def test_a_cache_by_name(crossed: Run, held: Run) -> None:
