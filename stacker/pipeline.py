@@ -35,11 +35,15 @@ def cache(run: Run) -> int:
     return len(fill(run))
 
 
-def stack(run: Run, metas: Sequence[str]) -> dict[str, Any]:
-    """Stage three: fit the meta-learners that are not fitted yet; return the run's metrics."""
+def stack(run: Run, metas: str | Sequence[str] = ()) -> dict[str, Any]:
+    """Stage three: fit the meta-learners that are not fitted yet; return the run's metrics.
+
+    Those of `stack.meta` are fitted where none is named.
+    """
     from stacker.stacking.stage import fit_stack
 
-    return fit_stack(run, metas)
+    names = [metas] if isinstance(metas, str) else metas
+    return fit_stack(run, names or run.config.stack.meta)
 
 
 def run_all(config: Config) -> dict[str, Any]:

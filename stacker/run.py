@@ -15,6 +15,7 @@ A run with its images and its split: begun once, frozen, and reopened by every l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -27,7 +28,7 @@ from stacker.config.root import Config
 from stacker.data.folds import Fold, Folds, load_folds
 from stacker.data.manifest import Manifest, load_manifest
 from stacker.data.store import Pixels, open_store
-from stacker.errors import RunError
+from stacker.errors import RunError, plural
 from stacker.files import held, publish, read_json, write_json
 
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
@@ -70,6 +71,18 @@ class Run:
     def folds(self) -> Folds:
         """The split."""
         return load_folds(self.folds_file, self.manifest)
+
+    def __repr__(self) -> str:
+        """Say where it lies, what is in it, how it is split and what is done."""
+        lines = [f"Run {self.path}"]
+        if self.manifest_file.exists():  # a pack has no images, and a run that begins has none yet
+            lines += [self.manifest.describe(), self.folds.label]
+        models = len(list(self.path.glob("models/*/*/model.safetensors")))
+        caches = len(list(self.path.glob("cache/*/*/index.h5")))
+        stacks = sorted(file.parent.name for file in self.path.glob("stack/*/stack.json"))
+        done = f"{plural(models, 'base model')}, {plural(caches, 'cache')}"
+        lines.append(f"{done}, stacks: {', '.join(stacks) or 'none'}")
+        return "\n  ".join(lines)
 
     def with_split(self, manifest: Manifest, folds: Folds) -> Run:
         """Return the run with other images and another split in memory; nothing on disk changes."""
@@ -155,8 +168,9 @@ def _strangers(path: Path) -> bool:
     )
 
 
-def open_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
+def open_run(path: Path | str, overrides: Sequence[str] = ()) -> Run:
     """Open an existing run; raise RunError when there is none."""
+    path = Path(path)
     if not (path / "manifest.csv").exists():
         hint = "give the folder of a run, e.g. artifacts/demo"
         raise RunError(f"{path} is not a run directory; {hint}")

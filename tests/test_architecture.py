@@ -22,7 +22,7 @@ FLOORS = (  # a room imports from the floors before its own; rooms of one floor 
     {"training", "stacking"},
     {"pipeline", "prediction", "audit", "bench"},
     {"comparison"},
-    {"cli"},
+    {"cli", "notebook"},
     {"__main__"},
 )
 HALVES = (

@@ -107,7 +107,7 @@ def create(
     model = build(name, classes, settings, size, drop or {})
     cfg = model.pretrained_cfg
     backbone = attach(name, model, size, settings.mean or cfg["mean"], settings.std or cfg["std"])
-    _require_same(backbone)
+    require_same(backbone)
     return backbone
 
 
@@ -141,7 +141,7 @@ def require_linear(name: str, model: Any) -> None:
         )
 
 
-def _require_same(backbone: Backbone) -> None:
+def require_same(backbone: Backbone) -> None:
     """Try trunk and head on one image; raise BackboneError unless they are the model, over a grid."""
     name, model = backbone.name, backbone.model.eval()
     require_linear(name, model)

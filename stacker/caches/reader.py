@@ -83,6 +83,17 @@ class Cache:
                 pieces.append(_read_some(path, name, mine - start))
         return np.concatenate(pieces)
 
+    def of(self, image: str, name: str = "maps") -> np.ndarray:
+        """Return what an array holds of one image, by its id; raise CacheError where it is not."""
+        places = np.flatnonzero(self.rows.image_id == image.encode())
+        if not len(places):
+            raise CacheError(
+                f"{self.folder}: has no image {image}; it has {len(self.rows)} that its base model was "
+                "not trained on (rows.image_id); open the cache of the fold that held this one out"
+            )
+        values: np.ndarray = self.read(name, places)[0]
+        return values
+
 
 _looked_at: set[tuple[Path, str, int]] = set()  # what this process has compared with its SHA-256
 

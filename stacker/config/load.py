@@ -6,6 +6,7 @@ Unknown keys are rejected with the nearest known name, and all faults are report
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -16,8 +17,9 @@ from stacker.config.root import Config
 from stacker.errors import ConfigError
 
 
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML config and apply `a.b=c` overrides; raise ConfigError with every fault in it."""
+    path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):

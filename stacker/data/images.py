@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,43 @@ def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white"
     """Return a file's content as (height, width, 3) uint8; raise UnusableError with the reason."""
     try:
         with Picture.open(io.BytesIO(content)) as picture:
-            _refuse_unusable(picture)
-            rgb = _opaque(picture, background)
+            pixels_HWC = _pixels(picture, background)
     except UnidentifiedImageError:
         raise UnusableError("not an image, or of a format that Pillow does not know") from None
     except (UnusableError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  # what Pillow raises for damaged files is no closed list
         raise UnusableError(f"cannot be decoded: {error}") from None
-    return resize(np.asarray(rgb), config, background)
+    return resize(pixels_HWC, config, background)
+
+
+def decode_picture(picture: np.ndarray | Picture.Image, config: ImagesConfig) -> np.ndarray:
+    """Return a picture in memory as its file would come out; raise UnusableError with the reason."""
+    if isinstance(picture, np.ndarray):
+        picture = Picture.fromarray(picture)
+    return resize(_pixels(picture, "white"), config)
+
+
+def each_of(images: Any) -> Iterable[Any]:
+    """Return images as they are given, paths or pictures, or the one that is given alone."""
+    one = isinstance(images, str | Path | Picture.Image)
+    return [images] if one or (isinstance(images, np.ndarray) and images.ndim == 3) else images
+
+
+def require_pixels(picture: np.ndarray | Picture.Image) -> None:
+    """Raise DataError for an array that is not (height, width, 3) of uint8: its scale is not known."""
+    if isinstance(picture, np.ndarray) and not (
+        picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    ):
+        raise DataError(
+            f"an image in memory is an array of {picture.dtype} {picture.shape}, expected uint8 of "
+            "(height, width, 3), RGB from 0 to 255; convert it, or give a path or a PIL image"
+        )
+
+
+def _pixels(picture: Picture.Image, background: str) -> np.ndarray:
+    _refuse_unusable(picture)
+    return np.asarray(_opaque(picture, background))
 
 
 def _refuse_unusable(picture: Picture.Image) -> None:

@@ -5,6 +5,7 @@ The functions return a Figure and know nothing of runs: whoever calls them decid
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,18 +17,31 @@ STRONG_ALPHA = 0.75
 LEAK_COLOUR = "#c00000"
 
 
+class Sheet(Figure):
+    """A figure that a notebook shows by itself, whether or not pyplot was ever imported."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        _draw(self, content)
+        return content.getvalue()
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Publish a figure as PNG."""
-    FigureCanvasAgg(figure)
     with publish(path) as temporary:
-        figure.savefig(
-            temporary,
-            format="png",
-            dpi=120,
-            bbox_inches="tight",  # the constrained layout alone cuts titles of two lines
-            pad_inches=0.1,
-            metadata={"Software": None},
-        )
+        _draw(figure, temporary)
+
+
+def _draw(figure: Figure, target: Path | io.BytesIO) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(
+        target,
+        format="png",
+        dpi=120,
+        bbox_inches="tight",  # the constrained layout alone cuts titles of two lines
+        pad_inches=0.1,
+        metadata={"Software": None},
+    )
 
 
 def title_colour(leaks: bool) -> str:

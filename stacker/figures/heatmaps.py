@@ -25,7 +25,7 @@ from stacker.caches.reader import Cache
 from stacker.data.images import decode_image, read_mask
 from stacker.data.manifest import Image, Manifest
 from stacker.errors import ConfigError, require_one_of
-from stacker.figures.canvas import LEAK_COLOUR, STRONG_ALPHA
+from stacker.figures.canvas import LEAK_COLOUR, STRONG_ALPHA, Sheet
 from stacker.files import publish
 from stacker.run import BaseModel, Run
 
@@ -186,7 +186,7 @@ def heatmap_sheet(
     logit: the maps of two backbones are of different size, those of two images can be compared.
     """
     rows, columns = len(pictures), 1 + len(panels)
-    figure = Figure(figsize=(2.5 * columns, 2.5 * rows + 0.9), layout="constrained")
+    figure = Sheet(figsize=(2.5 * columns, 2.5 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, picture in zip(axes[:, 0], pictures, strict=True):
         _show(axis, picture)

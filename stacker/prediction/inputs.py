@@ -13,15 +13,16 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from PIL import Image as Picture
 
 from stacker.config.data import DataConfig, ImagesConfig
 from stacker.data.formats.registry import case_in
-from stacker.data.images import decode
+from stacker.data.images import UnusableError, decode, decode_picture
 from stacker.data.manifest import PICTURES
 from stacker.errors import ConfigError, DataError
 
@@ -30,12 +31,16 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class Input:
-    """One picture file; `below` is its path as a pattern of cases looks at it."""
+    """One picture file; `below` is its path as a pattern of cases looks at it.
+
+    A `picture` in memory takes the place of the file; `path` is then what it is called.
+    """
 
     path: Path
     case: str = ""
     label: str = ""
     below: str = ""
+    picture: np.ndarray | Picture.Image | None = field(default=None, compare=False, repr=False)
 
 
 def find_inputs(arguments: Sequence[str], data: DataConfig, lines: Iterable[str] = ()) -> list[Input]:
@@ -180,6 +185,10 @@ def read_ahead(images: Iterable[Input], config: ImagesConfig, size: int) -> Iter
 
 def _read(image: Input, config: ImagesConfig) -> Reading:
     try:
+        if image.picture is not None:
+            return Reading(image, decode_picture(image.picture, config))
         return Reading(image, decode(image.path, config))
+    except UnusableError as error:
+        return Reading(image, None, str(error))
     except DataError as error:
         return Reading(image, None, str(error).removeprefix(f"{image.path}: "))

@@ -186,7 +186,10 @@ class Predictor:
 
         A table may call cases as it likes: what the name of the file tells counts, too.
         """
-        cases = {image.case, case_in(image.path, image.below, self.run.config.data)} - {""}
+        told = (
+            "" if image.picture is not None else case_in(image.path, image.below, self.run.config.data)
+        )
+        cases = {image.case, told} - {""}
         if cases & self.fitted:
             return True
         return False if cases and self.all_known else None

@@ -145,6 +145,8 @@ def _fit_components(
     table: Matrix, columns: Sequence[str], pca: Mapping[str, int], seed: int
 ) -> tuple[tuple[Components, ...], tuple[str, ...]]:
     """Return the components of every backbone's block, and the names of the columns after them."""
+    if not pca:  # names may then be anybody's
+        return (), tuple(columns)
     starts = [tuple(name.split("/")[:2]) for name in columns]
     names: list[str] = []
     found: list[Components] = []

@@ -1,0 +1,193 @@
+"""Maps of all classes, logits and embeddings of images by any model of timm's contract, without a run.
+
+The model is copied, and the copy cut into trunk and head: the one that was given keeps its hooks, flags,
+mode, device and layout. It is tried once per call whether the two halves are the model, which costs some
+forward passes of one image: give many images to one call, a list of paths or a loader of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+from torch import Tensor, nn
+
+from stacker.backbones.backbone import Backbone, attach, require_same
+from stacker.backbones.devices import choose_precision
+from stacker.config.data import ImagesConfig
+from stacker.config.maps import PERTURBING, MethodName
+from stacker.data.images import UnusableError, decode, decode_picture, each_of, require_pixels
+from stacker.errors import BackboneError, ConfigError, DataError, require_one_of
+from stacker.maps.cam import Answers, Wanted, look
+
+CONTRACT = ("forward_features", "forward_head", "get_classifier")
+PRECISIONS = ("fp32", "bf16", "auto")
+One: TypeAlias = str | Path | np.ndarray | Picture.Image  # becomes the model's input by its own scaling
+Images: TypeAlias = Tensor | One | Iterable[One] | Iterable[Tensor]
+
+
+class Cams(NamedTuple):
+    """What a model says of N images, as float32 arrays: maps signed and unscaled at the grid's own size.
+
+    Methods that know no class give one map for all (N, 1, h, w).
+    """
+
+    maps: np.ndarray  # (N, K, h, w)
+    logits: np.ndarray  # (N, K)
+    embeddings: np.ndarray  # (N, D)
+
+
+def cam(
+    model: nn.Module,
+    images: Images,
+    method: str = "gradcam",
+    *,
+    lower: int = 0,
+    batch_size: int = 32,
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Cams:
+    """Return the maps of all classes, logits and embeddings, in one pass on the model's device.
+
+    Images are float tensors (B, 3, H, W), normalised already: one, or any number of batches, such as a
+    loader yields; or paths, PIL images and uint8 arrays (H, W, 3), which are brought to `size` and
+    scaled by `mean` and `std`: by default those of the model's `pretrained_cfg`. `lower` takes the maps
+    of so many stages below the last grid. Raise BackboneError for a model that has no grid with one
+    linear classifier behind it, DataError for an image that cannot be read.
+    """
+    require_one_of("method", [method], get_args(MethodName))
+    require_one_of("precision", [precision], PRECISIONS)
+    if lower < 0 or (lower and method in PERTURBING):
+        raise ConfigError(f"cam: lower={lower} with {method}; it has maps of the last grid alone (0)")
+    wanted = {"maps": (method, lower)}
+    facts = _facts(model, size, mean, std)
+    batches = _batches(images, ImagesConfig(size=facts["size"]), batch_size)
+    found: list[Answers] = []
+    backbone: Backbone | None = None
+    with torch.inference_mode(mode=False):
+        for batch in batches:
+            if backbone is None:
+                backbone = _backbone(model, batch, facts)
+                backbone.layers_below(lower)
+            found.append(_answer(backbone, batch, wanted, precision))
+    if not found:
+        raise DataError("cam: no image is given")
+    return Cams(
+        maps=torch.cat([answers.maps["maps"] for answers in found]).numpy(),
+        logits=torch.cat([answers.logits_BK for answers in found]).numpy(),
+        embeddings=torch.cat([answers.embedding_BD for answers in found]).numpy(),
+    )
+
+
+def _facts(
+    model: Any,
+    size: tuple[int, int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> dict[str, Any]:
+    """Return size and scaling of a model's input; raise BackboneError for what is no timm-like model."""
+    lacking = [name for name in CONTRACT if not callable(getattr(model, name, None))]
+    if lacking:
+        raise BackboneError(
+            f"cam: a {type(model).__name__} has no {', '.join(lacking)}; expected a model of timm, such "
+            "as timm.create_model('resnet50', pretrained=True), or a module that keeps to its contract"
+        )
+    known = getattr(model, "pretrained_cfg", None) or {}
+    return {
+        "size": tuple(size or known.get("input_size", (3, 224, 224))[1:]),
+        "mean": mean or known.get("mean"),
+        "std": std or known.get("std"),
+    }
+
+
+def _backbone(model: nn.Module, batch: Tensor, facts: dict[str, Any]) -> Backbone:
+    """Return a frozen float32 copy of a model, cut for images like those of the first batch."""
+    raw = batch.dtype == torch.uint8
+    if raw and not (facts["mean"] and facts["std"]):
+        raise BackboneError(
+            f"cam: a {type(model).__name__} says in no pretrained_cfg how its input is scaled; give "
+            "mean and std, e.g. mean=(0.485, 0.456, 0.406), or tensors that are normalised already"
+        )
+    height, width = batch.shape[1:3] if raw else batch.shape[2:4]
+    scaling = (facts["mean"] or (0.0, 0.0, 0.0), facts["std"] or (1.0, 1.0, 1.0))
+    own = deepcopy(model).float()
+    with _device(own):  # trunk and head are tried on images that are made where the model lies
+        backbone = attach(type(model).__name__, own, (height, width), *scaling)
+        require_same(backbone)
+    return backbone.freeze()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _answer(backbone: Backbone, batch: Tensor, wanted: Wanted, precision: str) -> Answers:
+    """Return what a backbone says of a batch, in the memory of the CPU: there may be many."""
+    device = _device(backbone.model)
+    batch = batch.to(device)
+    images_BCHW = backbone.normalise(batch) if batch.dtype == torch.uint8 else batch.float()
+    if tuple(images_BCHW.shape[2:]) != backbone.size:
+        raise DataError(
+            f"cam: a batch of {tuple(batch.shape)} follows images of {backbone.size}; give those of one "
+            "size to a call"
+        )
+    said = look(backbone, images_BCHW.detach(), wanted, choose_precision(precision, device))
+    maps = {name: values.cpu() for name, values in said.maps.items()}
+    return Answers(said.embedding_BD.cpu(), said.logits_BK.cpu(), maps)
+
+
+def _batches(images: Images, config: ImagesConfig, size: int) -> Iterator[Tensor]:
+    """Yield normalised batches (B, 3, H, W) as they are given, others as uint8 (B, H, W, 3)."""
+    source = iter([images] if isinstance(images, Tensor) else each_of(images))
+    first = next(source, None)
+    everything = source if first is None else chain([first], source)
+    if isinstance(first, Tensor | list | tuple):
+        for batch in everything:
+            yield from _checked(batch).split(size)
+    else:
+        yield from _decoded(everything, config, size)
+
+
+def _checked(batch: Any) -> Tensor:
+    """Return the images of a batch, which may bring labels with it; raise DataError for others."""
+    images = batch[0] if isinstance(batch, list | tuple) else batch
+    if isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4:
+        return images
+    found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
+    raise DataError(
+        f"cam: found {found}, expected a tensor of floats (B, 3, H, W), normalised already; give images "
+        "that are not as uint8 arrays (H, W, 3)"
+    )
+
+
+def _decoded(images: Iterator[One], config: ImagesConfig, size: int) -> Iterator[Tensor]:
+    """Yield images as batches of pixels; threads read the next batch while one is worked on."""
+    with ThreadPoolExecutor() as pool:
+
+        def ask() -> list[Future[np.ndarray]]:
+            return [pool.submit(_pixels, image, config) for image in islice(images, size)]
+
+        pending = ask()
+        while pending:
+            following = ask()
+            yield torch.from_numpy(np.stack([future.result() for future in pending]))
+            pending = following
+
+
+def _pixels(image: One, config: ImagesConfig) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return decode(image, config)
+    require_pixels(image)
+    try:
+        return decode_picture(image, config)
+    except UnusableError as error:
+        raise DataError(f"cam: an image in memory: {error}") from None
