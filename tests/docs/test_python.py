@@ -14,15 +14,10 @@ import yaml
 
 import stacker
 from tests.conftest import small_settings
+from tests.docs.pages import PAGE
 
-PAGES = Path(__file__).parent.parent
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PYTHON = PAGE["docs/python.md"]
 NEEDS_PANDAS = ".frame()"
-
-
-def blocks(page: str) -> list[str]:
-    """Return the code of a page."""
-    return BLOCK.findall((PAGES / page).read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -45,7 +40,7 @@ def demo(crossed_artifacts: Path, data: Path, tmp_path: Path, monkeypatch: pytes
 def test_the_code_of_the_page_runs(demo: Path) -> None:
     """Every block in order, in one namespace, and what it says of its values holds."""
     found: dict[str, Any] = {}
-    for code in blocks("docs/python.md"):
+    for code in (block.text for block in PYTHON.blocks if block.language == "python"):
         if NEEDS_PANDAS not in code or find_spec("pandas") is not None:
             exec(compile(code, "docs/python.md", "exec"), found)  # noqa: S102  # our own page
     assert found["run"].path == Path("artifacts/demo")
@@ -58,16 +53,9 @@ def test_the_code_of_the_page_runs(demo: Path) -> None:
     assert found["found"].maps.shape == (8, 3, 3, 3)
 
 
-def test_the_code_of_the_readme_runs(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the README shows of Python says something of the run."""
-    (code,) = blocks("README.md")
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102  # our own page
-    assert str(demo.name) in capsys.readouterr().out
-
-
 def test_the_page_has_every_name() -> None:
     """What can be imported is described, and nothing else is."""
-    text = (PAGES / "docs/python.md").read_text(encoding="utf-8")
+    text = PYTHON.path.read_text(encoding="utf-8")
     listed = text[text.index("| name |") : text.index("## A run")]
     named = set(re.findall(r"`(\w+)[`(]", listed))
     assert named | {"StackerError", "__version__"} == set(stacker.__all__)
