@@ -11,7 +11,7 @@ import pytest
 
 from stacker.errors import RunError
 from stacker.files import publish, read_json, require_space, sweep
-from stacker.run import create_run, open_run
+from stacker.run import create_run, open_run, reopen
 from tests.conftest import MakeConfig
 
 
@@ -59,6 +59,36 @@ def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
         create_run(make_config(images={"size": 48}))
     changed = make_config(stack={"meta": ["mlp"]})
     assert create_run(changed).config == changed
+
+
+@pytest.mark.parametrize(
+    ("book", "stated"),
+    [
+        ('{"stacker": "0.1"}', "states no layout"),
+        ('{"layout": 1}', "is of layout 1"),
+        ("", "states no layout"),
+    ],
+)
+def test_a_run_of_another_layout_is_refused(make_config: MakeConfig, book: str, stated: str) -> None:
+    """By every way to open it, before its config is read: what it states, and what to do."""
+    config = make_config()
+    run = create_run(config)
+    run.manifest_file.touch()
+    (run.path / "run.json").write_text(book)
+    (run.path / "config.yaml").write_text("method: of another version")
+    for way in (lambda: open_run(run.path), lambda: reopen(config), lambda: create_run(config)):
+        with pytest.raises(RunError, match=f"{stated}.* reads runs of layout 2 only; start a new run"):
+            way()
+
+
+def test_a_start_that_another_version_left_is_begun_anew(make_config: MakeConfig) -> None:
+    """Nothing was frozen: the logbook is this version's from then on."""
+    config = make_config()
+    config.run_path.mkdir(parents=True)
+    (config.run_path / "run.json").write_text('{"stacker": "0.1"}')
+    run = create_run(config)
+    run.manifest_file.touch()
+    assert open_run(run.path).config == config
 
 
 def test_a_config_may_be_mended_before_anything_is_made(make_config: MakeConfig) -> None:
