@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_run_of_another_layout_is_refused(make_config: MakeConfig, book: str, 
     run.manifest_file.touch()
     (run.path / "run.json").write_text(book)
     (run.path / "config.yaml").write_text("method: of another version")
-    for way in (lambda: open_run(run.path), lambda: reopen(config), lambda: create_run(config)):
+    for way in (partial(open_run, run.path), partial(reopen, config), partial(create_run, config)):
         with pytest.raises(RunError, match=f"{stated}.* reads runs of layout 2 only; start a new run"):
             way()
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stacker.audit.findings import Finding, finding
-from stacker.config.maps import PERTURBING
 from stacker.config.root import Config
+from stacker.config.stacking import PERTURBING
 from stacker.data.manifest import Manifest
 from stacker.errors import BackboneError, LeakError, StackerError
 
