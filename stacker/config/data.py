@@ -22,14 +22,14 @@ Part = Annotated[float | Literal["official"], BeforeValidator(_share_or_official
 
 
 class DataConfig(Section):
-    """Which images, and what is to be told apart.
+    """Which images, and what is to be told apart; data.formats knows what each `format` takes.
 
     `classes` says which classes are wanted and puts them in order, the last being the one that
     sensitivity is about; without it they are all there, sorted. `case_pattern` finds the case in a
     file's path, `fold_list` is BreakHis's own split.
     """
 
-    format: Literal["breakhis", "pcam", "idc", "folder", "csv"] = "breakhis"
+    format: str = "breakhis"
     path: Path
     task: Literal["binary", "subtype"] = "binary"
     classes: Names[str] | None = Field(None, min_length=2)
@@ -58,14 +58,6 @@ class DataConfig(Section):
                     f"{pattern!r} needs a group (?P<case>...), may have (?P<slide>...) and no other name"
                 )
         return pattern
-
-    @model_validator(mode="after")
-    def _settings_fit_the_format(self) -> DataConfig:
-        if self.case_pattern is not None and self.format not in ("folder", "csv"):
-            raise ValueError(f"case_pattern is for folder and csv; {self.format} names its cases itself")
-        if self.fold_list is not None and self.format != "breakhis":
-            raise ValueError(f"fold_list is for breakhis; {self.format} has none")
-        return self
 
 
 Side = Annotated[int, Field(ge=32, le=2048)]

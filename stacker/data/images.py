@@ -45,11 +45,9 @@ def resize(pixels_HWC: np.ndarray, config: ImagesConfig, background: str = "whit
 def decode(path: Path | str, config: ImagesConfig, background: str = "white") -> np.ndarray:
     """Return one picture as (height, width, 3) uint8; raise DataError with the path and the reason."""
     try:
-        return decode_bytes(Path(path).read_bytes(), config, background)
+        return decode_file(path, config, background)
     except UnusableError as error:
         raise DataError(f"{path}: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def decode_image(image: Image, config: ImagesConfig) -> np.ndarray:
@@ -61,6 +59,14 @@ def decode_image(image: Image, config: ImagesConfig) -> np.ndarray:
 
 class UnusableError(Exception):
     """Why a file's content is no picture to work with."""
+
+
+def decode_file(path: Path | str, config: ImagesConfig, background: str = "white") -> np.ndarray:
+    """Return one picture as (height, width, 3) uint8; raise UnusableError with the reason alone."""
+    try:
+        return decode_bytes(Path(path).read_bytes(), config, background)
+    except OSError as error:
+        raise UnusableError(f"cannot be read: {error.strerror}") from None
 
 
 def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white") -> np.ndarray:

@@ -7,7 +7,6 @@ empty. An image that is named twice is answered for once.
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 from collections import deque
@@ -21,7 +20,8 @@ import numpy as np
 
 from stacker.config.data import DataConfig, ImagesConfig
 from stacker.data.formats.registry import case_in
-from stacker.data.images import decode
+from stacker.data.formats.table import read_table
+from stacker.data.images import UnusableError, decode_file
 from stacker.data.manifest import PICTURES
 from stacker.errors import ConfigError, DataError
 
@@ -129,25 +129,19 @@ def _seen_from(each: Input, root: Path) -> Input:
 def _from_table(table: Path) -> list[Input]:
     """Return the rows of a CSV with a column `path`, and `case` and `label` where it has them."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            separator = max(",;\t", key=header.count)
-            columns = [name.strip().strip('"').lower() for name in header.split(separator)]
-            rows = [
-                {str(name): (text or "").strip() for name, text in row.items() if isinstance(text, str)}
-                for row in csv.DictReader(file, columns, delimiter=separator)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{table} is not a CSV in UTF-8: {error}; save it again as such") from None
+        columns, rows = read_table(table)
+    except DataError as error:
+        raise ConfigError(error.what, error.advice) from None
     if "path" not in columns:
         raise ConfigError(f"{table} has no column path; expected path[,case,label], found {columns}")
-    named = [row for row in rows if row.get("path")]
-    if not named:
-        raise ConfigError(f"{table} names no image: its column path is empty")
-    return [
+    images = [
         Input(table.parent / row["path"], row.get("case", ""), row.get("label", ""), row["path"])
-        for row in named
+        for _, row in rows
+        if row["path"]
     ]
+    if not images:
+        raise ConfigError(f"{table} names no image: its column path is empty")
+    return images
 
 
 @dataclass(frozen=True)
@@ -180,6 +174,6 @@ def read_ahead(images: Iterable[Input], config: ImagesConfig, size: int) -> Iter
 
 def _read(image: Input, config: ImagesConfig) -> Reading:
     try:
-        return Reading(image, decode(image.path, config))
-    except DataError as error:
-        return Reading(image, None, str(error).removeprefix(f"{image.path}: "))
+        return Reading(image, decode_file(image.path, config))
+    except UnusableError as error:
+        return Reading(image, None, str(error))

@@ -15,7 +15,7 @@ import pytest
 from stacker.config.data import DataConfig, FoldsConfig
 from stacker.data.folds import make_folds
 from stacker.data.formats.breakhis import SUBTYPES, read_breakhis, read_fold_list
-from stacker.data.formats.names import without_contradicting_slides
+from stacker.data.formats.registry import without_contradicting_slides
 from stacker.data.manifest import Image, Manifest, make_manifest
 from stacker.errors import DataError
 

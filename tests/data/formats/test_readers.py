@@ -230,3 +230,22 @@ def test_a_stored_manifest_keeps_what_is_unknown(tmp_path: Path) -> None:
     save_manifest(manifest, tmp_path / "manifest.csv")
     assert load_manifest(tmp_path / "manifest.csv", ["well", "ill"]) == manifest
     assert load_manifest(tmp_path / "manifest.csv").classes == ("ill", "well")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "breakhs"}, r"no format \(data\.format\) 'breakhs'; did you mean 'breakhis'"),
+        (
+            {"format": "idc", "case_pattern": "(?P<case>.)"},
+            "case_pattern is for folder and csv; idc takes",
+        ),
+        ({"format": "csv", "fold_list": "dsfold1.txt"}, "fold_list is for breakhis; csv takes none"),
+    ],
+)
+def test_a_setting_that_a_format_does_not_take_is_refused(
+    tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    """Before anything is read, and so is a format that nobody knows."""
+    with pytest.raises(ConfigError, match=message):
+        read_manifest(DataConfig(path=tmp_path, **settings))  # type: ignore[arg-type]
