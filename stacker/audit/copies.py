@@ -20,7 +20,8 @@ from scipy.sparse.csgraph import connected_components
 from stacker.audit.findings import Finding, Severity, finding
 from stacker.audit.fingerprints import Measures, find_pairs
 from stacker.data.census import homes
-from stacker.data.disputed import FLAT, same_bytes
+from stacker.data.disputed import same_bytes
+from stacker.data.images import FLAT
 from stacker.data.manifest import Image, Manifest
 from stacker.errors import plural
 

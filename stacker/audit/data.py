@@ -19,8 +19,8 @@ from stacker.audit.findings import Audit, Finding, Severity, finding, sort
 from stacker.audit.fingerprints import Measures, measure
 from stacker.audit.shortcuts import recognisability
 from stacker.data.census import case_table, census, official_parts, part_counts, parts_of
-from stacker.data.disputed import FLAT
 from stacker.data.folds import Folds
+from stacker.data.images import FLAT
 from stacker.data.manifest import Manifest, cases_by_class
 from stacker.data.store import Pixels
 from stacker.errors import plural

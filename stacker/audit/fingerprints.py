@@ -26,7 +26,7 @@ from tempfile import TemporaryFile
 
 import numpy as np
 
-from stacker.data.disputed import FLAT, GRID, small_grey
+from stacker.data.images import FLAT, GRID, small_grey
 from stacker.data.store import Pixels
 from stacker.progress import bar
 

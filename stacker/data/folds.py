@@ -93,7 +93,8 @@ def fold_name(text: str) -> str:
 
 def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
     """Split the groups of a manifest; raise DataError when a class has too few of them."""
-    contents = group_contents(manifest, config.group)
+    labels, subtypes = ([getattr(i, a) for i in manifest.images] for a in ("label", "subtype"))
+    contents = group_contents(labels, manifest.groups(config.group), subtypes)
     parts = _official_parts(manifest, config)
     taken = {group for groups in parts.values() for group in groups}
     free = {group: content for group, content in contents.items() if group not in taken}

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 from PIL import Image as Picture
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageFilter, ImageOps, UnidentifiedImageError
 
 from stacker.config.data import ImagesConfig
 from stacker.config.root import Config
@@ -24,6 +24,8 @@ from stacker.errors import DataError
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 16  # a sliver of tissue (IDC has patches of 50x1) shows no nucleus
+GRID = 48  # pixels a side of a small grey picture
+FLAT = 5.0  # standard deviation of its levels below which it shows nothing that could be compared
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
@@ -106,6 +108,14 @@ def _opaque(picture: Picture.Image, background: str) -> Picture.Image:
         rgba = picture.convert("RGBA")
         return Picture.alpha_composite(Picture.new("RGBA", rgba.size, background), rgba).convert("RGB")
     return picture.convert("RGB")
+
+
+def small_grey(image_HWC: np.ndarray) -> np.ndarray:
+    """Return a smoothed grey picture, (GRID, GRID) uint8, without the white borders of `resize: pad`."""
+    picture = Picture.fromarray(image_HWC).convert("L")
+    picture = picture.crop(ImageOps.invert(picture).getbbox())
+    picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 112))
+    return np.asarray(picture.resize((GRID, GRID), Picture.Resampling.BOX))
 
 
 class ContiguousArray:

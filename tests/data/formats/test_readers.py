@@ -248,4 +248,4 @@ def test_a_setting_that_a_format_does_not_take_is_refused(
 ) -> None:
     """Before anything is read, and so is a format that nobody knows."""
     with pytest.raises(ConfigError, match=message):
-        read_manifest(DataConfig(path=tmp_path, **settings))  # type: ignore[arg-type]
+        read_manifest(DataConfig(path=tmp_path, **settings))
