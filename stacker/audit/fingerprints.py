@@ -173,10 +173,10 @@ def _candidates(magnitudes_ND: np.ndarray, block: np.ndarray) -> Iterator[tuple[
     The distance of magnitudes is never larger than that of the pictures in the best position:
     |a - b|^2 = 2 (1 - correlation). So no copy is missed.
     """
-    own_BD = magnitudes_ND[block].astype(np.float32)
+    block_BD = magnitudes_ND[block].astype(np.float32)
     for start in range(int(block[0]), len(magnitudes_ND), 8 * BLOCK):
         others_MD = magnitudes_ND[start : start + 8 * BLOCK].astype(np.float32)
-        squared = (own_BD**2).sum(1)[:, None] + (others_MD**2).sum(1) - 2 * own_BD @ others_MD.T
+        squared = (block_BD**2).sum(1)[:, None] + (others_MD**2).sum(1) - 2 * block_BD @ others_MD.T
         first, second = np.nonzero(squared <= 2 * (1 - SIMILAR) + ROUNDING)
         first, second = block[first], second + start
         later = second > first
@@ -187,22 +187,22 @@ def _candidates(magnitudes_ND: np.ndarray, block: np.ndarray) -> Iterator[tuple[
 
 def _confirm(spectra_NRK: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[Pair]:
     """Return those of the candidate pairs that correlate at some angle, mirrored or not."""
-    own_PRK, other_PRK = spectra_NRK[first], spectra_NRK[second]
+    one_PRK, other_PRK = spectra_NRK[first], spectra_NRK[second]
     pairs = []
-    found = [_correlations(own_PRK, other_PRK), _correlations(own_PRK, other_PRK.conj())]
-    best_2P = np.stack([correlation.max(axis=1) for correlation in found])
+    at_angles = [_correlations(one_PRK, other_PRK), _correlations(one_PRK, other_PRK.conj())]
+    best_2P = np.stack([correlations_PA.max(axis=1) for correlations_PA in at_angles])
     for p in np.flatnonzero(best_2P.max(axis=0) >= SIMILAR):
         mirrored = bool(best_2P[1, p] > best_2P[0, p])
         # conjugation mirrors upside down; half a turn makes it left to right, as people say it
-        shift = int(found[mirrored][p].argmax() + mirrored * ANGLES // 2) % ANGLES
+        shift = int(at_angles[mirrored][p].argmax() + mirrored * ANGLES // 2) % ANGLES
         degrees = min(shift, ANGLES - shift) * 360 / ANGLES
         similarity = round(float(best_2P[:, p].max()), 4)
         pairs.append(Pair(int(first[p]), int(second[p]), similarity, degrees, mirrored))
     return pairs
 
 
-def _correlations(own_PRK: np.ndarray, other_PRK: np.ndarray) -> np.ndarray:
+def _correlations(one_PRK: np.ndarray, other_PRK: np.ndarray) -> np.ndarray:
     """Return the correlation of each pair at every angle, (P, ANGLES)."""
-    cross_PK = (own_PRK * other_PRK.conj()).sum(axis=1)
+    cross_PK = (one_PRK * other_PRK.conj()).sum(axis=1)
     correlations: np.ndarray = np.fft.ifft(cross_PK, n=ANGLES, axis=1).real * ANGLES
     return correlations

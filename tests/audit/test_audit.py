@@ -12,8 +12,8 @@ from PIL import Image as Picture
 
 from stacker.audit import shortcuts
 from stacker.audit.data import audit, check_shortcuts
-from stacker.audit.findings import Audit, Finding, worst
 from stacker.audit.fingerprints import Measures
+from stacker.audit.report import Audit, Finding, worst
 from stacker.config.data import DataConfig, FoldsConfig, ImagesConfig
 from stacker.data.folds import make_folds
 from stacker.data.formats.registry import read_manifest

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image as Picture
 
 from stacker import pipeline
-from stacker.audit.check import Report, check, write
-from stacker.audit.findings import Finding, finding, sort, worst
+from stacker.audit.check import check
+from stacker.audit.report import Finding, Report, finding, sort, worst, write
 from stacker.config.root import Config
 from stacker.data import store
 from stacker.errors import plural

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image as Picture
 
-from stacker.audit.check import Report, check
-from stacker.audit.findings import Finding
+from stacker.audit.check import check
+from stacker.audit.report import Finding, Report
 from stacker.config.data import ImagesConfig
 from stacker.config.root import Config
 from stacker.data.disputed import disputed
