@@ -17,7 +17,7 @@ from stacker.data.formats.registry import read_manifest
 from stacker.errors import DataError
 from stacker.training.begin import begin
 from stacker.training.optimizer import require_optimizer
-from tests.data.formats.test_breakhis import touch_all
+from tests.datasets import touch_all
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yaml"))
 NAMED = {path.stem: path for path in RECIPES}

@@ -21,7 +21,7 @@ from stacker.data.images import decode, decode_bytes, decode_image
 from stacker.data.manifest import Manifest
 from stacker.data.store import open_store, store_bytes
 from stacker.errors import DataError, UnreadableImages
-from tests.data.formats.test_readers_public import CHUNKED, pcam, write_part
+from tests.datasets import CHUNKED, pcam, write_part
 
 SIZE = ImagesConfig(size=32)
 COUNT = 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -18,21 +17,9 @@ from stacker.data.formats.breakhis import SUBTYPES, read_breakhis, read_fold_lis
 from stacker.data.formats.registry import without_contradicting_slides
 from stacker.data.manifest import Image, Manifest, make_manifest
 from stacker.errors import DataError
+from tests.datasets import SLIDES, names_of, touch_all
 
-MAGNIFICATIONS = (40, 100, 200, 400)
 STRADDLING = {1: 8, 2: 6, 3: 7, 4: 7, 5: 6}  # cases on both sides of each official list, of 70
-TABLE = Path(__file__).with_name("breakhis_slides.csv")
-with TABLE.open(newline="", encoding="utf-8") as table:
-    SLIDES = list(csv.DictReader(table))
-
-
-def names_of(slide: dict[str, str]) -> list[str]:
-    """Return the file names of one row of the table, numbered from one per magnification."""
-    return [
-        f"SOB_{slide['subtype']}-{slide['slide']}-{magnification}-{number:03d}.png"
-        for magnification in MAGNIFICATIONS
-        for number in range(1, int(slide[f"m{magnification}"]) + 1)
-    ]
 
 
 def split_of(image: Image, number: int) -> str:
@@ -52,14 +39,6 @@ def write_list(path: Path, number: int, newline: str = "\n") -> Path:
     ]
     path.write_bytes((newline.join(lines) + newline).encode())
     return path
-
-
-def touch_all(root: Path) -> Path:
-    """Fill a folder with 7,909 empty files of BreakHis's names."""
-    for slide in SLIDES:
-        for name in names_of(slide):
-            (root / name).touch()
-    return root
 
 
 @pytest.fixture(scope="module")
