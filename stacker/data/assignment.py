@@ -185,16 +185,16 @@ def _swap(
     held_PD /= share_P[:, None]
     kinds = [frozenset(contents[group].images) for group in groups]
     for first, second in rng.integers(len(groups), size=(SWAPS, 2)):
-        here, there = home_G[first], home_G[second]
-        if here == there or kinds[first] != kinds[second]:
+        source, target = home_G[first], home_G[second]
+        if source == target or kinds[first] != kinds[second]:
             continue
         moved_D = amounts_GD[second] - amounts_GD[first]
-        before = ((held_PD[[here, there]] - 1) ** 2 @ weight_D).sum()
-        change_2D = np.stack([moved_D / share_P[here], -moved_D / share_P[there]])
-        after = ((held_PD[[here, there]] + change_2D - 1) ** 2 @ weight_D).sum()
+        before = ((held_PD[[source, target]] - 1) ** 2 @ weight_D).sum()
+        change_2D = np.stack([moved_D / share_P[source], -moved_D / share_P[target]])
+        after = ((held_PD[[source, target]] + change_2D - 1) ** 2 @ weight_D).sum()
         if after < before - 1e-12:
-            held_PD[[here, there]] += change_2D
-            home_G[first], home_G[second] = there, here
+            held_PD[[source, target]] += change_2D
+            home_G[first], home_G[second] = target, source
     return {
         name: [g for g, p in zip(groups, home_G, strict=True) if p == i] for i, name in enumerate(names)
     }

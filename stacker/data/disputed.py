@@ -7,10 +7,10 @@ begun with them.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable
 
 from stacker.config.data import ImagesConfig
+from stacker.data.census import rows_by
 from stacker.data.images import FLAT, decode_image, small_grey
 from stacker.data.manifest import Image, Manifest
 from stacker.errors import DataError
@@ -68,8 +68,6 @@ def _shows_something(image: Image, config: ImagesConfig) -> bool:
 
 def same_bytes(manifest: Manifest) -> dict[str, list[int]]:
     """Return the rows of each content, by its SHA-256; one that is not known is no content."""
-    same: dict[str, list[int]] = defaultdict(list)
-    for row, image in enumerate(manifest.images):
-        if image.sha256:
-            same[image.sha256].append(row)
+    same = rows_by(image.sha256 for image in manifest.images)
+    same.pop("", None)
     return same
