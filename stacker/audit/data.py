@@ -37,14 +37,14 @@ def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) ->
     measures = measure(pixels)
     copies = find_copies(manifest, measures)
     shortcuts = recognisability(manifest, measures, seed)
-    own = {} if folds is None else parts_of(manifest, folds)
+    parts = {} if folds is None else parts_of(manifest, folds)
     official = official_parts(manifest)
     if folds is not None and folds.policy.get("test") == "official":
         official = {}  # it is this run's own
     theirs = "the data set's own split (not used)"
     findings = [
-        *check_split(manifest, own, copies, "this run's split", "error"),
-        *check_parts(manifest, own, "this run's split", "error"),
+        *check_split(manifest, parts, copies, "this run's split", "error"),
+        *check_parts(manifest, parts, "this run's split", "error"),
         *check_split(manifest, official, copies, theirs, "warning"),
         *check_parts(manifest, official, theirs, "warning"),
         *check_copies(manifest, copies),
@@ -58,8 +58,8 @@ def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) ->
         census=census(manifest),
         unit=manifest.unit,
         split="" if folds is None else folds.label,
-        parts={"own": part_counts(manifest, own), "official": part_counts(manifest, official)},
-        cases=case_table(manifest, own or official),
+        parts={"own": part_counts(manifest, parts), "official": part_counts(manifest, official)},
+        cases=case_table(manifest, parts or official),
         shortcuts=shortcuts,
         copies=tuple(_named(manifest, copy) for group in copies for copy in group.copies),
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from stacker.data.folds import Folds
-from stacker.data.manifest import Manifest
+from stacker.data.manifest import Manifest, rows_by
 
-T = TypeVar("T")
 Counts = dict[str, int]
 VIEWS = {
     "class": "label",
@@ -19,14 +18,6 @@ VIEWS = {
     "magnification": "magnification",
     "part of the data set": "split",
 }
-
-
-def rows_by(values: Iterable[T]) -> dict[T, list[int]]:
-    """Return the rows in which each value is found."""
-    rows: dict[T, list[int]] = defaultdict(list)
-    for row, value in enumerate(values):
-        rows[value].append(row)
-    return rows
 
 
 def census(manifest: Manifest) -> dict[str, dict[str, Counts]]:

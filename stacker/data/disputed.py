@@ -10,9 +10,8 @@ import logging
 from collections.abc import Iterable
 
 from stacker.config.data import ImagesConfig
-from stacker.data.census import rows_by
 from stacker.data.images import FLAT, decode_image, small_grey
-from stacker.data.manifest import Image, Manifest
+from stacker.data.manifest import Image, Manifest, rows_by
 from stacker.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -12,17 +12,19 @@ import csv
 import hashlib
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from stacker.errors import DataError
 from stacker.files import publish
 
+T = TypeVar("T")
 SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -159,6 +161,14 @@ class Manifest:
             for c in self.classes
         ]
         return f"{len(self.images)} images: " + "; ".join(parts)
+
+
+def rows_by(values: Iterable[T]) -> dict[T, list[int]]:
+    """Return the rows in which each value is found."""
+    rows: dict[T, list[int]] = defaultdict(list)
+    for row, value in enumerate(values):
+        rows[value].append(row)
+    return rows
 
 
 def cases_by_class(images: Iterable[Image]) -> Counter[str]:

@@ -112,9 +112,9 @@ def test_ordered_cut_whose_validation_part_has_one_class(tmp_path: Path) -> None
     rows = [[*row, part] for row, part in zip(rows, parts, strict=True)]
     table = write_table(tmp_path / "set.csv", "path,label,case,split", rows)
     result = audited(tmp_path, format="csv", path=table)
-    lacking = [each for each in result.findings if each.topic == "part without a class"]
+    lacking = [finding for finding in result.findings if finding.topic == "part without a class"]
     assert len(lacking) == 2
-    assert all("has no benign" in each.message for each in lacking)
+    assert all("has no benign" in finding.message for finding in lacking)
 
 
 def test_the_same_case_in_two_subtypes(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_clue_without_an_error_is_flagged(clue: str) -> None:
 def test_clues_are_ranked_within_the_parts_of_one_forest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts whose forests differ in scale are not compared: each may be right by itself."""
     images = [Image(f"{n}", "", LABELS[n % 2], f"case{n}") for n in range(40)]
-    manifest = make_manifest([replace(each, magnification=40 + n) for n, each in enumerate(images)])
+    manifest = make_manifest([replace(image, magnification=40 + n) for n, image in enumerate(images)])
 
     def shifted(_: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
         share = 0.05 + 0.1 * folds + 0.08 * labels
@@ -244,9 +244,9 @@ def test_clues_are_ranked_within_the_parts_of_one_forest(monkeypatch: pytest.Mon
     monkeypatch.setattr(shortcuts, "_file_clues", lambda _: {})
     nothing = np.zeros(40)
     measured = Measures(np.zeros((40, 6)), nothing, nothing, nothing, nothing)
-    found = shortcuts.recognisability(manifest, measured, 0)
-    assert found["magnification"]["auc"] == 1
-    assert found["magnification"]["interval"] is None
+    clues = shortcuts.recognisability(manifest, measured, 0)
+    assert clues["magnification"]["auc"] == 1
+    assert clues["magnification"]["interval"] is None
 
 
 def test_blank_grey_and_colourless_pictures(tmp_path: Path) -> None:

@@ -46,10 +46,10 @@ COPIES = {
 def test_a_copy_is_found_and_said_how_it_was_made(change: str, seed: int) -> None:
     """Quarter turns, mirroring, any other angle and another JPEG: the picture stays the same picture."""
     original = tissue(seed, SIDE)
-    (found,) = pairs_among(original, COPIES[change](original), tissue(seed + 100, SIDE))
-    assert (found.first, found.second) == (0, 1)
-    assert found.similarity > 0.9
-    assert found.change == change
+    (pair,) = pairs_among(original, COPIES[change](original), tissue(seed + 100, SIDE))
+    assert (pair.first, pair.second) == (0, 1)
+    assert pair.similarity > 0.9
+    assert pair.change == change
 
 
 def test_a_mirrored_and_turned_copy_in_other_colours_is_found() -> None:
@@ -57,8 +57,8 @@ def test_a_mirrored_and_turned_copy_in_other_colours_is_found() -> None:
     original = tissue(7, SIDE)
     other = original.transpose(TRANSPOSE.TRANSVERSE)
     other = ImageEnhance.Color(ImageEnhance.Brightness(other).enhance(0.85)).enhance(1.4)
-    (found,) = pairs_among(original, other)
-    assert found.mirrored
+    (pair,) = pairs_among(original, other)
+    assert pair.mirrored
 
 
 def test_different_tissue_is_not_a_copy() -> None:
@@ -89,8 +89,8 @@ def test_white_borders_are_not_compared() -> None:
         ImageOps.pad(tissue(n, 96).crop((0, 0, 96, 60)), (96, 96), color="white") for n in range(30)
     ]
     assert pairs_among(*padded) == []
-    (found,) = pairs_among(padded[0], padded[0].transpose(TRANSPOSE.ROTATE_180))
-    assert found.change == "turned by 180 degrees"
+    (pair,) = pairs_among(padded[0], padded[0].transpose(TRANSPOSE.ROTATE_180))
+    assert pair.change == "turned by 180 degrees"
 
 
 def test_many_copies_of_one_picture_are_tied_together_and_no_more() -> None:

@@ -201,8 +201,8 @@ def test_each_part_has_about_its_share_of_a_classes_images(
         if min(shares.values()) * len(groups) < 1:
             continue
         for name, share in shares.items():
-            found = sum(contents[group].total for group in parts[name] & set(groups))
-            assert abs(found - share * total) < 2 * largest, label
+            images = sum(contents[group].total for group in parts[name] & set(groups))
+            assert abs(images - share * total) < 2 * largest, label
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -212,8 +212,8 @@ def test_cases_of_all_sizes_add_up_to_even_parts(count: int) -> None:
     parts = assigned(contents, {f"part{i}": 1 / count for i in range(count)}, 0)
     for groups in parts.values():
         for label in ("x", "y"):
-            found = sum(contents[g].total for g in groups if g[0] == label)
-            assert abs(found - 300 // count) <= 1
+            images = sum(contents[g].total for g in groups if g[0] == label)
+            assert abs(images - 300 // count) <= 1
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -67,10 +67,10 @@ def official(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 def subtypes_of(images: Iterable[Image]) -> dict[str, set[str]]:
     """Return the subtypes of each case."""
-    found = defaultdict(set)
+    subtypes = defaultdict(set)
     for image in images:
-        found[image.case].add(image.subtype)
-    return found
+        subtypes[image.case].add(image.subtype)
+    return subtypes
 
 
 def test_the_whole_of_breakhis_is_counted_right(images: list[Image]) -> None:
@@ -98,8 +98,8 @@ def test_a_case_has_one_tumour_though_not_one_subtype(images: list[Image]) -> No
     labels = defaultdict(set)
     for image in images:
         labels[image.case].add(image.label)
-    assert {len(found) for found in labels.values()} == {1}
-    several = {case for case, found in subtypes_of(images).items() if len(found) > 1}
+    assert {len(names) for names in labels.values()} == {1}
+    several = {case for case, names in subtypes_of(images).items() if len(names) > 1}
     assert several == {"14-13412", "14-21998", "14-29960"}
 
 
@@ -243,8 +243,8 @@ def test_the_whole_of_breakhis_splits_by_case(images: list[Image], seed: int) ->
         rows = np.array([image.label == label for image in images])
         for part, share in zip(parts, [0.16] * 5 + [0.2], strict=True):
             assert abs(len(cases & set(part)) - share * len(cases)) < 1
-            found = rows[manifest.rows_of("case", part)].sum() / rows.sum()
-            assert abs(found - share) < share * (0.6 if label == "benign" else 0.01)
+            part_share = rows[manifest.rows_of("case", part)].sum() / rows.sum()
+            assert abs(part_share - share) < share * (0.6 if label == "benign" else 0.01)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
 def test_folders_of_parts(tmp_path: Path) -> None:
     """Where all top folders are parts, the classes are below them; val and validation are valid."""
     manifest = folder(tree(tmp_path, "Train/cat/a.png", "val/dog/a.png", "test/cat/deep/b.png"))
-    found = {i.id: (i.label, i.split) for i in manifest.images}
-    assert found == {
+    rows = {i.id: (i.label, i.split) for i in manifest.images}
+    assert rows == {
         "Train/cat/a.png": ("cat", "train"),
         "val/dog/a.png": ("dog", "valid"),
         "test/cat/deep/b.png": ("cat", "test"),

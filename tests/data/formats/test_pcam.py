@@ -105,7 +105,7 @@ def test_pcam_with_other_labels_is_refused(tmp_path: Path, labels: list[int], me
 
 
 @pytest.mark.parametrize(
-    ("pixels", "found"),
+    ("pixels", "shape"),
     [
         (np.zeros((5, 96, 96, 3), np.float32), r"\(5, 96, 96, 3\) of float32"),
         (np.zeros((5, 96, 96), np.uint8), r"\(5, 96, 96\) of uint8"),
@@ -113,12 +113,12 @@ def test_pcam_with_other_labels_is_refused(tmp_path: Path, labels: list[int], me
     ],
     ids=["float", "grey", "alpha"],
 )
-def test_pcam_with_other_pixels_is_refused(tmp_path: Path, pixels: np.ndarray, found: str) -> None:
+def test_pcam_with_other_pixels_is_refused(tmp_path: Path, pixels: np.ndarray, shape: str) -> None:
     """Eight bits and three channels, or the shape and type that were found."""
     write_part(tmp_path, "train")
     with h5py.File(tmp_path / "camelyonpatch_level_2_split_train_x.h5", "w") as file:
         file["x"] = pixels
-    with pytest.raises(DataError, match=f"{found}, expected"):
+    with pytest.raises(DataError, match=f"{shape}, expected"):
         pcam(tmp_path)
 
 
