@@ -20,7 +20,7 @@ from stacker.data.disputed import dispute, disputed
 from stacker.data.folds import Folds, make_folds
 from stacker.data.formats.registry import format_of, read_manifest
 from stacker.data.manifest import Manifest
-from stacker.data.store import is_packed, open_store, store_bytes
+from stacker.data.store import bytes_to_pack, open_store
 from stacker.errors import DataError, StackerError, UnreadableImages, plural
 from stacker.run import FROZEN, Run, has_begun, reopen
 
@@ -119,8 +119,7 @@ def _check_disputed(config: Config, manifest: Manifest, findings: list[Finding])
 def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tuple[Fit, ...]) -> Disk:
     """Return what the run has still to write: packed images, checkpoints, caches of unseen images."""
     run, classes = Run(config.run_path, config), len(manifest.classes)
-    packed = is_packed(config.artifacts / ".images", manifest, config.images)
-    images = 0 if packed else store_bytes(manifest, config.images)
+    images = bytes_to_pack(config.artifacts / ".images", manifest, config.images)
     unseen: dict[str, int] = {}
     seen = 0
     if folds is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.cluster.hierarchy import DisjointSet
 
-from stacker.audit.fingerprints import Measures, find_pairs
+from stacker.audit.fingerprints import Copy, Measures, find_pairs
 from stacker.audit.report import Finding, Severity, finding
 from stacker.data.census import homes
 from stacker.data.disputed import same_bytes
@@ -22,16 +22,6 @@ from stacker.data.manifest import Manifest
 from stacker.errors import plural
 
 IDENTICAL = "same content"
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Two rows of a manifest that show one picture, and what was done to one of them."""
-
-    first: int
-    second: int
-    change: str
-    similarity: float
 
 
 @dataclass(frozen=True)
@@ -48,8 +38,7 @@ def find_copies(manifest: Manifest, measures: Measures) -> list[Group]:
     same = same_bytes(manifest)
     copies = [Copy(rows[0], row, IDENTICAL, 1.0) for rows in same.values() for row in rows[1:]]
     once = np.setdiff1d(np.arange(len(manifest.images)), [copy.second for copy in copies])
-    pairs = find_pairs(measures, once)
-    copies += [Copy(pair.first, pair.second, pair.change, pair.similarity) for pair in pairs]
+    copies += find_pairs(measures, once)
     sets = DisjointSet(sorted({row for copy in copies for row in (copy.first, copy.second)}))
     for copy in copies:
         sets.merge(copy.first, copy.second)

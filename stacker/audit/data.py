@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stacker.audit.copies import Copy, Group, check_copies, find_copies, straddling
-from stacker.audit.fingerprints import Measures, measure
+from stacker.audit.copies import Group, check_copies, find_copies, straddling
+from stacker.audit.fingerprints import Copy, Measures, measure
 from stacker.audit.report import Audit, Finding, Severity, finding, sort
 from stacker.audit.shortcuts import recognisability
 from stacker.data.census import case_table, census, official_parts, part_counts, parts_of

@@ -52,21 +52,13 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two images of one content: how alike, and how the second must be turned to match the first."""
+class Copy:
+    """Two rows of a manifest that show one picture, and what was done to one of them."""
 
     first: int
     second: int
+    change: str
     similarity: float
-    degrees: float
-    mirrored: bool
-
-    @property
-    def change(self) -> str:
-        """Say in words what was done to one of the two."""
-        turned = f"turned by {self.degrees:.0f} degrees" if self.degrees else ""
-        changes = [text for text in ("mirrored" if self.mirrored else "", turned) if text]
-        return " and ".join(changes) or "same position"
 
 
 def measure(pixels: Pixels) -> Measures:
@@ -144,7 +136,7 @@ def _transform() -> np.ndarray:
     return np.ascontiguousarray(weighted, np.complex64).view(np.float32)
 
 
-def find_pairs(measures: Measures, rows: np.ndarray) -> list[Pair]:
+def find_pairs(measures: Measures, rows: np.ndarray) -> list[Copy]:
     """Return pairs among some rows that show one content, flat pictures left out.
 
     Of a group of copies there are as many pairs as tie it together: a thousand copies of one picture
@@ -152,7 +144,7 @@ def find_pairs(measures: Measures, rows: np.ndarray) -> list[Pair]:
     """
     rows = rows[measures.contrast[rows] > FLAT]
     magnitudes_ND = measures.magnitudes[rows]
-    pairs: list[Pair] = []
+    pairs: list[Copy] = []
     group_N = np.arange(len(measures.contrast))
     with bar("compare images", len(rows)) as advance:
         for block in _blocks(len(rows), BLOCK):
@@ -185,10 +177,10 @@ def _candidates(magnitudes_ND: np.ndarray, block: np.ndarray) -> Iterator[tuple[
             yield first[i : i + BLOCK], second[i : i + BLOCK]
 
 
-def _confirm(spectra_NRK: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[Pair]:
+def _confirm(spectra_NRK: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[Copy]:
     """Return those of the candidate pairs that correlate at some angle, mirrored or not."""
     one_PRK, other_PRK = spectra_NRK[first], spectra_NRK[second]
-    pairs = []
+    copies = []
     at_angles = [_correlations(one_PRK, other_PRK), _correlations(one_PRK, other_PRK.conj())]
     best_2P = np.stack([correlations_PA.max(axis=1) for correlations_PA in at_angles])
     for p in np.flatnonzero(best_2P.max(axis=0) >= SIMILAR):
@@ -196,9 +188,11 @@ def _confirm(spectra_NRK: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
         # conjugation mirrors upside down; half a turn makes it left to right, as people say it
         shift = int(at_angles[mirrored][p].argmax() + mirrored * ANGLES // 2) % ANGLES
         degrees = min(shift, ANGLES - shift) * 360 / ANGLES
+        turned = f"turned by {degrees:.0f} degrees" if degrees else ""
+        change = " and ".join(filter(None, ("mirrored" if mirrored else "", turned))) or "same position"
         similarity = round(float(best_2P[:, p].max()), 4)
-        pairs.append(Pair(int(first[p]), int(second[p]), similarity, degrees, mirrored))
-    return pairs
+        copies.append(Copy(int(first[p]), int(second[p]), change, similarity))
+    return copies
 
 
 def _correlations(one_PRK: np.ndarray, other_PRK: np.ndarray) -> np.ndarray:

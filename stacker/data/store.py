@@ -95,17 +95,11 @@ class InPlace:
         return pixels
 
 
-def store_bytes(manifest: Manifest, config: ImagesConfig) -> int:
-    """Return what packing the images takes on the disk; arrays are not packed."""
-    packed = {image.sha256 for image in manifest.images if image.index is None}
-    return len(packed) * math.prod(config.shape) * 3
-
-
-def is_packed(folder: Path, manifest: Manifest, config: ImagesConfig) -> bool:
-    """Say whether nothing is left to decode."""
-    wanted = {image.sha256 for image in manifest.images}
-    arrays = manifest.images[0].index is not None
-    return arrays or _find(folder, _kind(config), wanted) is not None
+def bytes_to_pack(folder: Path, manifest: Manifest, config: ImagesConfig) -> int:
+    """Return what packing the images will take on the disk; arrays and a finished store take nothing."""
+    contents = {image.sha256 for image in manifest.images if image.index is None}
+    done = not contents or _find(folder, _kind(config), contents) is not None
+    return 0 if done else len(contents) * math.prod(config.shape) * 3
 
 
 def _kind(config: ImagesConfig) -> str:

@@ -1,1 +1,1 @@
-"""synthetic."""
+"""A synthetic BreakHis, for the demo and for tests."""
