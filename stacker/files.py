@@ -1,10 +1,4 @@
-"""The run directory: where everything lies, how a file is published, what a run refuses.
-
-    artifacts/<run>/config.yaml run.json manifest.csv folds.json
-                    models/<backbone>/<fold>/model.safetensors metrics.jsonl curves.png tensorboard/
-                    cache/<backbone>/<fold>/part-00000.h5 ... index.h5
-                    stack/<meta-learner>/...
-                    metrics.json predictions.csv figures/*.png
+"""How files are written, locked and told apart.
 
 A file appears under its name only when it is complete: it is written beside it under a temporary name,
 synced and renamed. That is why a process killed at any moment leaves nothing that could be mistaken
@@ -34,11 +28,7 @@ from stacker.errors import RunError, StackError
 
 CLOCKS_APART = 2.0  # seconds that the start of a process may be misjudged by
 UMASK = os.umask(0)
-
-
 os.umask(UMASK)
-
-
 PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "xgboost", "numpy", "h5py")
 
 
@@ -128,8 +118,8 @@ def digest(content: Any) -> str:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file; one that has not changed since is not read again."""
-    found = path.stat()
-    return _sha256(path, found.st_size, found.st_mtime_ns)
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 @cache
@@ -140,13 +130,13 @@ def _sha256(path: Path, size: int, modified: int) -> str:  # noqa: ARG001  # par
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide a result."""
-    found = {"stacker": __version__}
+    numbers = {"stacker": __version__}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:  # xgboost is also distributed as xgboost-cpu
-            found[package] = "absent"
-    return found
+            numbers[package] = "absent"
+    return numbers
 
 
 def require_space(folder: Path, needed: int) -> None:

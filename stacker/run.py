@@ -1,4 +1,4 @@
-"""The run directory: where everything lies, how a file is published, what a run refuses.
+"""A run: one directory, begun once with its images and its split, and reopened by every later command.
 
     artifacts/<run>/config.yaml run.json manifest.csv folds.json
                     models/<backbone>/<fold>/model.safetensors metrics.jsonl curves.png tensorboard/
@@ -6,11 +6,8 @@
                     stack/<meta-learner>/...
                     metrics.json predictions.csv figures/*.png
 
-A file appears under its name only when it is complete: it is written beside it under a temporary name,
-synced and renamed. That is why a process killed at any moment leaves nothing that could be mistaken
-for a result, and why "done" can be decided by what a file says of its origin.
-
-A run with its images and its split: begun once, frozen, and reopened by every later command.
+The images, the split and the settings that trained a model are frozen: another config of the same name
+is refused, and so is a run whose files another version of the program laid out.
 """
 
 from __future__ import annotations
@@ -31,6 +28,7 @@ from stacker.data.store import Pixels, open_store
 from stacker.errors import RunError, plural
 from stacker.files import held, publish, read_json, write_json
 
+LAYOUT = 2  # of the files of a run; another number for every change that old runs do not survive
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
 
 
@@ -133,6 +131,11 @@ class Run:
             write_json(self.path / "run.json", book)
 
 
+def has_begun(config: Config) -> bool:
+    """Say whether the config's run has its images and its split already."""
+    return (config.run_path / "manifest.csv").exists()
+
+
 def create_run(config: Config, store: bool = True) -> Run:
     """Make or reopen the run directory; raise RunError when it was made by another config.
 
@@ -140,14 +143,16 @@ def create_run(config: Config, store: bool = True) -> Run:
     the last thing that a starting run writes: before it, nothing is frozen yet.
     """
     path = config.run_path
-    if (path / "manifest.csv").exists():
+    if has_begun(config):
+        _refuse_another_layout(path)
         _refuse_another_config(path, load_config(path / "config.yaml"), config)
     elif not (path / "config.yaml").exists() and _strangers(path):
         raise RunError(f"{path} is not empty and holds no config.yaml; choose another 'run' name")
     path.mkdir(parents=True, exist_ok=True)
-    if not (path / "run.json").exists():
+    if _layout(path) != LAYOUT:
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(path / "run.json", {"stacker": __version__, "created": created})
+        book = {"stacker": __version__, "layout": LAYOUT, "created": created}
+        write_json(path / "run.json", book)
     run = Run(path, config)
     if store or not (path / "config.yaml").exists():
         store_config(run)
@@ -160,21 +165,42 @@ def store_config(run: Run) -> None:
         temporary.write_text(run.config.to_yaml(), encoding="utf-8")
 
 
-def _strangers(path: Path) -> bool:
-    """Say whether a folder holds anything that a look at the data does not leave behind."""
-    known = {"audit.json", "audit.md", "figures", "run.json", ".run.lock"}
-    return path.exists() and any(
-        entry.name not in known and entry.suffix != ".tmp" for entry in path.iterdir()
-    )
+def reopen(config: Config, store: bool = True) -> Run:
+    """Reopen a run that has been started; raise RunError when it has not, or by another config.
+
+    Without `store` the run keeps the config that it has.
+    """
+    if not has_begun(config):
+        raise RunError(f"{config.run_path}: nothing is here yet; run 'stacker train CONFIG' first")
+    return create_run(config, store)
 
 
 def open_run(path: Path | str, overrides: Sequence[str] = ()) -> Run:
-    """Open an existing run; raise RunError when there is none."""
+    """Open an existing run; raise RunError when there is none, or one of another layout."""
     path = Path(path)
     if not (path / "manifest.csv").exists():
-        hint = "give the folder of a run, e.g. artifacts/demo"
-        raise RunError(f"{path} is not a run directory; {hint}")
+        raise RunError(f"{path} is not a run directory", "give the folder of one, e.g. artifacts/demo")
+    _refuse_another_layout(path)
     return Run(path, load_config(path / "config.yaml", overrides))
+
+
+def _layout(path: Path) -> Any:
+    """Return the layout that a run states in its logbook; None where it states none."""
+    try:
+        return read_json(path / "run.json")["layout"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _refuse_another_layout(path: Path) -> None:
+    """Raise RunError for a run whose files lie or look otherwise than this version expects."""
+    layout = _layout(path)
+    if layout != LAYOUT:
+        stated = "states no layout" if layout is None else f"is of layout {layout!r}"
+        raise RunError(
+            f"{path} {stated}, and this version of stacker reads runs of layout {LAYOUT} only",
+            "start a new run (--set run=NAME) or delete the folder",
+        )
 
 
 def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
@@ -194,8 +220,8 @@ def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
         key = changed[0]
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise RunError(
-            f"{path} was made by another config: {key} was {old.get(key)!r}, is {new.get(key)!r}"
-            f"{more}; give this config another 'run' name (--set run=NAME) or delete the folder"
+            f"{path} was made by another config: {key} was {old.get(key)!r}, is {new.get(key)!r}{more}",
+            "give this config another 'run' name (--set run=NAME) or delete the folder",
         )
 
 
@@ -206,16 +232,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def has_begun(config: Config) -> bool:
-    """Say whether the config's run has its images and its split already."""
-    return (config.run_path / "manifest.csv").exists()
-
-
-def reopen(config: Config, store: bool = True) -> Run:
-    """Reopen a run that has been started; raise RunError when it has not, or by another config.
-
-    Without `store` the run keeps the config that it has.
-    """
-    if not has_begun(config):
-        raise RunError(f"{config.run_path}: nothing is here yet; run 'stacker train CONFIG' first")
-    return create_run(config, store)
+def _strangers(path: Path) -> bool:
+    """Say whether a folder holds anything that a look at the data does not leave behind."""
+    known = {"audit.json", "audit.md", "figures", "run.json", ".run.lock"}
+    return path.exists() and any(
+        entry.name not in known and entry.suffix != ".tmp" for entry in path.iterdir()
+    )

@@ -1,53 +1,16 @@
-"""A run directory publishes whole files and refuses another config."""
+"""A run is begun once: it refuses another config, another layout and strangers."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from stacker.errors import RunError
-from stacker.files import publish, read_json, require_space, sweep
-from stacker.run import create_run, open_run
+from stacker.files import read_json
+from stacker.run import create_run, open_run, reopen
 from tests.conftest import MakeConfig
-
-
-def test_publish_shows_a_file_only_when_it_is_complete(tmp_path: Path) -> None:
-    """Until the block ends the name is free; after a failure nothing is left."""
-    path = tmp_path / "deep" / "result.txt"
-    with publish(path) as temporary:
-        temporary.write_text("half")
-        assert not path.exists()
-    assert path.read_text() == "half"
-    with pytest.raises(TypeError), publish(path) as temporary:
-        temporary.write_text(None)  # type: ignore[arg-type]
-    assert path.read_text() == "half"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_sweep_removes_what_dead_processes_left(tmp_path: Path) -> None:
-    """A temporary file of a process that is gone is removed, one of a living process stays."""
-    dead, alive = tmp_path / ".a.npy.999999999.tmp", tmp_path / ".a.npy.1.tmp"
-    dead.touch()
-    alive.touch()
-    sweep(tmp_path)
-    assert list(tmp_path.iterdir()) == [alive]
-
-
-def test_a_number_that_is_used_again_does_not_keep_a_leftover(tmp_path: Path) -> None:
-    """A process that began after a file was last written has not written it."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        kept, stale = (tmp_path / f".{name}.{other.pid}.tmp" for name in ("now", "before"))
-        for path in (kept, stale):
-            path.touch()
-        os.utime(stale, (1, 1))
-        sweep(tmp_path)
-        assert kept.exists()
-        assert not stale.exists()
-        other.communicate(b"\n")
 
 
 def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
@@ -59,6 +22,36 @@ def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
         create_run(make_config(images={"size": 48}))
     changed = make_config(stack={"meta": ["mlp"]})
     assert create_run(changed).config == changed
+
+
+@pytest.mark.parametrize(
+    ("book", "stated"),
+    [
+        ('{"stacker": "0.1"}', "states no layout"),
+        ('{"layout": 1}', "is of layout 1"),
+        ("", "states no layout"),
+    ],
+)
+def test_a_run_of_another_layout_is_refused(make_config: MakeConfig, book: str, stated: str) -> None:
+    """By every way to open it, before its config is read: what it states, and what to do."""
+    config = make_config()
+    run = create_run(config)
+    run.manifest_file.touch()
+    (run.path / "run.json").write_text(book)
+    (run.path / "config.yaml").write_text("method: of another version")
+    for way in (partial(open_run, run.path), partial(reopen, config), partial(create_run, config)):
+        with pytest.raises(RunError, match=f"{stated}.* reads runs of layout 2 only; start a new run"):
+            way()
+
+
+def test_a_start_that_another_version_left_is_begun_anew(make_config: MakeConfig) -> None:
+    """Nothing was frozen: the logbook is this version's from then on."""
+    config = make_config()
+    config.run_path.mkdir(parents=True)
+    (config.run_path / "run.json").write_text('{"stacker": "0.1"}')
+    run = create_run(config)
+    run.manifest_file.touch()
+    assert open_run(run.path).config == config
 
 
 def test_a_config_may_be_mended_before_anything_is_made(make_config: MakeConfig) -> None:
@@ -84,10 +77,3 @@ def test_logbook_merges_entries(make_config: MakeConfig) -> None:
     run.record("train", {"a": {"seconds": 1}})
     run.record("train", {"b": {"seconds": 2}})
     assert read_json(run.path / "run.json")["train"] == {"a": {"seconds": 1}, "b": {"seconds": 2}}
-
-
-def test_space_is_asked_for_before_work_starts(tmp_path: Path) -> None:
-    """More than the disk holds is refused with both numbers."""
-    require_space(tmp_path, 1)
-    with pytest.raises(RunError, match="MB are needed"):
-        require_space(tmp_path, 10**18)

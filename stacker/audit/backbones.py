@@ -1,71 +1,51 @@
-"""Everything that can go wrong, before GPU time: the backbones, the disk, the images and the split.
-
-Faults do not stop the examination: each becomes a finding, and what can still be looked at is looked
-at. Unreadable images are left out for the rest of it, as `data.on_error: skip` would. Images that are
-equal to the byte under two cases are left out only where they would be; else the audit has them, too.
-"""
+"""The backbones of a config: whether each can be built, and where its maps come from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from stacker.audit.findings import Finding, finding
-from stacker.config.maps import PERTURBING
+from stacker.audit.report import Finding, Fit, finding
 from stacker.config.root import Config
+from stacker.config.stacking import PERTURBING
 from stacker.data.manifest import Manifest
 from stacker.errors import BackboneError, LeakError, StackerError
 
 COARSE = 4  # a map of fewer cells a side points at quadrants
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What one backbone will be: where its maps come from, their grid at the run's image size."""
-
-    backbone: str
-    weights: str
-    layer: str
-    grid: tuple[int, int]
-    embedding: int
-    parameters: int
-    cells: int  # of all maps of one image
-    frozen: bool
-
-
-def _check_weights(config: Config, manifest: Manifest, found: list[Finding]) -> None:
+def check_weights(config: Config, manifest: Manifest, findings: list[Finding]) -> None:
     """Find weights that cases of this run have trained; other faults of weights are found elsewhere."""
     from stacker.backbones.weights import require_unseen
 
     try:
         require_unseen({**config.backbones, **config.frozen}, manifest.cases)
     except LeakError as error:
-        found.append(finding("error", "trained weights", str(error)))
+        findings.append(finding("error", "trained weights", str(error)))
     except BackboneError:
         return
 
 
-def _fit_backbones(config: Config, classes: int, found: list[Finding]) -> tuple[Fit, ...]:
+def fit_backbones(config: Config, classes: int, findings: list[Finding]) -> tuple[Fit, ...]:
     """Build every backbone with its weights, and see where its maps come from."""
     from stacker.backbones.devices import choose_device
 
     try:
         choose_device(config.device)
     except StackerError as error:
-        found.append(finding("error", "device", str(error)))
+        findings.append(finding("error", "device", str(error)))
     fits = []
     for frozen, backbones in ((False, config.backbones), (True, config.frozen)):
         for name in backbones:
             try:
                 fits.append(_fit(config, name, frozen, classes))
             except StackerError as error:
-                found.append(finding("error", "backbone", str(error)))
+                findings.append(finding("error", "backbone", str(error)))
     for fit in fits:
         if not fit.frozen and min(fit.grid) < COARSE:
-            height, width = fit.grid
-            shown = f"maps of {height}x{width} cells at images.size={config.images.size}"
-            text = f"{fit.backbone}: {shown} hardly localise"
-            found.append(finding("note", "coarse maps", text, "larger images give finer maps"))
+            grid = f"{fit.grid[0]}x{fit.grid[1]}"
+            size = f"images.size={config.images.size}"
+            text = f"{fit.backbone}: maps of {grid} cells at {size} hardly localise"
+            findings.append(finding("note", "coarse maps", text, "larger images give finer maps"))
     return tuple(fits)
 
 
@@ -93,7 +73,7 @@ def _fit(config: Config, name: str, frozen: bool, classes: int) -> Fit:
     maps = {} if frozen else config.cam.maps
     quick = {key: wanted for key, wanted in maps.items() if wanted[0] not in PERTURBING}
     answers = look(backbone, blank, quick, torch.float32)
-    cells = sum(found.numel() for found in answers.maps.values())
+    cells = sum(maps_BChw.numel() for maps_BChw in answers.maps.values())
     cells += (len(maps) - len(quick)) * classes * height * width
     known = settings.weights in ("hub", "random")
     return Fit(

@@ -7,104 +7,85 @@ equal to the byte under two cases are left out only where they would be; else th
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from stacker.audit.backbones import Fit, _check_weights, _fit_backbones
+from stacker.audit.backbones import check_weights, fit_backbones
 from stacker.audit.data import audit
-from stacker.audit.findings import Audit, Finding, finding, markdown, sort
+from stacker.audit.report import Audit, Disk, Finding, Fit, Report, Severity, finding, sort
 from stacker.config.root import Config
 from stacker.data.disputed import dispute, disputed
 from stacker.data.folds import Folds, make_folds
-from stacker.data.formats.registry import read_manifest
+from stacker.data.formats.registry import format_of, read_manifest
 from stacker.data.manifest import Manifest
-from stacker.data.store import is_packed, open_store, store_bytes
+from stacker.data.store import bytes_to_pack, open_store
 from stacker.errors import DataError, StackerError, UnreadableImages, plural
-from stacker.files import publish, versions, write_json
 from stacker.run import FROZEN, Run, has_begun, reopen
 
 
-@dataclass(frozen=True)
-class Disk:
-    """Bytes that a run will take, and those that are free."""
-
-    images: int
-    models: int
-    resume: int  # the largest resume file, twice while it is written
-    caches: int
-    free: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `stacker check` found; the parts that could not be examined are empty."""
-
-    findings: tuple[Finding, ...]
-    backbones: tuple[Fit, ...]
-    disk: Disk | None
-    audit: Audit | None
-    manifest_digest: str = ""
-    folds_digest: str = ""
-
-
 def check(config: Config) -> Report:
-    """Examine a config and its data; nothing is frozen, but decoded images are kept for the run."""
-    found: list[Finding] = []
+    """Examine a config and its data; nothing is frozen, but decoded images are kept for the run.
+
+    Raise ConfigError for a data section that says what its format does not know.
+    """
+    format_of(config.data)
+    findings: list[Finding] = []
     try:
-        manifest, folds = _data(config, found)
+        manifest, folds = _data(config, findings)
     except StackerError as error:
-        found.append(finding("error", "data", str(error)))
-        fits = _fit_backbones(config, 2, found)
-        return Report(sort(found), fits, None, None)
-    fits = _fit_backbones(config, len(manifest.classes), found)
-    _check_weights(config, manifest, found)
+        findings.append(finding("error", "data", str(error)))
+        fits = fit_backbones(config, 2, findings)
+        return Report(sort(findings), fits, None, None)
+    fits = fit_backbones(config, len(manifest.classes), findings)
+    check_weights(config, manifest, findings)
     disk = _estimate(config, manifest, folds, fits)
-    found += _check_disk(config, disk)
+    findings += _check_disk(config, disk)
+    audited: tuple[Audit | None, str, str] = (None, "", "")
     try:
-        return _with_audit(config, manifest, folds, Report(tuple(found), fits, disk, None))
+        audited = _audit(config, manifest, folds, findings)
     except StackerError as error:
-        found.append(finding("error", "images", str(error)))
-        return Report(sort(found), fits, disk, None)
+        findings.append(finding("error", "images", str(error)))
+    return Report(sort(findings), fits, disk, *audited)
 
 
-def _with_audit(config: Config, manifest: Manifest, folds: Folds | None, report: Report) -> Report:
-    """Decode the images, and add what is found in them; raise where too few can be decoded."""
-    found = list(report.findings)
+def _audit(
+    config: Config, manifest: Manifest, folds: Folds | None, findings: list[Finding]
+) -> tuple[Audit, str, str]:
+    """Decode and audit the images; return the digests of those that can be decoded, and their split.
+
+    Raise where too few can be.
+    """
     folder = config.artifacts / ".images"
+    unreadable = []
     try:
         pixels = open_store(folder, manifest, config.images)
     except UnreadableImages as error:
-        found.append(_unreadable(config, error))
+        unreadable = [_unreadable(config, error)]
         manifest = manifest.without(error.reasons)
         folds = None if folds is None else make_folds(manifest, config.folds, config.seed)
         pixels = open_store(folder, manifest, config.images)
     audited = audit(manifest, folds, pixels, config.seed)
-    findings = sort([*found, *audited.findings])
-    digests = (manifest.digest, "" if folds is None else folds.digest)
-    return Report(findings, report.backbones, report.disk, audited, *digests)
+    findings += [*unreadable, *audited.findings]
+    return audited, manifest.digest, "" if folds is None else folds.digest
 
 
-def _data(config: Config, found: list[Finding]) -> tuple[Manifest, Folds | None]:
+def _data(config: Config, findings: list[Finding]) -> tuple[Manifest, Folds | None]:
     """Return the run's images and split, or those that it would begin with."""
     if has_begun(config):
         run = reopen(config)
         return run.manifest, run.folds
-    lenient = config.data.model_copy(update={"on_error": "skip"})
     try:
         manifest = read_manifest(config.data)
     except UnreadableImages as error:
-        found.append(_unreadable(config, error))
-        manifest = read_manifest(lenient)
-    manifest = _check_disputed(config, manifest, found)
+        findings.append(_unreadable(config, error))
+        manifest = read_manifest(config.data.model_copy(update={"on_error": "skip"}))
+    manifest = _check_disputed(config, manifest, findings)
     try:
         return manifest, make_folds(manifest, config.folds, config.seed)
     except DataError as error:
-        found.append(finding("error", "split", str(error)))
+        findings.append(finding("error", "split", str(error)))
         return manifest, None
 
 
@@ -119,7 +100,7 @@ def _unreadable(config: Config, error: UnreadableImages) -> Finding:
     )
 
 
-def _check_disputed(config: Config, manifest: Manifest, found: list[Finding]) -> Manifest:
+def _check_disputed(config: Config, manifest: Manifest, findings: list[Finding]) -> Manifest:
     """Find images that are equal to the byte under two cases; leave them out where the run will."""
     groups = disputed(manifest, config.images)
     if not groups:
@@ -130,17 +111,15 @@ def _check_disputed(config: Config, manifest: Manifest, found: list[Finding]) ->
     advice = "correct the cases or remove the files"
     advice += ", or go on without them: data.on_error=skip" if stop else ""
     listed = [dispute(manifest, rows) for rows in groups]
-    found.append(
-        finding("error" if stop else "warning", "one file under two cases", text, advice, listed)
-    )
+    severity: Severity = "error" if stop else "warning"
+    findings.append(finding(severity, "one file under two cases", text, advice, listed))
     return manifest if stop else manifest.without(row for rows in groups for row in rows)
 
 
 def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tuple[Fit, ...]) -> Disk:
     """Return what the run has still to write: packed images, checkpoints, caches of unseen images."""
     run, classes = Run(config.run_path, config), len(manifest.classes)
-    packed = is_packed(config.artifacts / ".images", manifest, config.images)
-    images = 0 if packed else store_bytes(manifest, config.images)
+    images = bytes_to_pack(config.artifacts / ".images", manifest, config.images)
     unseen: dict[str, int] = {}
     seen = 0
     if folds is not None:
@@ -181,25 +160,3 @@ def _check_disk(config: Config, disk: Disk) -> Iterator[Finding]:
     ):
         text = f"{config.artifacts} cannot be made in {folder}"
         yield finding("error", "disk", text, "point 'artifacts' at another folder")
-
-
-def write(report: Report, config: Config, folder: Path) -> bool:
-    """Publish audit.json, with everything, and audit.md, for people.
-
-    A check that got no look at the images does not replace one that did; then return False.
-    """
-    if report.audit is None and (folder / "audit.json").exists():
-        return False
-    content: dict[str, Any] = asdict(report)
-    if report.audit is not None:
-        del content["audit"]["findings"]  # those of the report are these and more
-    data = config.model_dump(mode="json", include={"data", "images", "folds", "seed"})
-    write_json(folder / "audit.json", {"config": data, "versions": versions(), **content})
-    with publish(folder / "audit.md") as temporary:
-        temporary.write_text(markdown(report, config), encoding="utf-8")
-    return True
-
-
-def to_json(report: Report) -> str:
-    """Return the findings as JSON for scripts."""
-    return json.dumps([asdict(each) for each in report.findings], indent=1)

@@ -2,39 +2,26 @@
 
 Copies of copies belong together: what is asked (two classes? two parts?) is asked of the whole group, so
 that an image of unknown case or part between two others hides nothing.
-
-Images that are equal to the byte and lie under two cases are disputed: one of them stands under a
-patient whom it does not show, and a split may part the two. A run is not begun with them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
-from stacker.audit.findings import Finding, Severity, finding
-from stacker.audit.fingerprints import Measures, find_pairs
+from stacker.audit.fingerprints import Copy, Measures, find_pairs
+from stacker.audit.report import Finding, Severity, finding
 from stacker.data.census import homes
-from stacker.data.disputed import FLAT, same_bytes
-from stacker.data.manifest import Image, Manifest
+from stacker.data.disputed import same_bytes
+from stacker.data.images import FLAT
+from stacker.data.manifest import Manifest
 from stacker.errors import plural
 
 IDENTICAL = "same content"
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Two rows of a manifest that show one picture, and what was done to one of them."""
-
-    first: int
-    second: int
-    change: str
-    similarity: float
 
 
 @dataclass(frozen=True)
@@ -51,22 +38,16 @@ def find_copies(manifest: Manifest, measures: Measures) -> list[Group]:
     same = same_bytes(manifest)
     copies = [Copy(rows[0], row, IDENTICAL, 1.0) for rows in same.values() for row in rows[1:]]
     once = np.setdiff1d(np.arange(len(manifest.images)), [copy.second for copy in copies])
-    pairs = find_pairs(measures, once)
-    copies += [Copy(pair.first, pair.second, pair.change, pair.similarity) for pair in pairs]
-    if not copies:
-        return []
-    ends = np.array([(copy.first, copy.second) for copy in copies])
-    count = len(manifest.images)
-    graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), (count, count))
-    _, home = connected_components(graph, directed=False)
-    members: dict[int, list[int]] = defaultdict(list)
-    for row in np.unique(ends):
-        members[home[row]].append(int(row))
+    copies += find_pairs(measures, once)
+    sets = DisjointSet(sorted({row for copy in copies for row in (copy.first, copy.second)}))
+    for copy in copies:
+        sets.merge(copy.first, copy.second)
     ties: dict[int, list[Copy]] = defaultdict(list)
     for copy in copies:
-        ties[home[copy.first]].append(copy)
+        ties[sets[copy.first]].append(copy)
     flat = measures.contrast <= FLAT
-    return [Group(tuple(rows), tuple(ties[g]), bool(flat[rows].all())) for g, rows in members.items()]
+    groups = [sorted(rows) for rows in sets.subsets()]
+    return [Group(tuple(g), tuple(ties[sets[g[0]]]), bool(flat[g].all())) for g in groups]
 
 
 def straddling(
@@ -74,25 +55,24 @@ def straddling(
 ) -> list[str]:
     """Describe the groups that have members in two parts of a split, blank pictures left out."""
     home = homes(parts)
-    return [
-        shown
-        for group in groups
-        if not group.blank
-        and (shown := _contradiction(manifest, group, lambda row, _: home.get(row, "")))
-    ]
+    values = [home.get(row, "") for row in range(len(manifest.images))]
+    return _contradictions(manifest, (group for group in groups if not group.blank), values)
 
 
-def _contradiction(manifest: Manifest, group: Group, value: Callable[[int, Image], str]) -> str | None:
-    """Describe two members of a group that differ in something, where it is known; None if none do."""
-    first: dict[str, int] = {}
-    for row in group.rows:
-        first.setdefault(value(row, manifest.images[row]), row)
-    first.pop("", None)
-    if len(first) < 2:
-        return None
-    (one, row), (other, second), *_ = first.items()
-    change = next((c.change for c in group.copies if {c.first, c.second} == {row, second}), "copies")
-    return f"{manifest.images[row].id} ({one}) = {manifest.images[second].id} ({other}): {change}"
+def _contradictions(manifest: Manifest, groups: Iterable[Group], values: Sequence[str]) -> list[str]:
+    """Describe two members of each group that differ in a value of the rows, where it is known."""
+    described = []
+    for group in groups:
+        first: dict[str, int] = {}
+        for row in group.rows:
+            first.setdefault(values[row], row)
+        first.pop("", None)
+        if len(first) > 1:
+            (one, row), (other, second), *_ = first.items()
+            ties = (copy.change for copy in group.copies if {copy.first, copy.second} == {row, second})
+            ids = (manifest.images[row].id, manifest.images[second].id)
+            described.append(f"{ids[0]} ({one}) = {ids[1]} ({other}): {next(ties, 'copies')}")
+    return described
 
 
 def describe(manifest: Manifest, copies: Iterable[Copy]) -> list[str]:
@@ -105,19 +85,16 @@ def describe(manifest: Manifest, copies: Iterable[Copy]) -> list[str]:
 
 def check_copies(manifest: Manifest, groups: Sequence[Group]) -> Iterable[Finding]:
     """Report copies, the worst kind first: with two labels, under two cases, turned, or just there."""
-    kinds: tuple[tuple[str, Severity, Callable[[int, Image], str], str, str], ...] = (
-        ("with two classes", "error", lambda _, i: i.label, "one of the labels is wrong", "remove both"),
-        (
-            *("with two subtypes", "warning", lambda _, i: i.subtype),
-            *("one of the subtypes is wrong", "leave both out of the subtype task"),
-        ),
-        (
-            *("under two cases", "warning", lambda _, i: i.case),
-            *("the cases may be one patient, whom a split cuts", "merge them"),
-        ),
+    patient = "the cases may be one patient, whom a split cuts"
+    leave = "leave both out of the subtype task"
+    kinds: tuple[tuple[str, str, Severity, str, str], ...] = (
+        ("label", "with two classes", "error", "one of the labels is wrong", "remove both"),
+        ("subtype", "with two subtypes", "warning", "one of the subtypes is wrong", leave),
+        ("case", "under two cases", "warning", patient, "merge them"),
     )
-    for kind, severity, value, meaning, advice in kinds:
-        shown = [text for group in groups if (text := _contradiction(manifest, group, value))]
+    for attribute, kind, severity, meaning, advice in kinds:
+        values = [getattr(image, attribute) for image in manifest.images]
+        shown = _contradictions(manifest, groups, values)
         if shown:
             text = f"{plural(len(shown), 'picture')} {kind}: {meaning}"
             yield finding(severity, f"one picture {kind}", text, advice, shown)

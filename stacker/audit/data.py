@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from stacker.audit.copies import Copy, Group, check_copies, find_copies, straddling
-from stacker.audit.findings import Audit, Finding, Severity, finding, sort
-from stacker.audit.fingerprints import Measures, measure
+from stacker.audit.copies import Group, check_copies, find_copies, straddling
+from stacker.audit.fingerprints import Copy, Measures, measure
+from stacker.audit.report import Audit, Finding, Severity, finding, sort
 from stacker.audit.shortcuts import recognisability
 from stacker.data.census import case_table, census, official_parts, part_counts, parts_of
-from stacker.data.disputed import FLAT
 from stacker.data.folds import Folds
+from stacker.data.images import FLAT
 from stacker.data.manifest import Manifest, cases_by_class
 from stacker.data.store import Pixels
 from stacker.errors import plural
@@ -37,14 +37,14 @@ def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) ->
     measures = measure(pixels)
     copies = find_copies(manifest, measures)
     shortcuts = recognisability(manifest, measures, seed)
-    own = {} if folds is None else parts_of(manifest, folds)
+    parts = {} if folds is None else parts_of(manifest, folds)
     official = official_parts(manifest)
     if folds is not None and folds.policy.get("test") == "official":
         official = {}  # it is this run's own
     theirs = "the data set's own split (not used)"
-    found = [
-        *check_split(manifest, own, copies, "this run's split", "error"),
-        *check_parts(manifest, own, "this run's split", "error"),
+    findings = [
+        *check_split(manifest, parts, copies, "this run's split", "error"),
+        *check_parts(manifest, parts, "this run's split", "error"),
         *check_split(manifest, official, copies, theirs, "warning"),
         *check_parts(manifest, official, theirs, "warning"),
         *check_copies(manifest, copies),
@@ -54,12 +54,12 @@ def audit(manifest: Manifest, folds: Folds | None, pixels: Pixels, seed: int) ->
         *check_shortcuts(shortcuts, manifest.unit),
     ]
     return Audit(
-        findings=sort(found),
+        findings=sort(findings),
         census=census(manifest),
         unit=manifest.unit,
         split="" if folds is None else folds.label,
-        parts={"own": part_counts(manifest, own), "official": part_counts(manifest, official)},
-        cases=case_table(manifest, own or official),
+        parts={"own": part_counts(manifest, parts), "official": part_counts(manifest, official)},
+        cases=case_table(manifest, parts or official),
         shortcuts=shortcuts,
         copies=tuple(_named(manifest, copy) for group in copies for copy in group.copies),
     )
@@ -77,22 +77,22 @@ def check_split(
     meaning = "in more than one part: what scores a model trained it"
     for unit in ("case", "slide"):
         names = manifest.names(unit)
-        found: dict[str, set[str]] = defaultdict(set)
+        sides: dict[str, set[str]] = defaultdict(set)
         for part, rows in parts.items():
             for row in rows:
-                found[names[row]].add(part)
-        found.pop("", None)
-        both = sorted(group for group, sides in found.items() if len(sides) > 1)
+                sides[names[row]].add(part)
+        sides.pop("", None)
+        both = sorted(group for group in sides if len(sides[group]) > 1)
         if both:
             mistaken = unit == "slide" and manifest.misplaced_slides
             yield finding(
                 severity,
                 f"{unit} on two sides",
-                f"{name} has {len(both)} of {len(found)} {unit}s {meaning}",
+                f"{name} has {len(both)} of {len(sides)} {unit}s {meaning}",
                 "correct the slides that are listed under two cases"
                 if mistaken
                 else "take folds.group=case, and shares instead of 'official'",
-                [f"{group} in {' and '.join(sorted(found[group]))}" for group in both],
+                [f"{group} in {' and '.join(sorted(sides[group]))}" for group in both],
             )
     apart = straddling(manifest, copies, parts)
     if apart:
@@ -134,29 +134,23 @@ def check_labels(manifest: Manifest) -> Iterable[Finding]:
     for unit in ("slide", "case"):
         names = manifest.names(unit)
         for attribute, kind in kinds:
-            found: dict[str, set[str]] = defaultdict(set)
+            values: dict[str, set[str]] = defaultdict(set)
             for image, name in zip(manifest.images, names, strict=True):
                 if name and getattr(image, attribute):
-                    found[name].add(getattr(image, attribute))
-            mixed = sorted(group for group, values in found.items() if len(values) > 1)
+                    values[name].add(getattr(image, attribute))
+            mixed = sorted(group for group in values if len(values[group]) > 1)
             if unit == "case":  # a case that is one slide of the same name is reported as that slide
                 mixed = [group for group in mixed if group not in slides]
             if not mixed:
                 continue
-            patches = len(mixed) > len(found) / 4
-            text = f"{len(mixed)} of {len(found)} {unit}s have images of two {kind}"
-            if patches:
-                yield finding(
-                    "note", f"{unit} with two {kind}", f"{text}: patches are labelled, not patients"
-                )
+            topic = f"{unit} with two {kind}"
+            text = f"{len(mixed)} of {len(values)} {unit}s have images of two {kind}"
+            if len(mixed) > len(values) / 4:
+                yield finding("note", topic, f"{text}: patches are labelled, not patients")
                 continue
-            yield finding(
-                "warning" if unit == "slide" else "note",
-                f"{unit} with two {kind}",
-                text,
-                "check the source",
-                [f"{group}: {', '.join(sorted(found[group]))}" for group in mixed],
-            )
+            listed = [f"{group}: {', '.join(sorted(values[group]))}" for group in mixed]
+            severity: Severity = "warning" if unit == "slide" else "note"
+            yield finding(severity, topic, text, "check the source", listed)
 
 
 def check_sizes(manifest: Manifest) -> Iterable[Finding]:
@@ -178,9 +172,8 @@ def check_sizes(manifest: Manifest) -> Iterable[Finding]:
         )
     for label, number in sorted(cases_by_class(manifest.images).items()):
         if number < FEW_CASES:
-            text = (
-                f"'{label}' has {plural(number, 'case')}: intervals will be wide, chance decides a split"
-            )
+            text = f"'{label}' has {plural(number, 'case')}: "
+            text += "intervals will be wide, chance decides a split"
             yield finding("warning", "few cases", text, "add cases, or say so in the paper")
     images = np.bincount(manifest.labels)
     if images.max() > 10 * images.min():
@@ -200,9 +193,8 @@ def check_pictures(manifest: Manifest, measures: Measures) -> Iterable[Finding]:
     for topic, which, meaning in kinds:
         if which.any():
             ids = [manifest.images[row].id for row in np.flatnonzero(which)]
-            yield finding(
-                "warning", topic, f"{plural(len(ids), 'image')} {meaning}", "look at them", ids
-            )
+            text = f"{plural(len(ids), 'image')} {meaning}"
+            yield finding("warning", topic, text, "look at them", ids)
     typical = float(np.median(measures.saturation))
     if typical < COLOURLESS:
         text = f"half of the images have a saturation below {typical:.3f}: is this stained tissue?"
@@ -214,17 +206,17 @@ def check_shortcuts(shortcuts: Mapping[str, Any], unit: str) -> Iterable[Finding
     if not shortcuts:
         text = f"too few {unit}s of a class to see whether colour or file format tell it"
         yield finding("note", "shortcuts not examined", text)
-    for clue, found in shortcuts.items():
-        perfect = [1.0, 1.0] if found["auc"] == 1 else [0.0, 1.0]  # of which nothing tells the error
-        low, high = found["interval"] or perfect
+    for clue, area in shortcuts.items():
+        perfect = [1.0, 1.0] if area["auc"] == 1 else [0.0, 1.0]  # of which nothing tells the error
+        low, high = area["interval"] or perfect
         if low <= 0.6:
             continue
         artefact = clue in NO_EVIDENCE
         yield finding(
             "error" if artefact and low > 0.8 else "warning",
             f"class told by {clue}",
-            f"{clue} alone tells the class of unseen {unit}s with AUC {found['auc']:.2f} [{low:.2f}, "
+            f"{clue} alone tells the class of unseen {unit}s with AUC {area['auc']:.2f} [{low:.2f}, "
             f"{high:.2f}]: a network may learn that instead of the tissue",
             "take and save all classes alike" if artefact else "compare the final scores with this one",
-            found["typical"],
+            area["typical"],
         )

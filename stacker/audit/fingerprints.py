@@ -26,7 +26,7 @@ from tempfile import TemporaryFile
 
 import numpy as np
 
-from stacker.data.disputed import FLAT, GRID, small_grey
+from stacker.data.images import FLAT, GRID, small_grey
 from stacker.data.store import Pixels
 from stacker.progress import bar
 
@@ -52,21 +52,13 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two images of one content: how alike, and how the second must be turned to match the first."""
+class Copy:
+    """Two rows of a manifest that show one picture, and what was done to one of them."""
 
     first: int
     second: int
+    change: str
     similarity: float
-    degrees: float
-    mirrored: bool
-
-    @property
-    def change(self) -> str:
-        """Say in words what was done to one of the two."""
-        turned = f"turned by {self.degrees:.0f} degrees" if self.degrees else ""
-        changes = [text for text in ("mirrored" if self.mirrored else "", turned) if text]
-        return " and ".join(changes) or "same position"
 
 
 def measure(pixels: Pixels) -> Measures:
@@ -144,7 +136,7 @@ def _transform() -> np.ndarray:
     return np.ascontiguousarray(weighted, np.complex64).view(np.float32)
 
 
-def find_pairs(measures: Measures, rows: np.ndarray) -> list[Pair]:
+def find_pairs(measures: Measures, rows: np.ndarray) -> list[Copy]:
     """Return pairs among some rows that show one content, flat pictures left out.
 
     Of a group of copies there are as many pairs as tie it together: a thousand copies of one picture
@@ -152,7 +144,7 @@ def find_pairs(measures: Measures, rows: np.ndarray) -> list[Pair]:
     """
     rows = rows[measures.contrast[rows] > FLAT]
     magnitudes_ND = measures.magnitudes[rows]
-    pairs: list[Pair] = []
+    pairs: list[Copy] = []
     group_N = np.arange(len(measures.contrast))
     with bar("compare images", len(rows)) as advance:
         for block in _blocks(len(rows), BLOCK):
@@ -173,10 +165,10 @@ def _candidates(magnitudes_ND: np.ndarray, block: np.ndarray) -> Iterator[tuple[
     The distance of magnitudes is never larger than that of the pictures in the best position:
     |a - b|^2 = 2 (1 - correlation). So no copy is missed.
     """
-    own_BD = magnitudes_ND[block].astype(np.float32)
+    block_BD = magnitudes_ND[block].astype(np.float32)
     for start in range(int(block[0]), len(magnitudes_ND), 8 * BLOCK):
         others_MD = magnitudes_ND[start : start + 8 * BLOCK].astype(np.float32)
-        squared = (own_BD**2).sum(1)[:, None] + (others_MD**2).sum(1) - 2 * own_BD @ others_MD.T
+        squared = (block_BD**2).sum(1)[:, None] + (others_MD**2).sum(1) - 2 * block_BD @ others_MD.T
         first, second = np.nonzero(squared <= 2 * (1 - SIMILAR) + ROUNDING)
         first, second = block[first], second + start
         later = second > first
@@ -185,24 +177,26 @@ def _candidates(magnitudes_ND: np.ndarray, block: np.ndarray) -> Iterator[tuple[
             yield first[i : i + BLOCK], second[i : i + BLOCK]
 
 
-def _confirm(spectra_NRK: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[Pair]:
+def _confirm(spectra_NRK: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[Copy]:
     """Return those of the candidate pairs that correlate at some angle, mirrored or not."""
-    own_PRK, other_PRK = spectra_NRK[first], spectra_NRK[second]
-    pairs = []
-    found = [_correlations(own_PRK, other_PRK), _correlations(own_PRK, other_PRK.conj())]
-    best_2P = np.stack([correlation.max(axis=1) for correlation in found])
+    one_PRK, other_PRK = spectra_NRK[first], spectra_NRK[second]
+    copies = []
+    at_angles = [_correlations(one_PRK, other_PRK), _correlations(one_PRK, other_PRK.conj())]
+    best_2P = np.stack([correlations_PA.max(axis=1) for correlations_PA in at_angles])
     for p in np.flatnonzero(best_2P.max(axis=0) >= SIMILAR):
         mirrored = bool(best_2P[1, p] > best_2P[0, p])
         # conjugation mirrors upside down; half a turn makes it left to right, as people say it
-        shift = int(found[mirrored][p].argmax() + mirrored * ANGLES // 2) % ANGLES
+        shift = int(at_angles[mirrored][p].argmax() + mirrored * ANGLES // 2) % ANGLES
         degrees = min(shift, ANGLES - shift) * 360 / ANGLES
+        turned = f"turned by {degrees:.0f} degrees" if degrees else ""
+        change = " and ".join(filter(None, ("mirrored" if mirrored else "", turned))) or "same position"
         similarity = round(float(best_2P[:, p].max()), 4)
-        pairs.append(Pair(int(first[p]), int(second[p]), similarity, degrees, mirrored))
-    return pairs
+        copies.append(Copy(int(first[p]), int(second[p]), change, similarity))
+    return copies
 
 
-def _correlations(own_PRK: np.ndarray, other_PRK: np.ndarray) -> np.ndarray:
+def _correlations(one_PRK: np.ndarray, other_PRK: np.ndarray) -> np.ndarray:
     """Return the correlation of each pair at every angle, (P, ANGLES)."""
-    cross_PK = (own_PRK * other_PRK.conj()).sum(axis=1)
+    cross_PK = (one_PRK * other_PRK.conj()).sum(axis=1)
     correlations: np.ndarray = np.fft.ifft(cross_PK, n=ANGLES, axis=1).real * ANGLES
     return correlations

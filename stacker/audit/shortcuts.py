@@ -21,9 +21,8 @@ from PIL import Image as Picture
 from PIL import UnidentifiedImageError
 
 from stacker.audit.fingerprints import Measures
-from stacker.data.assignment import Contents, assign
+from stacker.data.cuts import cut
 from stacker.data.manifest import Image, Manifest
-from stacker.errors import DataError
 from stacker.scores.bootstrap import Resampling
 from stacker.scores.predictions import Predictions
 
@@ -37,10 +36,11 @@ def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[s
     A clue that is the same for all images is left out; so is everything when cases are too few.
     """
     rows = _some_rows(manifest, seed)
-    folds = _folds(manifest, rows, seed)
-    if folds is None:
-        return {}
     images = [manifest.images[row] for row in rows]
+    names, cases = np.array([image.label for image in images]), np.array(manifest.cases)[rows]
+    folds = cut(names, cases, FOLDS, seed)
+    if folds is None or len(np.unique(names)) < len(manifest.classes):
+        return {}
     clues = {"colour": np.c_[measures.colour, measures.saturation][rows]}
     clues["magnification"] = np.array([[image.magnification or 0] for image in images])
     typical = {"magnification": _by_class([f"{image.magnification}X" for image in images], images)}
@@ -49,24 +49,23 @@ def recognisability(manifest: Manifest, measures: Measures, seed: int) -> dict[s
             files = list(pool.map(_read_header, images))
         clues |= _file_clues(files)
         typical["picture format"] = _by_class(files, images)
-    cases = np.array(manifest.cases)[rows]
-    found = {}
+    labels, parts = manifest.labels[rows], folds[None].astype(np.int64)
+    told = {}
     for name, values in clues.items():
         if (values == values[0]).all():
             continue
-        shares = _out_of_fold(values.astype(np.float32), manifest.labels[rows], folds)
-        labels, parts = manifest.labels[rows], folds[None]
-        said = Predictions(labels, cases, shares, raw=shares[None], parts=parts)
-        scores = Resampling(500, seed, manifest.classes, manifest.unit).evaluate({name: said})
+        shares = _out_of_fold(values.astype(np.float32), labels, folds)
+        predictions = Predictions(labels, cases, shares, raw=shares[None], parts=parts)
+        scores = Resampling(500, seed, manifest.classes, manifest.unit).evaluate({name: predictions})
         image = scores[name]["image"]
-        found[name] = {
+        told[name] = {
             "auc": image["auc"],
             "interval": image["interval"]["auc"],
             "withheld": image["withheld"].get("auc"),
             "images": len(rows),
             "typical": typical.get(name, []),
         }
-    return found
+    return told
 
 
 def _some_rows(manifest: Manifest, seed: int) -> np.ndarray:
@@ -78,26 +77,6 @@ def _some_rows(manifest: Manifest, seed: int) -> np.ndarray:
     sizes = np.bincount(position)[order].cumsum()
     taken = order[: max(FOLDS * 4, int(np.searchsorted(sizes, MOST_ROWS)) + 1)]
     return np.flatnonzero(np.isin(position, taken))
-
-
-def _folds(manifest: Manifest, rows: np.ndarray, seed: int) -> np.ndarray | None:
-    """Return each row's fold, by whole cases and with every class; None when there are too few."""
-    images: dict[str, dict[str, int]] = {}
-    for row in rows:
-        counts = images.setdefault(manifest.cases[row], {})
-        label = manifest.images[row].label
-        counts[label] = counts.get(label, 0) + 1
-    contents = {case: Contents(counts, "") for case, counts in images.items()}
-    fewest = min(sum(c in content.images for content in contents.values()) for c in manifest.classes)
-    shares = {str(fold): 1.0 for fold in range(min(FOLDS, fewest))}
-    if len(shares) < 2:
-        return None
-    try:
-        parts = assign(contents, shares, np.random.default_rng(seed))
-    except DataError:
-        return None
-    home = {case: int(fold) for fold, cases in parts.items() for case in cases}
-    return np.array([home[manifest.cases[row]] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -139,8 +118,9 @@ def _by_class(values: Sequence[object], images: Sequence[Image]) -> list[str]:
     for value, image in zip(values, images, strict=True):
         counts[image.label][str(value)] += 1
     return [
-        f"{label}: {found.most_common(1)[0][0]} ({found.most_common(1)[0][1]} of {found.total()})"
-        for label, found in sorted(counts.items())
+        f"{label}: {value} ({number} of {counts[label].total()})"
+        for label in sorted(counts)
+        for value, number in counts[label].most_common(1)
     ]
 
 

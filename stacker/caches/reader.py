@@ -41,7 +41,7 @@ from stacker.caches.format import (
     Rows,
     content_sha256,
 )
-from stacker.config.maps import name_maps
+from stacker.config.stacking import name_maps
 from stacker.errors import CacheError
 from stacker.files import digest
 

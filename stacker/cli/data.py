@@ -39,8 +39,7 @@ def check(
     when there is a warning), 2 when the config itself is wrong.
     """
     from stacker.audit.check import check as examine
-    from stacker.audit.check import to_json, write
-    from stacker.audit.findings import worst
+    from stacker.audit.report import to_json, worst, write
     from stacker.cli.tables.data import backbones_table, census_table, findings_table, parts_table
     from stacker.errors import plural
 

@@ -1,9 +1,4 @@
-"""The config: pydantic models, resolved YAML out (`configfile` reads it in).
-
-Every setting of the three stages is a field here with a type, a bound and a default, so that a config
-file is checked whole before anything runs. `Config.results()` is the part that decides what is trained;
-a run keeps it frozen, while other settings (`cam`, `stack`, the device) may change between two calls.
-"""
+"""The sections that say which images there are, how they become pixels, and who is held out."""
 
 from __future__ import annotations
 
@@ -13,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from stacker.config.section import Section
-from stacker.config.training import Share
+from stacker.config.section import Names, Section, Share
 
 
 def _share_or_official(value: Any) -> Any:
@@ -28,17 +22,17 @@ Part = Annotated[float | Literal["official"], BeforeValidator(_share_or_official
 
 
 class DataConfig(Section):
-    """Which images, and what is to be told apart.
+    """Which images, and what is to be told apart; data.formats knows what each `format` takes.
 
     `classes` says which classes are wanted and puts them in order, the last being the one that
     sensitivity is about; without it they are all there, sorted. `case_pattern` finds the case in a
     file's path, `fold_list` is BreakHis's own split.
     """
 
-    format: Literal["breakhis", "pcam", "idc", "folder", "csv"] = "breakhis"
+    format: str = "breakhis"
     path: Path
     task: Literal["binary", "subtype"] = "binary"
-    classes: list[str] | None = Field(None, min_length=2)
+    classes: Names[str] | None = Field(None, min_length=2)
     magnifications: list[int] | None = Field(None, min_length=1)
     case_pattern: str | None = None
     fold_list: Path | None = None
@@ -64,16 +58,6 @@ class DataConfig(Section):
                     f"{pattern!r} needs a group (?P<case>...), may have (?P<slide>...) and no other name"
                 )
         return pattern
-
-    @model_validator(mode="after")
-    def _settings_fit_the_format(self) -> DataConfig:
-        if self.case_pattern is not None and self.format not in ("folder", "csv"):
-            raise ValueError(f"case_pattern is for folder and csv; {self.format} names its cases itself")
-        if self.classes is not None and len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes {self.classes} names one twice")
-        if self.fold_list is not None and self.format != "breakhis":
-            raise ValueError(f"fold_list is for breakhis; {self.format} has none")
-        return self
 
 
 Side = Annotated[int, Field(ge=32, le=2048)]

@@ -1,4 +1,4 @@
-"""The part of the config that is stage two's and three's: what is cached, and what is learnt from it."""
+"""The sections of the meta-learners: what decides how each learns, with its bounds and its default."""
 
 from __future__ import annotations
 
@@ -6,20 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stacker.config.section import Section
+from stacker.config.section import Section, Share
 
-MetaName = Literal[
-    "logistic",
-    "mlp",
-    "xgboost",
-    "svm",
-    "random_forest",
-    "convnet",
-    "mean",
-    "vote",
-    "best_base",
-]
 RULES = ("mean", "vote", "best_base")  # they look at the base models' probabilities alone
+META_NAMES = ("logistic", "mlp", "xgboost", "svm", "random_forest", "convnet", *RULES)
 CLASS_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
 
 
@@ -51,7 +41,7 @@ class NetworkConfig(Section):
     dropout: float = Field(0.5, ge=0, lt=1)
     epochs: int = Field(100, ge=1)
     patience: int = Field(15, ge=1)
-    validation: float = Field(0.2, gt=0, lt=1)
+    validation: Share = 0.2
     batch_size: int = Field(64, ge=2)
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
@@ -75,7 +65,7 @@ class XgboostConfig(Section):
 
     n_estimators: int = Field(500, ge=1)
     patience: int = Field(30, ge=1)
-    validation: float = Field(0.2, gt=0, lt=1)
+    validation: Share = 0.2
     max_depth: int = Field(3, ge=1)
     max_bin: int = Field(256, ge=2)
     learning_rate: float = Field(0.05, gt=0)

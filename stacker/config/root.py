@@ -1,4 +1,4 @@
-"""The config: pydantic models, resolved YAML out (`configfile` reads it in).
+"""The whole config: pydantic models in, resolved YAML out (`load` reads YAML in).
 
 Every setting of the three stages is a field here with a type, a bound and a default, so that a config
 file is checked whole before anything runs. `Config.results()` is the part that decides what is trained;
@@ -15,9 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
 from stacker.config.data import DataConfig, FoldsConfig, ImagesConfig
-from stacker.config.maps import CamConfig
 from stacker.config.section import Section
-from stacker.config.stacking import StackConfig
+from stacker.config.stacking import CamConfig, StackConfig
 from stacker.config.training import BackboneConfig, TrainConfig, TuneConfig, WeightsConfig
 
 
@@ -104,10 +103,10 @@ class Config(Section):
         """
         how = ("device", "precision", "deterministic", "compile")
         free = dict.fromkeys(("run", "artifacts", *how, "tune", "frozen", "cam", "stack", "train"), True)
-        found = self.model_dump(mode="json", exclude={**free, "data": {"masks", "on_error"}})
-        for name, settings in found["backbones"].items():
+        results = self.model_dump(mode="json", exclude={**free, "data": {"masks", "on_error"}})
+        for name, settings in results["backbones"].items():
             settings["train"] = self.recipe(name).model_dump(mode="json")
-        return found
+        return results
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML that loads to an equal config."""

@@ -1,26 +1,75 @@
-"""The part of the config that is stage two's and three's: what is cached, and what is learnt from it."""
+"""The sections of stages two and three: what is cached, and what is learnt from it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stacker.config.learners import (
     CLASS_PATH,
+    META_NAMES,
     ConvnetConfig,
     CustomConfig,
     LogisticConfig,
-    MetaName,
     MlpConfig,
     RandomForestConfig,
     SvmConfig,
     XgboostConfig,
 )
-from stacker.config.section import Section, _each_once
+from stacker.config.section import Names, Section, once
 from stacker.errors import require_one_of
+
+MethodName = Literal[
+    "gradcam",
+    "gradcam++",
+    "xgradcam",
+    "hirescam",
+    "layercam",
+    "gradcamelementwise",
+    "shapleycam",
+    "eigencam",
+    "eigengradcam",
+    "segeigencam",
+    "fem",
+    "kpcacam",
+    "scorecam",
+    "ablationcam",
+]
+PERTURBING = ("scorecam", "ablationcam")  # a pass per channel: they cost what they cost
+
+
+class CamConfig(Section):
+    """What stage two caches, and in what portions.
+
+    The maps of the first method at the last grid are `maps`; others have their method and level behind
+    them, as in `maps_layercam` or `maps_lower1`. `lower` takes maps of so many stages below the last
+    grid, too. `memory_gb` bounds the base models that are held at once, fed by one read of an image.
+    """
+
+    methods: Names[MethodName] = Field(["gradcam"], min_length=1)
+    lower: int = Field(0, ge=0, le=4)
+    batch_size: int = Field(32, ge=1)
+    part_rows: int = Field(1024, ge=1)
+    memory_gb: float = Field(4.0, gt=0)
+
+    @property
+    def maps(self) -> dict[str, tuple[str, int]]:
+        """The datasets of maps: their names, with the method and the level (0: the last grid)."""
+        return name_maps(self.methods, self.lower)
+
+
+def name_maps(methods: Sequence[str], lower: int) -> dict[str, tuple[str, int]]:
+    """Return the names of all maps, with the method and the level below the last grid."""
+    return {
+        "maps" + (f"_{method}" if number else "") + (f"_lower{level}" if level else ""): (method, level)
+        for number, method in enumerate(methods)
+        for level in range(1 if method in PERTURBING else lower + 1)
+    }
+
 
 BLOCKS = ("map_stats", "logits", "probabilities", "embeddings", "frozen")  # beside the datasets of maps
 
@@ -55,27 +104,22 @@ class BlockConfig(Section):
         if self.view == "stats" and self.grid is not None:
             raise ValueError("grid: statistics are taken on the grid that the maps have")
         if isinstance(self.classes, list):
-            _each_once("classes", self.classes)
+            once("classes", self.classes)
         return self
 
 
 class CompareConfig(Section):
     """What `stacker compare` puts side by side; without lists, all that can be had from the caches."""
 
-    meta: list[str] | None = Field(None, min_length=1)
+    meta: Names[str] | None = Field(None, min_length=1)
     features: list[Annotated[list[str], Field(min_length=1)]] | None = Field(None, min_length=1)
     permutations: int = Field(20, ge=5)
-
-    @field_validator("meta")
-    @classmethod
-    def _each_meta_once(cls, names: list[str] | None) -> list[str] | None:
-        return None if names is None else _each_once("meta", names)
 
     @field_validator("features")
     @classmethod
     def _each_choice_once(cls, choices: list[list[str]] | None) -> list[list[str]] | None:
         if choices is not None:
-            _each_once("features", [sorted(_each_once("features", names)) for names in choices])
+            once("features", [sorted(once("features", names)) for names in choices])
         return choices
 
 
@@ -92,9 +136,9 @@ class StackConfig(Section):
     confidence `predict` does not decide. `memory_gb` bounds what of a table is held at once.
     """
 
-    features: list[str] = Field(["map_stats", "logits"], min_length=1)
+    features: Names[str] = Field(["map_stats", "logits"], min_length=1)
     blocks: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], BlockConfig] = Field(default={})
-    meta: list[str] = Field(["logistic"], min_length=1)
+    meta: Names[str] = Field(["logistic"], min_length=1)
     custom: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], CustomConfig] = Field(default={})
     logistic: LogisticConfig = LogisticConfig()
     svm: SvmConfig = SvmConfig()
@@ -114,11 +158,6 @@ class StackConfig(Section):
     bootstrap: int = Field(2000, ge=100)
     compare: CompareConfig = CompareConfig()
 
-    @field_validator("features", "meta")
-    @classmethod
-    def _each_once(cls, names: list[str], info: ValidationInfo) -> list[str]:
-        return _each_once(str(info.field_name), names)
-
     @model_validator(mode="after")
     def _names_are_free(self) -> StackConfig:
         """A name of one's own may not be one that has a meaning already."""
@@ -126,7 +165,7 @@ class StackConfig(Section):
             if name.startswith("maps") or name in BLOCKS:
                 raise ValueError(f"blocks: {name!r} is the name of what is cached; take another one")
         for name in self.custom:
-            if name in get_args(MetaName):
+            if name in META_NAMES:
                 raise ValueError(f"custom: {name!r} is the name of a meta-learner of ours; take another")
         return self
 
@@ -139,7 +178,7 @@ class StackConfig(Section):
     @property
     def names(self) -> list[str]:
         """The names of all meta-learners, those of the config's own among them."""
-        return [*get_args(MetaName), *self.custom]
+        return [*META_NAMES, *self.custom]
 
     def knows(self, meta: str) -> bool:
         """Say whether a name is that of a meta-learner, or might be the path of a class."""
@@ -152,11 +191,11 @@ class StackConfig(Section):
 
     def custom_of(self, meta: str) -> CustomConfig | None:
         """Return how a meta-learner is built that is not one of ours; raise ValueError for neither."""
-        if meta in get_args(MetaName):
+        if meta in META_NAMES:
             return None
         if meta in self.custom:
             return self.custom[meta]
-        if re.match(CLASS_PATH, meta):
+        if self.knows(meta):
             return CustomConfig(estimator=meta)
         near = get_close_matches(meta, self.names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(self.names)}"

@@ -1,21 +1,26 @@
-"""The part of the config that is stage one's: where a backbone starts, how it is trained and tuned.
-
-Every field is a setting of the `train`, `backbones` or `tune` section, with its bounds and its default.
-"""
+"""The sections of stage one: where a backbone starts, how it is trained, what of that is searched."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from stacker.config.section import Section
 
-Share = Annotated[float, Field(gt=0, lt=1)]
 Channels = tuple[float, float, float]
-Trainable = Literal["all", "head"] | Annotated[int, Field(ge=1)]
 Balance = Literal["weights", "sampling", "cases", "none"]
 Monitor = Literal["auc+balanced_accuracy", "auc", "balanced_accuracy", "loss", "last"]
+
+
+def _trainable(raw: Any) -> Any:
+    """Speak for the whole union at once: pydantic alone would report each of its members."""
+    if raw in ("all", "head") or (isinstance(raw, int) and not isinstance(raw, bool) and raw >= 1):
+        return raw
+    raise ValueError(f"expected all, head, or a number of last stages; found {raw!r}")
+
+
+Trainable = Annotated[Literal["all", "head"] | int, BeforeValidator(_trainable)]
 
 
 class AugmentConfig(Section):
@@ -69,16 +74,6 @@ class TrainConfig(Section):
     monitor: Monitor = "auc+balanced_accuracy"
     patience: int | None = Field(None, ge=1)
 
-    @field_validator("trainable", mode="before")
-    @classmethod
-    def _how_much_is_trained(cls, raw: Any) -> Any:
-        return _trainable(raw)
-
-    @field_validator("unfreeze", mode="before")
-    @classmethod
-    def _how_much_is_trained_later(cls, raw: Any) -> Any:
-        return {k: _trainable(v) for k, v in raw.items()} if isinstance(raw, dict) else raw
-
     @model_validator(mode="after")
     def _settings_go_together(self) -> TrainConfig:
         if self.accumulate > self.batch_size // 2:
@@ -102,13 +97,6 @@ class TrainConfig(Section):
         """Return what is trained in an epoch, counted from 1."""
         begun = [after for after in self.unfreeze if after < epoch]
         return self.unfreeze[max(begun)] if begun else self.trainable
-
-
-def _trainable(raw: Any) -> Any:
-    """Speak for the whole union at once: pydantic alone would report each of its members."""
-    if raw in ("all", "head") or (isinstance(raw, int) and not isinstance(raw, bool) and raw >= 1):
-        return raw
-    raise ValueError(f"expected all, head, or a number of last stages; found {raw!r}")
 
 
 class WeightsConfig(Section):

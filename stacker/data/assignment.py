@@ -9,12 +9,11 @@ It holds for data sets in which a case has one class (BreakHis) and for those in
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from stacker.data.manifest import Manifest
 from stacker.errors import DataError
 
 MOST_TRIES = 50
@@ -36,14 +35,16 @@ class Contents:
         return sum(self.images.values())
 
 
-def group_contents(manifest: Manifest, unit: str) -> dict[str, Contents]:
-    """Return what each group holds: images by class, and its most frequent subtype."""
+def group_contents(
+    labels: Sequence[str], groups: Sequence[str], subtypes: Sequence[str] | None = None
+) -> dict[str, Contents]:
+    """Return what each group holds, from the labels, groups and subtypes of the images."""
     images: dict[str, Counter[str]] = defaultdict(Counter)
-    subtypes: dict[str, Counter[str]] = defaultdict(Counter)
-    for image, group in zip(manifest.images, manifest.groups(unit), strict=True):
-        images[group][image.label] += 1
-        subtypes[group][image.subtype] += 1
-    return {g: Contents(dict(images[g]), subtypes[g].most_common(1)[0][0]) for g in images}
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    for label, group, subtype in zip(labels, groups, subtypes or [""] * len(labels), strict=True):
+        images[group][label] += 1
+        kinds[group][subtype] += 1
+    return {g: Contents(dict(images[g]), kinds[g].most_common(1)[0][0]) for g in images}
 
 
 def assign(
@@ -84,10 +85,10 @@ def _is_complete(
     parts: Mapping[str, list[str]], contents: Mapping[str, Contents], classes: Mapping[str, int]
 ) -> bool:
     """Say whether every part has every class."""
-    found = (
-        {label for group in groups for label in contents[group].images} for groups in parts.values()
+    return all(
+        {label for group in groups for label in contents[group].images} == classes.keys()
+        for groups in parts.values()
     )
-    return all(labels == classes.keys() for labels in found)
 
 
 def _place(
@@ -184,16 +185,16 @@ def _swap(
     held_PD /= share_P[:, None]
     kinds = [frozenset(contents[group].images) for group in groups]
     for first, second in rng.integers(len(groups), size=(SWAPS, 2)):
-        here, there = home_G[first], home_G[second]
-        if here == there or kinds[first] != kinds[second]:
+        source, target = home_G[first], home_G[second]
+        if source == target or kinds[first] != kinds[second]:
             continue
         moved_D = amounts_GD[second] - amounts_GD[first]
-        before = ((held_PD[[here, there]] - 1) ** 2 @ weight_D).sum()
-        change_2D = np.stack([moved_D / share_P[here], -moved_D / share_P[there]])
-        after = ((held_PD[[here, there]] + change_2D - 1) ** 2 @ weight_D).sum()
+        before = ((held_PD[[source, target]] - 1) ** 2 @ weight_D).sum()
+        change_2D = np.stack([moved_D / share_P[source], -moved_D / share_P[target]])
+        after = ((held_PD[[source, target]] + change_2D - 1) ** 2 @ weight_D).sum()
         if after < before - 1e-12:
-            held_PD[[here, there]] += change_2D
-            home_G[first], home_G[second] = there, here
+            held_PD[[source, target]] += change_2D
+            home_G[first], home_G[second] = target, source
     return {
         name: [g for g, p in zip(groups, home_G, strict=True) if p == i] for i, name in enumerate(names)
     }

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from stacker.data.folds import Folds
-from stacker.data.manifest import Image, Manifest
+from stacker.data.manifest import Manifest, rows_by
 
 Counts = dict[str, int]
-VIEWS: dict[str, Callable[[Image], Any]] = {
-    "class": lambda image: image.label,
-    "subtype": lambda image: image.subtype,
-    "magnification": lambda image: image.magnification,
-    "part of the data set": lambda image: image.split,
+VIEWS = {
+    "class": "label",
+    "subtype": "subtype",
+    "magnification": "magnification",
+    "part of the data set": "split",
 }
 
 
 def census(manifest: Manifest) -> dict[str, dict[str, Counts]]:
     """Return the counts by class and, where they are known, by subtype, magnification and own split."""
-    found = {}
-    for name, view in VIEWS.items():
-        values = sorted(
-            {view(image) or "" for image in manifest.images}, key=lambda v: (str(type(v)), v)
-        )
-        if values not in ([""], [0]):
-            rows = defaultdict(list)
-            for row, image in enumerate(manifest.images):
-                rows[view(image) or ""].append(row)
-            found[name] = {str(value) or "unknown": count(manifest, rows[value]) for value in values}
-    found["total"] = {"all": count(manifest, range(len(manifest.images)))}
-    return found
+    views = {}
+    for name, attribute in VIEWS.items():
+        rows = rows_by(getattr(image, attribute) or "" for image in manifest.images)
+        if list(rows) != [""]:
+            values = sorted(rows, key=lambda value: (str(type(value)), value))
+            views[name] = {str(value) or "unknown": count(manifest, rows[value]) for value in values}
+    views["total"] = {"all": count(manifest, range(len(manifest.images)))}
+    return views
 
 
 def count(manifest: Manifest, rows: Iterable[int]) -> Counts:
@@ -73,28 +69,23 @@ def homes(parts: Mapping[str, np.ndarray]) -> dict[int, str]:
 def case_table(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """Return every known case with its slides, its images by class, and the parts it is in."""
     home = homes(parts)
-    found: dict[str, dict[str, Any]] = {}
-    for row, image in enumerate(manifest.images):
-        if image.case:
-            case = found.setdefault(image.case, {"slides": set(), "images": Counter(), "parts": set()})
-            case["slides"] |= {manifest.slides[row]} - {""}
-            case["images"][image.label] += 1
-            case["parts"] |= {home[row]} if row in home else set()
+    cases = rows_by(image.case for image in manifest.images)
     return {
-        name: {
-            "slides": sorted(found[name]["slides"]),
-            "images": dict(sorted(found[name]["images"].items())),
-            "parts": sorted(found[name]["parts"]),
+        case: {
+            "slides": sorted({manifest.slides[row] for row in rows} - {""}),
+            "images": dict(sorted(Counter(manifest.images[row].label for row in rows).items())),
+            "parts": sorted({home[row] for row in rows if row in home}),
         }
-        for name in sorted(found)
+        for case, rows in sorted(cases.items())
+        if case
     }
 
 
 def part_counts(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> dict[str, dict[str, Counts]]:
     """Return the counts of every part, in all and by class."""
-    found = {}
+    counts = {}
     for name, rows in parts.items():
         labels = manifest.labels[rows]
         by_class = {c: count(manifest, rows[labels == k]) for k, c in enumerate(manifest.classes)}
-        found[name] = {"all": count(manifest, rows), **by_class}
-    return found
+        counts[name] = {"all": count(manifest, rows), **by_class}
+    return counts

@@ -1,21 +1,18 @@
-"""Splits of stage three's own rows: whole cases, every class on each side.
+"""Cuts of rows: whole groups, every class on each side, by the assignment of the run's own split.
 
-The out-of-fold estimate of a meta-learner and the inner validation of those that stop early both cut the
-development rows; both go by case (or by what the run's split goes by), with the assignment that the
-run's own split was made with.
+The out-of-fold estimate of a meta-learner, the inner validation of those that stop early and the shallow
+models of the audit are cut so: by case, or by what the run's split goes by.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 
-from stacker.data.assignment import Contents, assign
+from stacker.data.assignment import assign, group_contents
 from stacker.errors import DataError
-from stacker.files import digest
-
-MOST_CUTS = 256
 
 
 def cut(labels: np.ndarray, groups: np.ndarray, parts: int, seed: int) -> np.ndarray | None:
@@ -23,7 +20,7 @@ def cut(labels: np.ndarray, groups: np.ndarray, parts: int, seed: int) -> np.nda
 
     There are `parts` of them, or as many as the rarest class has groups. None where two are too many.
     """
-    return _remembered(labels, groups, (1.0,) * parts, seed)
+    return _cut(labels, groups, (1.0,) * parts, seed)
 
 
 def validation_rows(
@@ -35,43 +32,35 @@ def validation_rows(
     """
     if groups is None:
         groups = np.arange(len(labels))
-    found = _remembered(labels, groups, (1 - share, share), seed)
-    return None if found is None else found == 1
-
-
-_cuts: dict[str, np.ndarray | None] = {}  # every entry of a comparison makes the same ones
-
-
-def _remembered(
-    labels: np.ndarray, groups: np.ndarray, shares: tuple[float, ...], seed: int
-) -> np.ndarray | None:
-    """Return a cut, read-only, that was made before or is made now."""
-    names = [str(group) for group in groups.tolist()]
-    key = digest([labels.tolist(), names, shares, seed])
-    if key not in _cuts:
-        while len(_cuts) >= MOST_CUTS:
-            del _cuts[next(iter(_cuts))]
-        _cuts[key] = _cut(labels.tolist(), names, shares, seed)
-    return _cuts[key]
+    parts = _cut(labels, groups, (1 - share, share), seed)
+    return None if parts is None else parts == 1
 
 
 def _cut(
-    labels: list[int], groups: list[str], shares: tuple[float, ...], seed: int
+    labels: np.ndarray, groups: np.ndarray, shares: tuple[float, ...], seed: int
 ) -> np.ndarray | None:
-    images: dict[str, Counter[str]] = defaultdict(Counter)
-    for label, group in zip(labels, groups, strict=True):
-        images[group][str(label)] += 1
-    contents = {group: Contents(dict(found), "") for group, found in images.items()}
-    carriers = Counter(label for found in images.values() for label in found)
+    """Return a cut that was made before or is made now; only the order of the names decides it."""
+    codes = (
+        np.unique(list(map(str, names.tolist())), return_inverse=True)[1] for names in (labels, groups)
+    )
+    return _remembered(*(code.astype(np.int32).tobytes() for code in codes), shares, seed)
+
+
+@lru_cache(maxsize=128)
+def _remembered(labels: bytes, groups: bytes, shares: tuple[float, ...], seed: int) -> np.ndarray | None:
+    """Return a cut, read-only: every entry of a comparison asks for the same ones."""
+    names = [f"{code:09d}" for code in np.frombuffer(groups, np.int32)]
+    contents = group_contents([f"{code:09d}" for code in np.frombuffer(labels, np.int32)], names)
+    carriers = Counter(label for content in contents.values() for label in content.images)
     possible = min(len(shares), *carriers.values())
     if possible < 2:
         return None
-    named = {str(number): share for number, share in enumerate(shares[:possible])}
+    numbered = {str(number): share for number, share in enumerate(shares[:possible])}
     try:
-        parts = assign(contents, named, np.random.default_rng(seed))
+        parts = assign(contents, numbered, np.random.default_rng(seed))
     except DataError:
         return None
-    home = {group: int(part) for part, found in parts.items() for group in found}
-    rows = np.array([home[group] for group in groups], dtype=np.int16)
+    home = {group: int(part) for part, members in parts.items() for group in members}
+    rows = np.array([home[name] for name in names], dtype=np.int16)
     rows.setflags(write=False)
     return rows

@@ -1,31 +1,20 @@
-"""Pictures that are there more than once: byte by byte, or turned, mirrored, re-encoded.
+"""Images that are equal to the byte and lie under two cases: nobody can say whose they are.
 
-Copies of copies belong together: what is asked (two classes? two parts?) is asked of the whole group, so
-that an image of unknown case or part between two others hides nothing.
-
-Images that are equal to the byte and lie under two cases are disputed: one of them stands under a
-patient whom it does not show, and a split may part the two. A run is not begun with them.
+One of them stands under a patient whom it does not show, and a split may part the two. A run is not
+begun with them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable
 
-import numpy as np
-from PIL import Image as Picture
-from PIL import ImageFilter, ImageOps
-
 from stacker.config.data import ImagesConfig
-from stacker.data.images import decode_image
-from stacker.data.manifest import Image, Manifest
+from stacker.data.images import FLAT, decode_image, small_grey
+from stacker.data.manifest import Image, Manifest, rows_by
 from stacker.errors import DataError
 
 log = logging.getLogger(__name__)
-
-GRID = 48  # pixels a side of a picture that is compared
-FLAT = 5.0  # standard deviation of the grey levels below which there is nothing to compare
 
 
 def undisputed(manifest: Manifest, config: ImagesConfig, on_error: str) -> Manifest:
@@ -40,8 +29,9 @@ def undisputed(manifest: Manifest, config: ImagesConfig, on_error: str) -> Manif
     )
     if on_error == "stop":
         raise DataError(
-            f"{meaning}: one of the two cases is wrong, and a split may cut it; correct the cases or "
-            "remove the files, or leave out all that are concerned (--set data.on_error=skip)"
+            f"{meaning}: one of the two cases is wrong, and a split may cut it",
+            "correct the cases or remove the files, or leave out all that are concerned "
+            "(--set data.on_error=skip)",
         )
     log.warning("left out: %s: nobody can say whose they are", meaning)
     return manifest.without(rows)
@@ -52,7 +42,8 @@ def disputed(manifest: Manifest, config: ImagesConfig) -> list[list[int]]:
 
     Blank pictures, which may be anyone's, are left out, and what cannot be decoded.
     """
-    groups = [rows for rows in same_bytes(manifest).values() if _cases(manifest, rows) > 1]
+    cases = [image.case for image in manifest.images]
+    groups = [g for g in same_bytes(manifest).values() if len({cases[row] for row in g} - {""}) > 1]
     return [rows for rows in groups if _shows_something(manifest.images[rows[0]], config)]
 
 
@@ -66,36 +57,16 @@ def dispute(manifest: Manifest, rows: Iterable[int]) -> str:
     return f"{one.id} (case {one.case}) = {other.id} (case {other.case})"
 
 
-def _cases(manifest: Manifest, rows: Iterable[int]) -> int:
-    """Return how many cases some rows are known to be of."""
-    return len({manifest.images[row].case for row in rows} - {""})
-
-
 def _shows_something(image: Image, config: ImagesConfig) -> bool:
     """Say whether a picture can be decoded and is not blank."""
     try:
-        return contrast(decode_image(image, config)) > FLAT
+        return bool(small_grey(decode_image(image, config)).std() > FLAT)
     except DataError:
         return False
 
 
 def same_bytes(manifest: Manifest) -> dict[str, list[int]]:
     """Return the rows of each content, by its SHA-256; one that is not known is no content."""
-    same: dict[str, list[int]] = defaultdict(list)
-    for row, image in enumerate(manifest.images):
-        if image.sha256:
-            same[image.sha256].append(row)
+    same = rows_by(image.sha256 for image in manifest.images)
+    same.pop("", None)
     return same
-
-
-def contrast(image_HWC: np.ndarray) -> float:
-    """Return the standard deviation of one picture's grey levels, as `measure` does for many."""
-    return float(small_grey(image_HWC).std())
-
-
-def small_grey(image_HWC: np.ndarray) -> np.ndarray:
-    """Return a smoothed grey picture, (GRID, GRID) uint8, without the white borders of `resize: pad`."""
-    picture = Picture.fromarray(image_HWC).convert("L")
-    picture = picture.crop(ImageOps.invert(picture).getbbox())
-    picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 112))
-    return np.asarray(picture.resize((GRID, GRID), Picture.Resampling.BOX))

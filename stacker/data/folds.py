@@ -61,10 +61,10 @@ class Folds:
                             f"{fold.name}: {self.group} {group} is in {seen[group]} and in {part}"
                         )
                     seen[group] = part
-        twice = Counter(group for fold in self.folds for group in fold.held_out)
-        if twice and max(twice.values()) > 1:
-            group = twice.most_common(1)[0][0]
-            raise RunError(f"{self.group} {group} is held out by {twice[group]} folds")
+        holders = Counter(group for fold in self.folds for group in fold.held_out)
+        for group, count in holders.most_common(1):
+            if count > 1:
+                raise RunError(f"{self.group} {group} is held out by {count} folds")
 
     @cached_property
     def digest(self) -> str:
@@ -79,8 +79,8 @@ class Folds:
     @property
     def label(self) -> str:
         """Name the split for people; a split that lets a case straddle is called what it is."""
-        own = ("test", "stack") if self.protocol == "holdout" else ("test",)
-        official = [part for part in own if self.policy.get(part) == "official"]
+        parts = ("test", "stack") if self.protocol == "holdout" else ("test",)
+        official = [part for part in parts if self.policy.get(part) == "official"]
         given = f", official {' and '.join(official)}" if official else ""
         leak = ", leaks across cases" if self.leaks else ""
         return f"{self.protocol} split by {self.group}{given}{leak}"
@@ -93,7 +93,8 @@ def fold_name(text: str) -> str:
 
 def make_folds(manifest: Manifest, config: FoldsConfig, seed: int) -> Folds:
     """Split the groups of a manifest; raise DataError when a class has too few of them."""
-    contents = group_contents(manifest, config.group)
+    labels, subtypes = ([getattr(i, a) for i in manifest.images] for a in ("label", "subtype"))
+    contents = group_contents(labels, manifest.groups(config.group), subtypes)
     parts = _official_parts(manifest, config)
     taken = {group for groups in parts.values() for group in groups}
     free = {group: content for group, content in contents.items() if group not in taken}
@@ -138,8 +139,8 @@ def _require_classes(
     part: str, groups: Iterable[str], contents: Mapping[str, Contents], classes: Sequence[str]
 ) -> None:
     """Raise DataError when an official part lacks a class: no score on it would mean anything."""
-    found = {label for group in groups for label in contents[group].images}
-    lacking = [label for label in classes if label not in found]
+    present = {label for group in groups for label in contents[group].images}
+    lacking = [label for label in classes if label not in present]
     if lacking:
         raise DataError(
             f"the data set's own {part} part has no image of {' and '.join(lacking)}: was its list cut "
@@ -181,7 +182,7 @@ def _official_parts(manifest: Manifest, config: FoldsConfig) -> dict[str, list[s
             f"'official' in folds needs the data set's own split, which has {lacks}; take shares, or "
             "give it (breakhis: data.fold_list; csv: a column 'split'; folder: train/, val/, test/)"
         )
-    both = sorted(group for group, found in homes.items() if len(found) > 1)
+    both = sorted(group for group, sides in homes.items() if len(sides) > 1)
     # train and valid may share groups where both are for development
     apart = [g for g in both if "test" in homes[g] or config.stack == "official"]
     if apart:
@@ -191,7 +192,7 @@ def _official_parts(manifest: Manifest, config: FoldsConfig) -> dict[str, list[s
             "'official', or a smaller folds.group, whose results are labelled as leaking"
         )
     return {
-        part: sorted(group for group, found in homes.items() if split in found)
+        part: sorted(group for group, sides in homes.items() if split in sides)
         for part, split in wanted.items()
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 from PIL import Image as Picture
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageFilter, ImageOps, UnidentifiedImageError
 
 from stacker.config.data import ImagesConfig
 from stacker.config.root import Config
@@ -25,6 +25,8 @@ from stacker.errors import DataError
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 16  # a sliver of tissue (IDC has patches of 50x1) shows no nucleus
+GRID = 48  # pixels a side of a small grey picture
+FLAT = 5.0  # standard deviation of its levels below which it shows nothing that could be compared
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
@@ -46,11 +48,9 @@ def resize(pixels_HWC: np.ndarray, config: ImagesConfig, background: str = "whit
 def decode(path: Path | str, config: ImagesConfig, background: str = "white") -> np.ndarray:
     """Return one picture as (height, width, 3) uint8; raise DataError with the path and the reason."""
     try:
-        return decode_bytes(Path(path).read_bytes(), config, background)
+        return decode_file(path, config, background)
     except UnusableError as error:
         raise DataError(f"{path}: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def decode_image(image: Image, config: ImagesConfig) -> np.ndarray:
@@ -62,6 +62,14 @@ def decode_image(image: Image, config: ImagesConfig) -> np.ndarray:
 
 class UnusableError(Exception):
     """Why a file's content is no picture to work with."""
+
+
+def decode_file(path: Path | str, config: ImagesConfig, background: str = "white") -> np.ndarray:
+    """Return one picture as (height, width, 3) uint8; raise UnusableError with the reason alone."""
+    try:
+        return decode_bytes(Path(path).read_bytes(), config, background)
+    except OSError as error:
+        raise UnusableError(f"cannot be read: {error.strerror}") from None
 
 
 def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white") -> np.ndarray:
@@ -129,6 +137,14 @@ def _opaque(picture: Picture.Image, background: str) -> Picture.Image:
         rgba = picture.convert("RGBA")
         return Picture.alpha_composite(Picture.new("RGBA", rgba.size, background), rgba).convert("RGB")
     return picture.convert("RGB")
+
+
+def small_grey(image_HWC: np.ndarray) -> np.ndarray:
+    """Return a smoothed grey picture, (GRID, GRID) uint8, without the white borders of `resize: pad`."""
+    picture = Picture.fromarray(image_HWC).convert("L")
+    picture = picture.crop(ImageOps.invert(picture).getbbox())
+    picture = picture.filter(ImageFilter.GaussianBlur(picture.width / 112))
+    return np.asarray(picture.resize((GRID, GRID), Picture.Resampling.BOX))
 
 
 class ContiguousArray:

@@ -1,6 +1,6 @@
 """The manifest: one row per image, with the label to learn and the case that it belongs to.
 
-`readers` turns a data set of any format into rows; everything downstream sees only the manifest. The
+`formats` turns a data set of any format into rows; everything downstream sees only the manifest. The
 case is the unit that may never straddle a split: in BreakHis the slide ids `14-22549AB`, `14-22549CD`
 and `14-22549G` are three slides of the one case `14-22549`. Where nothing tells the case it stays empty,
 and a split by case is refused: it is never guessed.
@@ -12,17 +12,19 @@ import csv
 import hashlib
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from stacker.errors import DataError
 from stacker.files import publish
 
+T = TypeVar("T")
 SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -101,7 +103,7 @@ class Manifest:
         for image in self.images:
             if image.slide and image.case:
                 cases.setdefault(image.slide, set()).add(image.case)
-        return {slide: sorted(found) for slide, found in cases.items() if len(found) > 1}
+        return {slide: sorted(cases[slide]) for slide in cases if len(cases[slide]) > 1}
 
     @cached_property
     def _slides_are_numbered(self) -> bool:
@@ -113,10 +115,10 @@ class Manifest:
     def digest(self) -> str:
         """Stand for every row's identity, label, origin and content, wherever the files lie."""
         names = [name for name in COLUMNS if name != "path"]
-        found = hashlib.sha256(json.dumps(self.classes).encode())
+        content = hashlib.sha256(json.dumps(self.classes).encode())
         for image in self.images:
-            found.update(json.dumps([getattr(image, name) for name in names]).encode())
-        return found.hexdigest()[:16]
+            content.update(json.dumps([getattr(image, name) for name in names]).encode())
+        return content.hexdigest()[:16]
 
     def names(self, unit: str) -> list[str]:
         """Return each image's case, slide or own id; what is not known is empty."""
@@ -129,15 +131,15 @@ class Manifest:
 
         Raise DataError when an image's case (or slide) is not known.
         """
-        found = self.names(unit)
-        if not all(found):
-            first = self.images[found.index("")].id
+        names = self.names(unit)
+        if not all(names):
+            first = self.images[names.index("")].id
             raise DataError(
-                f"the {unit} of {found.count('')} of {len(found)} images is not known, e.g. of {first}: "
+                f"the {unit} of {names.count('')} of {len(names)} images is not known, e.g. of {first}: "
                 "give data.case_pattern (folder, csv), a column 'case' (csv) or the meta CSVs (pcam); "
                 "folds.group=image splits without, and its results are labelled as leaking"
             )
-        return found
+        return names
 
     def rows_of(self, unit: str, members: Iterable[str]) -> np.ndarray:
         """Return the positions of the images whose case, slide or id is among `members`."""
@@ -159,6 +161,14 @@ class Manifest:
             for c in self.classes
         ]
         return f"{len(self.images)} images: " + "; ".join(parts)
+
+
+def rows_by(values: Iterable[T]) -> dict[T, list[int]]:
+    """Return the rows in which each value is found."""
+    rows: dict[T, list[int]] = defaultdict(list)
+    for row, value in enumerate(values):
+        rows[value].append(row)
+    return rows
 
 
 def cases_by_class(images: Iterable[Image]) -> Counter[str]:

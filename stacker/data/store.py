@@ -1,7 +1,5 @@
 """The pixels of a manifest's images by row, wherever they lie: in a packed store or in arrays.
 
-Decode once: every image becomes a row of pixels that is read, never decoded, again.
-
 Decoding a BreakHis PNG costs about 10 ms and every epoch of every fold of every backbone would pay it
 again. Pictures are packed into one memory-mapped array below `.images`, row by row, keyed by what they
 contain and by the resize settings: runs share it, whatever subset of the images they use, and a changed
@@ -15,15 +13,13 @@ backbone's mean and standard deviation happens later, on the device.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -34,9 +30,12 @@ from stacker.config.data import ImagesConfig
 from stacker.data.images import MIN_SIDE, UnusableError, decode_bytes, open_array, resize
 from stacker.data.manifest import Manifest
 from stacker.errors import DataError, UnreadableImages
-from stacker.files import digest, read_json, require_space, write_json
+from stacker.files import digest, held, read_json, require_space, write_json
 from stacker.progress import bar
 
+log = logging.getLogger(__name__)
+BLOCK = 256  # rows that are decoded, written and synced together: what a kill can cost
+BLOCK_BYTES = 100_000_000
 SAMPLED = 64  # rows of arrays read in place whose content is compared with the manifest's
 
 
@@ -79,8 +78,7 @@ class InPlace:
         self.config = config
         for row in np.linspace(0, len(self.row) - 1, SAMPLED).astype(int):
             content = np.asarray(self.arrays[self.file[row]][self.row[row]]).tobytes()
-            found = hashlib.sha256(content).hexdigest()
-            if found != manifest.images[row].sha256:
+            if hashlib.sha256(content).hexdigest() != manifest.images[row].sha256:
                 where = f"{manifest.images[row].path}: row {self.row[row]}"
                 raise DataError(f"{where} has changed since it was listed; start a new run")
 
@@ -97,22 +95,11 @@ class InPlace:
         return pixels
 
 
-log = logging.getLogger(__name__)
-BLOCK = 256  # rows that are decoded, written and synced together: what a kill can cost
-BLOCK_BYTES = 100_000_000
-
-
-def store_bytes(manifest: Manifest, config: ImagesConfig) -> int:
-    """Return what packing the images takes on the disk; arrays are not packed."""
-    packed = {image.sha256 for image in manifest.images if image.index is None}
-    return len(packed) * math.prod(config.shape) * 3
-
-
-def is_packed(folder: Path, manifest: Manifest, config: ImagesConfig) -> bool:
-    """Say whether nothing is left to decode."""
-    wanted = dict.fromkeys(image.sha256 for image in manifest.images)
-    arrays = manifest.images[0].index is not None
-    return arrays or _find(folder, _kind(config), wanted) is not None
+def bytes_to_pack(folder: Path, manifest: Manifest, config: ImagesConfig) -> int:
+    """Return what packing the images will take on the disk; arrays and a finished store take nothing."""
+    contents = {image.sha256 for image in manifest.images if image.index is None}
+    done = not contents or _find(folder, _kind(config), contents) is not None
+    return 0 if done else len(contents) * math.prod(config.shape) * 3
 
 
 def _kind(config: ImagesConfig) -> str:
@@ -127,15 +114,8 @@ def open_store(folder: Path, manifest: Manifest, config: ImagesConfig) -> Pixels
     """
     if manifest.images[0].index is not None:
         return InPlace(manifest, config)
-    kind = _kind(config)
-    wanted = dict.fromkeys(image.sha256 for image in manifest.images)
-    found = _find(folder, kind, wanted)
-    if found is None:
-        _pack(folder, kind, manifest, config)
-        found = _find(folder, kind, wanted)
-    if found is None:
-        raise DataError(f"{folder}: the packed images are gone; run the same command again")
-    file, index = found
+    paths = {image.sha256: image.path for image in manifest.images}
+    file, index = _find(folder, _kind(config), paths.keys()) or _pack(folder, paths, config)
     reasons = {
         row: f"{image.path}: {index['unreadable'][image.sha256]}"
         for row, image in enumerate(manifest.images)
@@ -163,40 +143,35 @@ def open_usable(
         return rest, open_store(folder, rest, config)
 
 
-def _find(folder: Path, kind: str, wanted: dict[str, None]) -> tuple[Path, Any] | None:
+def _find(folder: Path, kind: str, wanted: Collection[str]) -> tuple[Path, Any] | None:
     """Return a finished store that holds all wanted images, with its index."""
     for path in sorted(folder.glob(f"{kind}-*.json")):
         index = read_json(path)
-        if path.with_suffix(".npy").exists() and wanted.keys() <= set(index["rows"]):
+        if path.with_suffix(".npy").exists() and set(wanted) <= set(index["rows"]):
             return path.with_suffix(".npy"), index
     return None
 
 
-def _pack(folder: Path, kind: str, manifest: Manifest, config: ImagesConfig) -> None:
-    """Decode every distinct image into a new store, going on where a killed process stopped."""
-    paths = {image.sha256: image.path for image in manifest.images}
-    rows = list(paths)
+def _pack(folder: Path, paths: dict[str, str], config: ImagesConfig) -> tuple[Path, Any]:
+    """Decode every content into a new store, going on where a killed process stopped.
+
+    Another process that packs the same images is waited for. Return the store and its index.
+    """
+    kind, rows = _kind(config), list(paths)
     file = folder / f"{kind}-{digest(rows)}.npy"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(file.with_suffix(".partial")) as partial:
-        if file.exists() and file.with_suffix(".json").exists():
-            file.with_suffix(".partial").unlink(missing_ok=True)  # made by the process waited for
-            return
-        unreadable = _append(partial, paths, config, _at_hand(folder, kind))
-        write_json(file.with_suffix(".json"), {"rows": rows, "unreadable": unreadable})
-        file.with_suffix(".partial").replace(file)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[BinaryIO]:
-    """Yield the open file when no other process has it; a killed one has let go of it."""
-    with path.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    index, partial = file.with_suffix(".json"), file.with_suffix(".partial")
+    with held(partial) as free:
+        if not free:
             log.info("another process is packing the same images: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
+    with held(partial, wait=True):
+        if file.exists() and index.exists():  # made by the process waited for
+            partial.unlink(missing_ok=True)
+        else:
+            with partial.open("a+b") as stream:
+                unreadable = _append(stream, paths, config, _at_hand(folder, kind))
+            write_json(index, {"rows": rows, "unreadable": unreadable})
+            partial.replace(file)
+    return file, read_json(index)
 
 
 def _at_hand(folder: Path, kind: str) -> Callable[[str], np.ndarray | UnusableError | None]:
@@ -240,8 +215,8 @@ def _append(
     unreadable = _reasons_of_blank_rows(Path(partial.name), sources[:done], len(header), config)
 
     def obtain(source: tuple[str, str]) -> np.ndarray | UnusableError | DataError:
-        found = at_hand(source[0])
-        return _decode_source(source, config) if found is None else found
+        known = at_hand(source[0])
+        return _decode_source(source, config) if known is None else known
 
     with bar("decode images", len(sources)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
         advance(done)
@@ -249,7 +224,7 @@ def _append(
         for start in range(done, len(sources), step):
             block = sources[start : start + step]
             decoded = list(pool.map(obtain, block))  # Pillow frees the GIL
-            gone = [str(found) for found in decoded if isinstance(found, DataError)]
+            gone = [str(row) for row in decoded if isinstance(row, DataError)]
             if gone:
                 raise DataError("\n  ".join([f"{len(gone)} images cannot be packed:", *gone]))
             for (sha256, _), row in zip(block, decoded, strict=True):
@@ -295,9 +270,9 @@ def _reasons_of_blank_rows(
     if sources:
         rows = np.memmap(partial, np.uint8, "r", offset, shape)
         for row in np.flatnonzero([not row.any() for row in rows]):
-            found = _decode_source(sources[row], config)
-            if isinstance(found, DataError):
-                raise found
-            if isinstance(found, UnusableError):
-                reasons[sources[row][0]] = str(found)
+            decoded = _decode_source(sources[row], config)
+            if isinstance(decoded, DataError):
+                raise decoded
+            if isinstance(decoded, UnusableError):
+                reasons[sources[row][0]] = str(decoded)
     return reasons

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from stacker.backbones.backbone import Backbone, attach, require_same
 from stacker.backbones.devices import choose_precision
 from stacker.config.data import ImagesConfig
-from stacker.config.maps import PERTURBING, MethodName
+from stacker.config.stacking import PERTURBING, MethodName
 from stacker.data.images import UnusableError, decode, decode_picture, each_of, require_pixels
 from stacker.errors import BackboneError, ConfigError, DataError, require_one_of
 from stacker.maps.cam import Answers, Wanted, look

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stacker.data.formats.registry import format_of
 from stacker.data.manifest import Manifest
 from stacker.errors import plural
 from stacker.files import read_json
@@ -19,13 +20,6 @@ from stacker.run import Run
 from stacker.scores.predictions import PARTS
 
 FEW_CASES = 50
-READERS = {
-    "breakhis": "named as in BreakHis",
-    "pcam": "stored as in PatchCamelyon",
-    "idc": "named as in the IDC patches",
-    "folder": "in a folder per class",
-    "csv": "listed in a table",
-}
 SCORES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -102,7 +96,7 @@ def _data(run: Run) -> Iterator[str]:
     yield "## Data"
     yield ""
     yield (
-        f"{plural(len(manifest.images), 'image')} {READERS[config.data.format]}, brought to "
+        f"{plural(len(manifest.images), 'image')} {format_of(config.data).described}, brought to "
         f"{height}x{width} pixels ({config.images.resize})."
     )
     yield ""

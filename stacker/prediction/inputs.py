@@ -7,7 +7,6 @@ empty. An image that is named twice is answered for once.
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
 from collections import deque
@@ -22,7 +21,8 @@ from PIL import Image as Picture
 
 from stacker.config.data import DataConfig, ImagesConfig
 from stacker.data.formats.registry import case_in
-from stacker.data.images import UnusableError, decode, decode_picture
+from stacker.data.formats.table import read_table
+from stacker.data.images import UnusableError, decode_file, decode_picture
 from stacker.data.manifest import PICTURES
 from stacker.errors import ConfigError, DataError
 
@@ -134,25 +134,19 @@ def _seen_from(each: Input, root: Path) -> Input:
 def _from_table(table: Path) -> list[Input]:
     """Return the rows of a CSV with a column `path`, and `case` and `label` where it has them."""
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            separator = max(",;\t", key=header.count)
-            columns = [name.strip().strip('"').lower() for name in header.split(separator)]
-            rows = [
-                {str(name): (text or "").strip() for name, text in row.items() if isinstance(text, str)}
-                for row in csv.DictReader(file, columns, delimiter=separator)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{table} is not a CSV in UTF-8: {error}; save it again as such") from None
+        columns, rows = read_table(table)
+    except DataError as error:
+        raise ConfigError(error.what, error.advice) from None
     if "path" not in columns:
         raise ConfigError(f"{table} has no column path; expected path[,case,label], found {columns}")
-    named = [row for row in rows if row.get("path")]
-    if not named:
-        raise ConfigError(f"{table} names no image: its column path is empty")
-    return [
+    images = [
         Input(table.parent / row["path"], row.get("case", ""), row.get("label", ""), row["path"])
-        for row in named
+        for _, row in rows
+        if row["path"]
     ]
+    if not images:
+        raise ConfigError(f"{table} names no image: its column path is empty")
+    return images
 
 
 @dataclass(frozen=True)
@@ -187,8 +181,6 @@ def _read(image: Input, config: ImagesConfig) -> Reading:
     try:
         if image.picture is not None:
             return Reading(image, decode_picture(image.picture, config))
-        return Reading(image, decode(image.path, config))
+        return Reading(image, decode_file(image.path, config))
     except UnusableError as error:
         return Reading(image, None, str(error))
-    except DataError as error:
-        return Reading(image, None, str(error).removeprefix(f"{image.path}: "))

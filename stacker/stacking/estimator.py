@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 from pydantic import ValidationError
@@ -23,7 +23,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from stacker.config.learners import RULES, MetaName
+from stacker.config.learners import META_NAMES, RULES
 from stacker.config.load import explain
 from stacker.config.stacking import StackConfig
 from stacker.errors import ConfigError, StackError, require_one_of
@@ -112,7 +112,7 @@ class MetaLearnerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
 def _config(name: str, settings: dict[str, Any] | None) -> StackConfig:
     """Return the settings of a meta-learner; raise ConfigError for a name or setting that is none."""
-    require_one_of("meta-learner", [name], get_args(MetaName))
+    require_one_of("meta-learner", [name], META_NAMES)
     if name in RULES:
         if settings:
             raise ConfigError(f"{name} has no settings; found {', '.join(settings)}")

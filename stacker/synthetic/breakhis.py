@@ -209,22 +209,20 @@ def _is_written(written: SyntheticSet, jobs: list[_Job], settings: dict[str, Any
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
+        present = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise DataError(
-            f"{root} holds something other than a synthetic set (no {SETTINGS}); {advice}"
-        ) from None
-    if found != settings:
-        raise DataError(f"{root} holds a synthetic set made with {found}, expected {settings}; {advice}")
+        what = f"{root} holds something other than a synthetic set (no {SETTINGS})"
+        raise DataError(what, advice) from None
+    if present != settings:
+        raise DataError(f"{root} holds a synthetic set made with {present}, expected {settings}", advice)
     files = [
         *written.images,
         *(written.masks / job.path.name for job in jobs if job.label == "malignant"),
     ]
     missing = [path for path in files if not path.is_file()]
     if missing:
-        raise DataError(
-            f"{root} misses {len(missing)} of {len(files)} files, such as {missing[0]}; {advice}"
-        )
+        what = f"{root} misses {len(missing)} of {len(files)} files, such as {missing[0]}"
+        raise DataError(what, advice)
     return True
 
 

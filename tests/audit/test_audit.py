@@ -12,17 +12,16 @@ from PIL import Image as Picture
 
 from stacker.audit import shortcuts
 from stacker.audit.data import audit, check_shortcuts
-from stacker.audit.findings import Audit, Finding, worst
 from stacker.audit.fingerprints import Measures
+from stacker.audit.report import Audit, worst
 from stacker.config.data import DataConfig, FoldsConfig, ImagesConfig
 from stacker.data.folds import make_folds
 from stacker.data.formats.registry import read_manifest
 from stacker.data.manifest import Image, make_manifest
 from stacker.data.store import open_store
 from stacker.errors import DataError
+from tests.datasets import LABELS, case_rows, of_topic
 from tests.pictures import tissue, write_all, write_table
-
-LABELS = ("benign", "malignant")
 
 
 def audited(tmp_path: Path, folds: FoldsConfig | None = None, **data: Any) -> Audit:
@@ -32,24 +31,9 @@ def audited(tmp_path: Path, folds: FoldsConfig | None = None, **data: Any) -> Au
     return audit(manifest, make_folds(manifest, folds, 0) if folds else None, pixels, 0)
 
 
-def found(audit: Audit, topic: str) -> Finding:
-    """Return the one finding of a topic."""
-    (finding,) = (each for each in audit.findings if each.topic == topic)
-    return finding
-
-
 def topics(audit: Audit) -> set[str]:
     """Return what was found, in words."""
-    return {each.topic for each in audit.findings}
-
-
-def case_rows(cases: int = 16, images: int = 3) -> list[list[str]]:
-    """Return rows `path,label,case` of cases of both classes in turn."""
-    return [
-        [f"{case:02d}-{n}.png", LABELS[case % 2], f"case{case:02d}"]
-        for case in range(cases)
-        for n in range(images)
-    ]
+    return {finding.topic for finding in audit.findings}
 
 
 def test_a_clean_set_is_called_clean(tmp_path: Path) -> None:
@@ -69,7 +53,7 @@ def test_random_image_split_with_shared_patients(tmp_path: Path) -> None:
     parts = np.random.default_rng(0).permutation(["train"] * 32 + ["test"] * 16)
     rows = [[*row, part] for row, part in zip(case_rows(), parts, strict=True)]
     table = write_table(tmp_path / "set.csv", "path,label,case,split", rows)
-    shared = found(audited(tmp_path, format="csv", path=table), "case on two sides")
+    shared = of_topic(audited(tmp_path, format="csv", path=table), "case on two sides")
     assert shared.severity == "warning"  # the run's own split is another one
     assert shared.count > 8
     assert "test and train" in shared.examples[0]
@@ -81,7 +65,7 @@ def test_a_leaking_split_that_is_asked_for_is_an_error(tmp_path: Path) -> None:
     """A run may split by image, to measure the inflation; the audit says what that is."""
     table = write_table(tmp_path / "set.csv", "path,label,case", case_rows())
     by_image = audited(tmp_path, FoldsConfig(k=2, group="image"), format="csv", path=table)
-    assert found(by_image, "case on two sides").severity == "error"
+    assert of_topic(by_image, "case on two sides").severity == "error"
     assert by_image.split == "crossfit split by image, leaks across cases"
 
 
@@ -98,7 +82,7 @@ def test_slide_level_split_with_shared_accession(tmp_path: Path) -> None:
     write_all(pictures)
     (tmp_path / "dsfold1.txt").write_text("\n".join(lines))
     result = audited(tmp_path, path=tmp_path / "set", fold_list=tmp_path / "dsfold1.txt")
-    assert found(result, "case on two sides").count == 2
+    assert of_topic(result, "case on two sides").count == 2
     assert "slide on two sides" not in topics(result)
 
 
@@ -116,8 +100,8 @@ def test_augmentation_before_the_split(tmp_path: Path) -> None:
                 pictures[tmp_path / "set" / part / label / f"{n}_1.png"] = turned
     write_all(pictures)
     result = audited(tmp_path, format="folder", path=tmp_path / "set")
-    assert found(result, "augmented copies").count == 8
-    assert found(result, "picture on two sides").count == 4
+    assert of_topic(result, "augmented copies").count == 8
+    assert of_topic(result, "picture on two sides").count == 4
     assert all("turned by 90 degrees" in copy["change"] for copy in result.copies)
 
 
@@ -128,9 +112,9 @@ def test_ordered_cut_whose_validation_part_has_one_class(tmp_path: Path) -> None
     rows = [[*row, part] for row, part in zip(rows, parts, strict=True)]
     table = write_table(tmp_path / "set.csv", "path,label,case,split", rows)
     result = audited(tmp_path, format="csv", path=table)
-    lacking = [each for each in result.findings if each.topic == "part without a class"]
+    lacking = [finding for finding in result.findings if finding.topic == "part without a class"]
     assert len(lacking) == 2
-    assert all("has no benign" in each.message for each in lacking)
+    assert all("has no benign" in finding.message for finding in lacking)
 
 
 def test_the_same_case_in_two_subtypes(tmp_path: Path) -> None:
@@ -143,10 +127,10 @@ def test_the_same_case_in_two_subtypes(tmp_path: Path) -> None:
         copy = folder / f"SOB_M_LC-14-13412-100-{n:03d}.png"
         copy.write_bytes((folder / f"SOB_M_DC-14-13412-100-{n:03d}.png").read_bytes())
     result = audited(tmp_path, path=folder)
-    slide = found(result, "slide with two subtypes")
+    slide = of_topic(result, "slide with two subtypes")
     assert slide.severity == "warning"
     assert slide.examples == ("14-13412: ductal_carcinoma, lobular_carcinoma",)
-    assert found(result, "one picture with two subtypes").count == 2
+    assert of_topic(result, "one picture with two subtypes").count == 2
 
 
 def test_one_picture_under_two_labels_and_two_cases(tmp_path: Path) -> None:
@@ -154,9 +138,9 @@ def test_one_picture_under_two_labels_and_two_cases(tmp_path: Path) -> None:
     table = write_table(tmp_path / "set.csv", "path,label,case", case_rows())
     (tmp_path / "01-0.png").write_bytes((tmp_path / "00-0.png").read_bytes())
     result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
-    assert found(result, "one picture with two classes").severity == "error"
-    assert found(result, "one picture under two cases").severity == "warning"
-    assert "1 image equal to another to the byte" in found(result, "duplicates").message
+    assert of_topic(result, "one picture with two classes").severity == "error"
+    assert of_topic(result, "one picture under two cases").severity == "warning"
+    assert "1 image equal to another to the byte" in of_topic(result, "duplicates").message
 
 
 def test_a_copy_of_unknown_part_and_case_hides_nothing(tmp_path: Path) -> None:
@@ -167,8 +151,8 @@ def test_a_copy_of_unknown_part_and_case_hides_nothing(tmp_path: Path) -> None:
     for name in ("02-0.png", "14-1.png"):
         (tmp_path / name).write_bytes((tmp_path / "00-0.png").read_bytes())
     result = audited(tmp_path, format="csv", path=table)
-    assert "02-0.png (train) = 14-1.png (test)" in found(result, "picture on two sides").examples[0]
-    assert "(case02) = 14-1.png (case14)" in found(result, "one picture under two cases").examples[0]
+    assert "02-0.png (train) = 14-1.png (test)" in of_topic(result, "picture on two sides").examples[0]
+    assert "(case02) = 14-1.png (case14)" in of_topic(result, "one picture under two cases").examples[0]
 
 
 def test_identical_blank_pictures_contradict_each_other_by_label_alone(tmp_path: Path) -> None:
@@ -177,7 +161,7 @@ def test_identical_blank_pictures_contradict_each_other_by_label_alone(tmp_path:
     for name in ("00-0.png", "01-0.png", "05-2.png"):
         Picture.new("RGB", (64, 64), "white").save(tmp_path / name)
     result = audited(tmp_path, FoldsConfig(k=4), format="csv", path=table)
-    assert found(result, "one picture with two classes").severity == "error"
+    assert of_topic(result, "one picture with two classes").severity == "error"
     assert "picture on two sides" not in topics(result)
 
 
@@ -187,7 +171,7 @@ def test_a_slide_under_two_cases(tmp_path: Path) -> None:
     rows[0][3] = "scase07"
     table = write_table(tmp_path / "set.csv", "path,label,case,slide", rows)
     result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
-    assert found(result, "slide under two cases").examples == ("scase07: case00, case07",)
+    assert of_topic(result, "slide under two cases").examples == ("scase07: case00, case07",)
     numbered = [[*row, "1"] for row in case_rows()]
     table = write_table(tmp_path / "numbered.csv", "path,label,case,slide", numbered)
     result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
@@ -222,7 +206,7 @@ def test_a_class_that_is_told_by_something_else_than_tissue(tmp_path: Path, clue
         rows.append([name, *row[1:], 200 if malignant and clue == "magnification" else 100])
     table = write_table(tmp_path / "set.csv", "path,label,case,magnification", rows)
     result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
-    told = found(result, f"class told by {clue}")
+    told = of_topic(result, f"class told by {clue}")
     assert told.severity == ("error" if clue in ("picture format", "magnification") else "warning")
     assert result.shortcuts[clue]["auc"] > 0.9
     said = {
@@ -250,7 +234,7 @@ def test_a_clue_without_an_error_is_flagged(clue: str) -> None:
 def test_clues_are_ranked_within_the_parts_of_one_forest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts whose forests differ in scale are not compared: each may be right by itself."""
     images = [Image(f"{n}", "", LABELS[n % 2], f"case{n}") for n in range(40)]
-    manifest = make_manifest([replace(each, magnification=40 + n) for n, each in enumerate(images)])
+    manifest = make_manifest([replace(image, magnification=40 + n) for n, image in enumerate(images)])
 
     def shifted(_: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
         share = 0.05 + 0.1 * folds + 0.08 * labels
@@ -260,9 +244,9 @@ def test_clues_are_ranked_within_the_parts_of_one_forest(monkeypatch: pytest.Mon
     monkeypatch.setattr(shortcuts, "_file_clues", lambda _: {})
     nothing = np.zeros(40)
     measured = Measures(np.zeros((40, 6)), nothing, nothing, nothing, nothing)
-    found = shortcuts.recognisability(manifest, measured, 0)
-    assert found["magnification"]["auc"] == 1
-    assert found["magnification"]["interval"] is None
+    clues = shortcuts.recognisability(manifest, measured, 0)
+    assert clues["magnification"]["auc"] == 1
+    assert clues["magnification"]["interval"] is None
 
 
 def test_blank_grey_and_colourless_pictures(tmp_path: Path) -> None:
@@ -273,9 +257,9 @@ def test_blank_grey_and_colourless_pictures(tmp_path: Path) -> None:
         tissue(n).convert("L").save(tmp_path / row[0])
     Picture.new("RGB", (64, 64), (243, 243, 245)).save(tmp_path / "00-0.png")
     result = audited(tmp_path, format="csv", path=table)
-    assert found(result, "blank pictures").examples == ("00-0.png",)
-    assert found(result, "grey pictures").count == 47
-    assert found(result, "not histology").severity == "warning"
+    assert of_topic(result, "blank pictures").examples == ("00-0.png",)
+    assert of_topic(result, "grey pictures").count == 47
+    assert of_topic(result, "not histology").severity == "warning"
 
 
 def test_unknown_cases_few_cases_and_unbalanced_classes(tmp_path: Path) -> None:
@@ -283,17 +267,19 @@ def test_unknown_cases_few_cases_and_unbalanced_classes(tmp_path: Path) -> None:
     rows = [[f"{n:02d}.png", LABELS[n < 2], "" if n == 40 else f"case{n}"] for n in range(41)]
     table = write_table(tmp_path / "set.csv", "path,label,case", rows)
     result = audited(tmp_path, format="csv", path=table)
-    assert found(result, "case not known").examples == ("40.png",)
-    assert "'malignant' has 2 cases" in found(result, "few cases").message
-    assert "39 images are 'benign' and 2 'malignant'" in found(result, "unbalanced classes").message
+    assert of_topic(result, "case not known").examples == ("40.png",)
+    assert "'malignant' has 2 cases" in of_topic(result, "few cases").message
+    assert "39 images are 'benign' and 2 'malignant'" in of_topic(result, "unbalanced classes").message
 
 
 def test_patches_with_labels_of_their_own_are_a_note(tmp_path: Path) -> None:
     """In IDC nearly every patient has patches of both classes: that is no contradiction."""
     rows = [[f"{n:02d}.png", LABELS[n % 2], f"case{n // 4}"] for n in range(32)]
     table = write_table(tmp_path / "set.csv", "path,label,case", rows)
-    assert found(audited(tmp_path, format="csv", path=table), "case with two classes").severity == "note"
+    assert (
+        of_topic(audited(tmp_path, format="csv", path=table), "case with two classes").severity == "note"
+    )
     rows = [[f"{n:02d}.png", LABELS[n // 4 % 2 ^ (n == 0)], f"case{n // 4}"] for n in range(32)]
     table = write_table(tmp_path / "one.csv", "path,label,case", rows)
-    mixed = found(audited(tmp_path, format="csv", path=table), "case with two classes")
+    mixed = of_topic(audited(tmp_path, format="csv", path=table), "case with two classes")
     assert mixed.examples == ("case0: benign, malignant",)

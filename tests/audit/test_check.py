@@ -13,22 +13,16 @@ import pytest
 from PIL import Image as Picture
 
 from stacker import pipeline
-from stacker.audit.check import Report, check, write
-from stacker.audit.findings import Finding, finding, sort, worst
+from stacker.audit.check import check
+from stacker.audit.report import finding, sort, worst, write
 from stacker.config.root import Config
 from stacker.data import store
 from stacker.errors import plural
 from stacker.training.begin import begin
-from tests.audit.test_audit import case_rows
+from tests.datasets import case_rows, of_topic
 from tests.pictures import write_table
 
 MakeConfig = Callable[..., Config]
-
-
-def found(report: Report, topic: str) -> Finding:
-    """Return the one finding of a topic."""
-    (each,) = (each for each in report.findings if each.topic == topic)
-    return each
 
 
 def test_a_sound_run_has_no_errors_and_is_described(make_config: MakeConfig) -> None:
@@ -72,7 +66,7 @@ def test_faults_of_all_kinds_are_reported_together(make_config: MakeConfig, tmp_
     config = make_config(backbones=backbones, device="cuda:7", data={"path": str(tmp_path / "gone")})
     config = config.model_copy(update={"data": config.data.model_copy(update={"masks": None})})
     report = check(config)
-    messages = " ".join(each.message for each in report.findings if each.severity == "error")
+    messages = " ".join(finding.message for finding in report.findings if finding.severity == "error")
     assert "no file at nowhere.safetensors" in messages
     assert "backbones.resnetv2_18" in messages
     assert "cuda:7 is not here" in messages
@@ -83,7 +77,7 @@ def test_faults_of_all_kinds_are_reported_together(make_config: MakeConfig, tmp_
 def test_a_split_that_cannot_be_made_does_not_stop_the_audit(make_config: MakeConfig) -> None:
     """More folds than cases is an error; the pictures are looked at all the same."""
     report = check(make_config(folds={"protocol": "crossfit", "k": 30}))
-    assert "12 cases, and 31 parts" in found(report, "split").message
+    assert "12 cases, and 31 parts" in of_topic(report, "split").message
     assert report.audit is not None
     assert report.audit.parts["own"] == {}
 
@@ -100,7 +94,7 @@ def test_unreadable_images_are_listed_and_left_out(
     Picture.new("RGB", (70, 3)).save(small)
     config = make_config(data={"path": str(copy), "masks": None, "on_error": on_error})
     report = check(config)
-    unreadable = found(report, "unreadable images")
+    unreadable = of_topic(report, "unreadable images")
     assert (unreadable.severity, unreadable.count) == (severity, 2)
     assert f"{small}: 70x3 is too small" in "".join(unreadable.examples)
     assert report.audit is not None
@@ -129,27 +123,27 @@ def test_a_run_that_has_begun_is_checked_as_it_is(make_config: MakeConfig) -> No
     report = check(config)
     assert report.folds_digest == run.folds.digest
     other = check(make_config(seed=5))
-    assert "was made by another config" in found(other, "data").message
+    assert "was made by another config" in of_topic(other, "data").message
 
 
 def test_too_little_space_is_an_error(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run is compared with what is free before it starts."""
     usage = shutil.disk_usage("/")
     monkeypatch.setattr("stacker.audit.check.shutil.disk_usage", lambda _: usage._replace(free=1000))
-    assert "GB are free" in found(check(make_config()), "disk").message
+    assert "GB are free" in of_topic(check(make_config()), "disk").message
 
 
 def test_weights_that_have_seen_a_case_are_an_error(finished: Config, make_config: MakeConfig) -> None:
     """A base model to start from, or to embed with, where its cases are."""
     path = finished.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
     report = check(make_config(run="other", frozen={"test_resnet": {"weights": str(path)}}))
-    assert "cases of this run" in found(report, "trained weights").message
+    assert "cases of this run" in of_topic(report, "trained weights").message
 
 
 def test_coarse_maps_are_noted(make_config: MakeConfig) -> None:
     """At 32 pixels a network of stride 32 has a map of one cell."""
-    notes = [each for each in check(make_config()).findings if each.topic == "coarse maps"]
-    assert any("maps of 1x1 cells at images.size=32" in each.message for each in notes)
+    notes = [finding for finding in check(make_config()).findings if finding.topic == "coarse maps"]
+    assert any("maps of 1x1 cells at images.size=32" in finding.message for finding in notes)
 
 
 def test_report_on_paper(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -204,14 +198,14 @@ def test_a_class_that_cannot_be_decoded_is_reported(make_config: MakeConfig, tmp
         if row[1] == "malignant":
             (tmp_path / row[0]).write_bytes(b"no picture")
     report = check(make_config(data={"path": str(table), "format": "csv", "masks": None}))
-    assert found(report, "images").severity == "error"
+    assert of_topic(report, "images").severity == "error"
     assert report.backbones
 
 
 def test_a_backbone_that_is_too_large_for_the_images(make_config: MakeConfig) -> None:
     """Some networks shrink 32 pixels to nothing: that is a finding, not a traceback."""
     report = check(make_config(backbones={"inception_v3": {"weights": "random"}}))
-    assert "does not take images of 32x32" in found(report, "backbone").message
+    assert "does not take images of 32x32" in of_topic(report, "backbone").message
 
 
 def test_errors_of_a_check_are_mentioned_when_the_run_begins(

@@ -75,10 +75,10 @@ def test_overrides_reach_nested_settings(write_config: Callable[..., Path]) -> N
 
 def test_a_backbone_changes_the_recipe_in_sections(write_config: Callable[..., Path]) -> None:
     """What it does not name stays as `train` has it, within sections too; faults name their place."""
-    own = {"lr": 1e-3, "augment": {"flips": False}, "unfreeze": {1: "all"}}
+    changes = {"lr": 1e-3, "augment": {"flips": False}, "unfreeze": {1: "all"}}
     path = write_config(
         train={"augment": {"rotation": 5}, "unfreeze": {2: 1}, "epochs": 3},
-        backbones={"test_resnet": {"train": own}, "test_vit": None},
+        backbones={"test_resnet": {"train": changes}, "test_vit": None},
     )
     recipe = load_config(path).recipe("test_resnet")
     assert (recipe.augment.flips, recipe.augment.rotation, recipe.unfreeze) == (False, 5, {1: "all"})
@@ -153,13 +153,13 @@ def test_missing_config_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_block_of_what_is_not_cached_is_refused(write_config: Callable[..., Path]) -> None:
     """Views of one's own need something to look at, in the features as in the comparison."""
-    blocks = {"mine": {"of": "maps_layercam", "grid": 3}}
-    with pytest.raises(ConfigError, match=r"blocks\.mine\.of: 'maps_layercam' is not cached"):
-        load_config(write_config(stack={"features": ["mine"], "blocks": blocks}))
-    with pytest.raises(ConfigError, match="'mine' is neither cached nor one of"):
-        load_config(write_config(stack={"compare": {"features": [["logits"], ["mine"]]}}))
-    found = load_config(write_config(stack={"features": ["mine"], "blocks": {"mine": {"of": "maps"}}}))
-    assert found.stack.blocks["mine"].of == "maps"
+    blocks = {"view": {"of": "maps_layercam", "grid": 3}}
+    with pytest.raises(ConfigError, match=r"blocks\.view\.of: 'maps_layercam' is not cached"):
+        load_config(write_config(stack={"features": ["view"], "blocks": blocks}))
+    with pytest.raises(ConfigError, match="'view' is neither cached nor one of"):
+        load_config(write_config(stack={"compare": {"features": [["logits"], ["view"]]}}))
+    config = load_config(write_config(stack={"features": ["view"], "blocks": {"view": {"of": "maps"}}}))
+    assert config.stack.blocks["view"].of == "maps"
 
 
 def test_blocks_and_custom_estimators_survive_the_runs_own_config(
@@ -189,12 +189,12 @@ def test_names_that_have_a_meaning_are_not_given_another(write_config: Callable[
         ({"custom": {"mean": {"estimator": "a.B"}}}, "is the name of a meta-learner of ours"),
         ({"custom": {"constant": {"estimator": "a.B"}}}, "'constant' has a row of scores already"),
         ({"custom": {"test_resnet": {"estimator": "a.B"}}}, "'test_resnet' has a row of scores"),
-        ({"blocks": {"mine": {"of": "maps", "classes": []}}}, "classes"),
+        ({"blocks": {"view": {"of": "maps", "classes": []}}}, "classes"),
         ({"compare": {"features": [["logits", "maps"], ["maps", "logits"]]}}, "names one twice"),
         ({"meta": ["../../x.y"]}, r"no meta-learner '\.\./\.\./x\.y'"),
-        ({"blocks": {"mine": {"of": "logits"}}}, "'logits' has no views"),
-        ({"blocks": {"mine": {"of": "frozen", "grid": 3}}}, r"grid: for maps alone"),
-        ({"blocks": {"mine": {"of": "maps", "view": "stats", "grid": 3}}}, r"on the grid that the maps"),
+        ({"blocks": {"view": {"of": "logits"}}}, "'logits' has no views"),
+        ({"blocks": {"view": {"of": "frozen", "grid": 3}}}, r"grid: for maps alone"),
+        ({"blocks": {"view": {"of": "maps", "view": "stats", "grid": 3}}}, r"on the grid that the maps"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(write_config(stack=stack))
@@ -223,7 +223,7 @@ def test_unknown_keys_of_a_range_are_explained(write_config: Callable[..., Path]
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"),
+    ("bounds", "reason"),
     [
         ({"low": 1}, "give low and high, or choices"),
         ({"low": 1, "high": 2, "choices": [1, 2]}, "give low and high, or choices"),
@@ -233,8 +233,8 @@ def test_unknown_keys_of_a_range_are_explained(write_config: Callable[..., Path]
     ],
 )
 def test_ranges_that_are_none_are_refused(
-    write_config: Callable[..., Path], found: dict[str, object], reason: str
+    write_config: Callable[..., Path], bounds: dict[str, object], reason: str
 ) -> None:
     """What `tune` may choose from is bounds or choices, and they make sense."""
     with pytest.raises(ConfigError, match=reason):
-        load_config(write_config(tune={"space": {"train.lr": found}}))
+        load_config(write_config(tune={"space": {"train.lr": bounds}}))

@@ -17,7 +17,7 @@ from stacker.data.formats.registry import read_manifest
 from stacker.errors import DataError
 from stacker.training.begin import begin
 from stacker.training.optimizer import require_optimizer
-from tests.data.formats.test_breakhis import touch_all
+from tests.datasets import touch_all
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yaml"))
 NAMED = {path.stem: path for path in RECIPES}
@@ -62,11 +62,11 @@ def test_recipes_say_what_their_names_promise() -> None:
     assert set(three.backbones) == {"densenet121", "resnet50", "vgg16"}
     assert (three.train.epochs, three.train.optimizer) == (10, "adam")
     large = load_config(NAMED["efficientnetv2-384"])
-    found = large.recipe("tf_efficientnetv2_s")
+    recipe = large.recipe("tf_efficientnetv2_s")
     assert large.images.shape == (384, 384)
-    assert (found.optimizer, found.lr, found.loss, found.batch_size) == ("nadam", 0.002, "bce", 16)
-    assert (found.schedule, found.decay_rate, found.decay_patience) == ("plateau", 0.3, 7)
-    assert (found.patience, found.epochs, found.monitor) == (12, 60, "loss")
+    assert (recipe.optimizer, recipe.lr, recipe.loss, recipe.batch_size) == ("nadam", 0.002, "bce", 16)
+    assert (recipe.schedule, recipe.decay_rate, recipe.decay_patience) == ("plateau", 0.3, 7)
+    assert (recipe.patience, recipe.epochs, recipe.monitor) == (12, 60, "loss")
     for name in ("convnextv2-binary", "convnextv2-subtypes"):
         assert load_config(NAMED[name]).train.unfreeze == {2: 1, 4: 2, 6: "all"}
     seven = load_config(NAMED["pcam-seven"])

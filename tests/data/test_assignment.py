@@ -27,6 +27,12 @@ CONFIGS = (
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 
 
+def contents_of(manifest: Manifest) -> dict[str, Contents]:
+    """Return what each case of a manifest holds."""
+    rows = [(image.label, image.case, image.subtype) for image in manifest.images]
+    return group_contents(*zip(*rows, strict=True))
+
+
 @st.composite
 def manifests(draw: st.DrawFn, *, mixed: bool | None = None, most: int = 60) -> Manifest:
     """Draw cases of one class, or of several, on one to three slides of one to sixty images in all."""
@@ -56,7 +62,7 @@ def manifests(draw: st.DrawFn, *, mixed: bool | None = None, most: int = 60) -> 
 @st.composite
 def tables(draw: st.DrawFn, mixed: bool) -> tuple[dict[str, Contents], dict[str, float], int]:
     """Draw the contents of cases, the shares of two to seven parts, and a seed."""
-    contents = group_contents(draw(manifests(mixed=mixed)), "case")
+    contents = contents_of(draw(manifests(mixed=mixed)))
     weights = draw(st.lists(st.integers(1, 4), min_size=2, max_size=7))
     shares = {f"part{i}": weight / sum(weights) for i, weight in enumerate(weights)}
     return contents, shares, draw(st.integers(0, 2**31 - 1))
@@ -127,7 +133,7 @@ def test_cases_of_one_class_are_refused_only_when_they_are_too_few(
     manifest: Manifest, config: FoldsConfig, seed: int
 ) -> None:
     """Fewer cases of a class than parts are always refused, two cases for each part never."""
-    contents = group_contents(manifest, "case")
+    contents = contents_of(manifest)
     fewest = min(Counter(label for c in contents.values() for label in c.images).values())
     parts = config.k + 1 if config.protocol == "crossfit" else 3
     folds = split_or_refusal(manifest, config, seed)
@@ -195,8 +201,8 @@ def test_each_part_has_about_its_share_of_a_classes_images(
         if min(shares.values()) * len(groups) < 1:
             continue
         for name, share in shares.items():
-            found = sum(contents[group].total for group in parts[name] & set(groups))
-            assert abs(found - share * total) < 2 * largest, label
+            images = sum(contents[group].total for group in parts[name] & set(groups))
+            assert abs(images - share * total) < 2 * largest, label
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -206,8 +212,8 @@ def test_cases_of_all_sizes_add_up_to_even_parts(count: int) -> None:
     parts = assigned(contents, {f"part{i}": 1 / count for i in range(count)}, 0)
     for groups in parts.values():
         for label in ("x", "y"):
-            found = sum(contents[g].total for g in groups if g[0] == label)
-            assert abs(found - 300 // count) <= 1
+            images = sum(contents[g].total for g in groups if g[0] == label)
+            assert abs(images - 300 // count) <= 1
 
 
 @pytest.mark.parametrize("seed", range(5))

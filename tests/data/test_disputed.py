@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image as Picture
 
-from stacker.audit.check import Report, check
-from stacker.audit.findings import Finding
+from stacker.audit.check import check
 from stacker.config.data import ImagesConfig
 from stacker.config.root import Config
 from stacker.data.disputed import disputed
@@ -20,8 +19,7 @@ from stacker.data.formats.registry import read_manifest
 from stacker.data.manifest import Manifest
 from stacker.errors import DataError
 from stacker.training.begin import begin
-from tests.audit.test_audit import case_rows
-from tests.data.formats.test_readers_public import pcam, write_part
+from tests.datasets import case_rows, of_topic, pcam, write_part
 from tests.pictures import write_table
 
 MakeConfig = Callable[..., Config]
@@ -41,12 +39,6 @@ def of_cases(make_config: MakeConfig, tmp_path: Path) -> MakeStudy:
         return make_config(data=data, folds={"protocol": "crossfit", "k": 2}, **changes)
 
     return make
-
-
-def of_topic(report: Report, topic: str) -> Finding:
-    """Return the one finding of a topic."""
-    (found,) = (each for each in report.findings if each.topic == topic)
-    return found
 
 
 def test_a_run_is_not_begun_with_them(of_cases: MakeStudy) -> None:
@@ -77,9 +69,9 @@ def test_all_of_them_are_left_out_by_request(
 def test_a_check_lists_them_and_goes_on(of_cases: MakeStudy) -> None:
     """It is an error where no run begins with them, and the audit has them among its copies."""
     report = check(of_cases("01-0.png"))
-    found = of_topic(report, "one file under two cases")
-    assert (found.severity, found.count) == ("error", 1)
-    assert found.examples == ("00-0.png (case case00) = 01-0.png (case case01)",)
+    finding = of_topic(report, "one file under two cases")
+    assert (finding.severity, finding.count) == ("error", 1)
+    assert finding.examples == ("00-0.png (case case00) = 01-0.png (case case01)",)
     assert of_topic(report, "one picture under two cases").count == 1
 
 
@@ -87,8 +79,8 @@ def test_a_check_sees_the_split_of_the_run_that_leaves_them_out(of_cases: MakeSt
     """There it is a warning, and the report is about the images that are left."""
     config = of_cases("01-0.png", on_error="skip")
     report = check(config)
-    found = of_topic(report, "one file under two cases")
-    assert (found.severity, found.count) == ("warning", 1)
+    finding = of_topic(report, "one file under two cases")
+    assert (finding.severity, finding.count) == ("warning", 1)
     run = begin(config)
     assert report.manifest_digest == run.manifest.digest
     assert report.folds_digest == run.folds.digest

@@ -88,8 +88,8 @@ def test_parts_are_balanced(seed: int) -> None:
         cases = {manifest.images[row].case for row in rows}
         for fold in folds.folds:
             assert abs(len(cases & set(fold.held_out)) - 0.2 * len(cases)) <= 1
-            mine = np.intersect1d(manifest.rows_of("case", fold.held_out), rows)
-            assert abs(len(mine) / len(rows) - 0.2) < 0.2 / 3 + 40 / len(rows)
+            held_out = np.intersect1d(manifest.rows_of("case", fold.held_out), rows)
+            assert abs(len(held_out) / len(rows) - 0.2) < 0.2 / 3 + 40 / len(rows)
 
 
 def test_same_seed_same_split_and_another_seed_another() -> None:

@@ -19,9 +19,9 @@ from stacker.config.data import DataConfig, ImagesConfig
 from stacker.data.formats.registry import read_manifest
 from stacker.data.images import decode, decode_bytes, decode_image
 from stacker.data.manifest import Manifest
-from stacker.data.store import open_store, store_bytes
+from stacker.data.store import bytes_to_pack, open_store
 from stacker.errors import DataError, UnreadableImages
-from tests.data.formats.test_readers_public import CHUNKED, pcam, write_part
+from tests.datasets import CHUNKED, pcam, write_part
 
 SIZE = ImagesConfig(size=32)
 COUNT = 10
@@ -209,7 +209,8 @@ def test_the_same_content_is_packed_once(
     pixels = open_store(tmp_path / "store", doubled, SIZE)
     assert len(pixels) == COUNT + 1
     assert len(calls) == COUNT
-    assert store_bytes(doubled, SIZE) == COUNT * ROW
+    assert bytes_to_pack(tmp_path / "another", doubled, SIZE) == COUNT * ROW
+    assert bytes_to_pack(tmp_path / "store", doubled, SIZE) == 0
     twin = next(n for n, image in enumerate(doubled.images) if image.case == "14-99")
     assert np.array_equal(pixels[twin : twin + 1][0], decode(first, SIZE))
 
@@ -257,7 +258,7 @@ def test_arrays_are_read_in_place(tmp_path: Path, how: dict[str, Any]) -> None:
     """At their own size the pixels are the array's, in any order of rows; nothing is packed."""
     parts = {split: write_part(tmp_path, split, **how) for split in ("train", "test")}
     manifest = pcam(tmp_path)
-    assert store_bytes(manifest, SIZE) == 0
+    assert bytes_to_pack(tmp_path / "store", manifest, SIZE) == 0
     expected = np.stack([parts[i.split][i.index] for i in manifest.images if i.index is not None])
     config = ImagesConfig(size=96)
     pixels = open_store(tmp_path / "store", manifest, config)

@@ -8,11 +8,11 @@ from typing import get_args
 import pytest
 import yaml
 
-from stacker.config.data import DataConfig
-from stacker.config.learners import MetaName
-from stacker.config.maps import MethodName
+from stacker.config.learners import META_NAMES
 from stacker.config.root import Config
 from stacker.config.stacking import BLOCKS as BLOCKS_OF_FEATURES
+from stacker.config.stacking import MethodName
+from stacker.data.formats.registry import FORMATS
 from tests.docs.pages import BLOCKS, PAGE, PAGES, Block, Page, spans
 from tests.docs.settings import LEAST, default, known_as, listing, takes
 
@@ -85,10 +85,10 @@ def test_every_section_is_explained() -> None:
 @pytest.mark.parametrize(
     ("page", "heading", "choices"),
     [
-        ("docs/data.md", "`format`", get_args(DataConfig.model_fields["format"].annotation)),
+        ("docs/data.md", "`format`", tuple(FORMATS)),
         ("docs/cache.md", "methods", get_args(MethodName)),
         ("docs/stacking.md", "block", ("maps", *BLOCKS_OF_FEATURES)),
-        ("docs/stacking.md", "name", get_args(MetaName)),
+        ("docs/stacking.md", "name", META_NAMES),
     ],
 )
 def test_tables_have_all_choices(page: str, heading: str, choices: tuple[str, ...]) -> None:

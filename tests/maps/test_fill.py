@@ -20,7 +20,7 @@ from stacker.errors import BackboneError, CacheError, RunError
 from stacker.files import file_sha256
 from stacker.maps.extract import extract
 from stacker.maps.targets import list_targets
-from stacker.run import Run, open_run, reopen
+from stacker.run import Run, reopen
 from stacker.training.begin import begin
 from tests.caches.test_reader import sign
 from tests.conftest import MakeConfig, tables_of
@@ -239,11 +239,3 @@ def test_what_is_made_anew_is_said(finished: Config, caplog: pytest.LogCaptureFi
         pipeline.cache(with_cam(finished, methods=["layercam"]))
     assert "4 of 4 parts are made anew" in caplog.text
     assert "was made with methods gradcam, this run has layercam" in caplog.text
-
-
-def test_runs_of_the_older_config_open(finished: Config) -> None:
-    """`cam.method` of a stored config is the one method of the list."""
-    path = finished.run_path / "config.yaml"
-    path.write_text(path.read_text().replace("methods:\n  - gradcam", "method: gradcam"))
-    assert "method: gradcam" in path.read_text()
-    assert open_run(finished.run_path).config.cam.methods == ["gradcam"]

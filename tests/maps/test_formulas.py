@@ -10,7 +10,7 @@ import pytorch_grad_cam
 import torch
 from torch import Tensor
 
-from stacker.config.maps import PERTURBING, MethodName
+from stacker.config.stacking import PERTURBING, MethodName
 from stacker.maps.formulas import BY_ACTIVATION, BY_CURVATURE, BY_GRADIENT, PERTURB, first_component
 from tests.oracle import EITHER_SIGN, PACKAGE
 

@@ -23,8 +23,8 @@ from stacker.run import open_run, reopen
 from stacker.scores.predictions import Calibrator
 from stacker.stacking.admission import open_caches
 from stacker.stacking.saved import stack_facts
-from tests.audit.test_audit import case_rows
 from tests.conftest import MakeConfig
+from tests.datasets import case_rows
 from tests.pictures import write_table
 
 MODELS = ["constant", "test_resnet", "test_efficientnet", "mean", "logistic", "mlp", "xgboost"]

@@ -57,10 +57,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
 
 def test_folders_and_names_follow_breakhis(small: SyntheticSet) -> None:
     """Each path is the one that BreakHis would give to the image its name describes."""
-    found = sorted((small.root / "histology_slides").rglob("*.png"))
-    assert found == sorted(small.images)
-    assert len(found) == 32
-    for path in found:
+    paths = sorted((small.root / "histology_slides").rglob("*.png"))
+    assert paths == sorted(small.images)
+    assert len(paths) == 32
+    for path in paths:
         part = parts(path)
         label = {"B": "benign", "M": "malignant"}[part["kind"]]
         slide = f"SOB_{part['kind']}_{part['code']}_{part['year']}-{part['accession']}"
@@ -82,7 +82,7 @@ def test_subtypes_magnifications_and_slides_are_all_there(small: SyntheticSet) -
         codes.setdefault(case, set()).add(n["code"])
     assert set(slides) == set(small.cases)
     assert max(map(len, slides.values())) > 1
-    assert all(len(found) == 1 for found in codes.values())
+    assert all(len(kinds) == 1 for kinds in codes.values())
 
 
 def test_masks_belong_to_malignant_images(large: SyntheticSet) -> None:

@@ -11,8 +11,7 @@ from rich.table import Table
 from stacker.cli.tables.common import _table
 
 if TYPE_CHECKING:
-    from stacker.audit.check import Report
-    from stacker.audit.findings import Finding
+    from stacker.audit.report import Finding, Report
     from stacker.caches.summary import Summary
     from stacker.maps.verify import Verdict
 

@@ -1,4 +1,4 @@
-"""BreakHis: a strict grammar of file names, the official fold lists, and one contradiction.
+"""BreakHis: a strict grammar of file names, and the official fold lists.
 
 The name of an image states its subtype, slide and magnification. The case is the accession number: the
 letters behind it tell its slides apart. The year is read, not assumed (one slide is of 15).
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from stacker.config.data import DataConfig
-from stacker.data.formats.names import named_pictures
+from stacker.data.formats.format import Format, case_by_name, named_pictures
 from stacker.data.manifest import Image
 from stacker.errors import DataError
 
@@ -26,7 +26,7 @@ SUBTYPES = {
 }
 BREAKHIS_NAME = re.compile(
     r"SOB_(?:(?P<benign>B)_(?P<benign_code>A|F|PT|TA)|M_(?P<malignant_code>DC|LC|MC|PC))"
-    r"-(?P<year>\d{2})-(?P<accession>\d+)(?P<part>[A-Z]*)-(?P<magnification>\d+)-(?P<seq>\d+)\.png"
+    r"-(?P<case>\d{2}-\d+)(?P<part>[A-Z]*)-(?P<magnification>\d+)-(?P<seq>\d+)\.png"
 )
 
 
@@ -43,14 +43,13 @@ def read_breakhis(config: DataConfig) -> list[Image]:
     official = {} if config.fold_list is None else read_fold_list(config.fold_list)
     images = []
     for path, match in named_pictures(tree, BREAKHIS_NAME, "BreakHis", "SOB_M_DC-14-10AB-200-001.png"):
-        case = f"{match['year']}-{match['accession']}"
         images.append(
             Image(
                 id=path.stem,
                 path=str(path),
                 label="benign" if match["benign"] else "malignant",
-                case=case,
-                slide=case + match["part"],
+                case=match["case"],
+                slide=match["case"] + match["part"],
                 magnification=int(match["magnification"]),
                 subtype=SUBTYPES[match["benign_code"] or match["malignant_code"]],
                 split=official.get(path.name, ""),
@@ -72,3 +71,12 @@ def read_fold_list(path: Path) -> dict[str, str]:
             if parts.setdefault(fields[0], fields[3]) != fields[3]:
                 raise DataError(f"{path}, line {number}: {fields[0]} is in train and in test")
     return parts
+
+
+BREAKHIS = Format(
+    read_breakhis,
+    "named as in BreakHis",
+    takes=("fold_list",),
+    case_in=case_by_name(BREAKHIS_NAME),
+    one_subtype_per_slide=True,
+)

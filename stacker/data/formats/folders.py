@@ -1,14 +1,4 @@
-"""A reader per data-set format: folders, names and lists become the rows of a manifest.
-
-    breakhis   SOB_<B|M>_<subtype>-<year>-<slide>-<magnification>-<seq>.png, in a tree or flat
-    pcam       camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, read in place (module pcam)
-    idc        <patient>/<class>/<patient>_idx5_x<X>_y<Y>_class<0|1>.png
-    folder     [<train|valid|test>/]<class>/.../<image>, as torchvision's ImageFolder
-    csv        path,label and, where known, id, case, slide, magnification, subtype, split
-
-What a name states is read by a strict grammar; a picture outside it stops the reading, because a case
-that is guessed wrong leaks.
-"""
+"""Folders that tell the class: the IDC patches, and a folder per class as torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -17,13 +7,13 @@ import re
 from pathlib import Path
 
 from stacker.config.data import DataConfig
-from stacker.data.formats.names import named_pictures, with_cases
+from stacker.data.formats.format import Format, case_by_name, named_pictures, with_cases
 from stacker.data.manifest import PICTURES, SPLIT_NAMES, Image
 from stacker.errors import DataError
 
 log = logging.getLogger(__name__)
 
-IDC_NAME = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png")
+IDC_NAME = re.compile(r"(?P<case>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png")
 
 
 def read_idc(config: DataConfig) -> list[Image]:
@@ -43,11 +33,14 @@ def read_idc(config: DataConfig) -> list[Image]:
                 id=path.stem,
                 path=str(path),
                 label=("idc_negative", "idc_positive")[int(match["label"])],
-                case=match["patient"],
-                slide=match["patient"],
+                case=match["case"],
+                slide=match["case"],
             )
         )
     return images
+
+
+IDC = Format(read_idc, "named as in the IDC patches", case_in=case_by_name(IDC_NAME))
 
 
 def read_folder(config: DataConfig) -> list[Image]:
@@ -80,13 +73,14 @@ def read_folder(config: DataConfig) -> list[Image]:
 
 def _pictures_by_folder(root: Path) -> dict[Path, list[Path]]:
     """Return the pictures below each folder of the root that has some; hidden files do not count."""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(root)))
+    files = {path: path.relative_to(root).parts for path in sorted(root.rglob("*")) if path.is_file()}
+    shown = {path: parts for path, parts in files.items() if not any(p.startswith(".") for p in parts)}
     pictures: dict[Path, list[Path]] = {}
-    for path in files:
-        top = root / path.relative_to(root).parts[0]
+    for path, parts in shown.items():
+        top = root / parts[0]
         if path.suffix.lower() in PICTURES and path != top:
             pictures.setdefault(top, []).append(path)
-    others = len(files) - sum(map(len, pictures.values()))
+    others = len(shown) - sum(map(len, pictures.values()))
     if others:
         log.warning("%d files in %s are no pictures of a class and are left out", others, root)
     if not pictures:
@@ -94,5 +88,4 @@ def _pictures_by_folder(root: Path) -> dict[Path, list[Path]]:
     return pictures
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+FOLDER = Format(read_folder, "in a folder per class", takes=("case_pattern",))

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from stacker.config.data import DataConfig
+from stacker.data.formats.format import Format
 from stacker.data.images import open_array
 from stacker.data.manifest import SPLITS, Image
 from stacker.errors import DataError
@@ -29,8 +31,9 @@ MAGNIFICATION = 10  # the patches are Camelyon16's slides at 10x
 BLOCK = 512
 
 
-def read_pcam(root: Path) -> list[Image]:
+def read_pcam(config: DataConfig) -> list[Image]:
     """Read the parts that are there; raise DataError for files that are missing or do not fit."""
+    root = config.path
     images: list[Image] = []
     for split in SPLITS:
         stem = f"camelyonpatch_level_2_split_{split}"
@@ -79,13 +82,13 @@ def _read_part(root: Path, stem: str, split: str) -> list[Image]:
 
 def _hashes(pixels: Any, label: str) -> list[str]:
     """Return the SHA-256 of every row's pixels."""
-    found: list[str] = []
+    hashes: list[str] = []
     with bar(label, len(pixels)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(pixels), BLOCK):
             block = np.ascontiguousarray(pixels[start : start + BLOCK])
-            found += pool.map(lambda row: hashlib.sha256(row).hexdigest(), block)
+            hashes += pool.map(lambda row: hashlib.sha256(row).hexdigest(), block)
             advance(len(block))
-    return found
+    return hashes
 
 
 def _slides(meta: Path, count: int, classes: np.ndarray) -> Sequence[str]:
@@ -105,8 +108,10 @@ def _slides(meta: Path, count: int, classes: np.ndarray) -> Sequence[str]:
         for (_, text), label in zip(rows, classes, strict=True)
     )
     if strange:
-        log.warning(
-            "%s: center_tumor_patch differs from the label in %d of %d rows", meta, strange, count
-        )
-    names = {wsi: wsi for wsi, _ in rows}
+        text = "%s: center_tumor_patch differs from the label in %d of %d rows"
+        log.warning(text, meta, strange, count)
+    names = {wsi: wsi for wsi, _ in rows}  # each held once
     return [names[wsi] for wsi, _ in rows]
+
+
+PCAM = Format(read_pcam, "stored as in PatchCamelyon")

@@ -1,51 +1,68 @@
-"""A reader per data-set format: folders, names and lists become the rows of a manifest.
+"""The formats by name, and how a data set of any of them becomes a manifest.
 
     breakhis   SOB_<B|M>_<subtype>-<year>-<slide>-<magnification>-<seq>.png, in a tree or flat
-    pcam       camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, read in place (module pcam)
+    pcam       camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, read in place
     idc        <patient>/<class>/<patient>_idx5_x<X>_y<Y>_class<0|1>.png
     folder     [<train|valid|test>/]<class>/.../<image>, as torchvision's ImageFolder
     csv        path,label and, where known, id, case, slide, magnification, subtype, split
 
-What a name states is read by a strict grammar; a picture outside it stops the reading, because a case
-that is guessed wrong leaks.
+A format is one object beside its reader, and one line here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import re
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from stacker.config.data import DataConfig
-from stacker.data.formats.breakhis import BREAKHIS_NAME, read_breakhis
-from stacker.data.formats.folders import IDC_NAME, read_folder, read_idc
-from stacker.data.formats.names import without_contradicting_slides
-from stacker.data.formats.pcam import read_pcam
-from stacker.data.formats.table import read_csv
+from stacker.data.formats.breakhis import BREAKHIS
+from stacker.data.formats.folders import FOLDER, IDC
+from stacker.data.formats.format import Format
+from stacker.data.formats.pcam import PCAM
+from stacker.data.formats.table import TABLE
 from stacker.data.manifest import Image, Manifest, make_manifest
-from stacker.errors import DataError, UnreadableImages, require_one_of
+from stacker.errors import ConfigError, DataError, UnreadableImages, require_one_of
 from stacker.progress import track
 
 log = logging.getLogger(__name__)
 
+FORMATS: dict[str, Format] = {
+    "breakhis": BREAKHIS,
+    "pcam": PCAM,
+    "idc": IDC,
+    "folder": FOLDER,
+    "csv": TABLE,
+}
+
+
+def format_of(config: DataConfig) -> Format:
+    """Return a config's format; raise ConfigError for an unknown one, or a setting that it lacks."""
+    require_one_of("format (data.format)", [config.format], FORMATS)
+    chosen = FORMATS[config.format]
+    for setting in ("case_pattern", "fold_list"):
+        if getattr(config, setting) is not None and setting not in chosen.takes:
+            others = " and ".join(name for name, kind in FORMATS.items() if setting in kind.takes)
+            raise ConfigError(f"data.{setting} is for {others}; {config.format} takes none")
+    return chosen
+
 
 def read_manifest(config: DataConfig) -> Manifest:
     """Read the data set; raise DataError when the paths, the names or the classes are unusable."""
-    _require_paths(config)
-    images = READERS[config.format](config)
+    source = format_of(config)
+    _require_paths(config, source.given)
+    images = source.read(config)
     if config.magnifications is not None:
-        found = sorted({image.magnification or 0 for image in images})
+        present = sorted({image.magnification or 0 for image in images})
         images = [image for image in images if image.magnification in config.magnifications]
         if not images:
-            raise DataError(f"no image has a magnification in {config.magnifications}; found {found}")
+            raise DataError(f"no image has a magnification in {config.magnifications}; found {present}")
     if config.task == "subtype":
         images = _by_subtype(images)
-        if config.format == "breakhis":
+        if source.one_subtype_per_slide:
             images = without_contradicting_slides(images)
     if config.classes is not None:
         images = _of_classes(images, config.classes)
@@ -65,24 +82,14 @@ def read_manifest(config: DataConfig) -> Manifest:
     return manifest
 
 
-def _require_paths(config: DataConfig) -> None:
+def _require_paths(config: DataConfig, given: str) -> None:
     """Raise DataError for a folder or file of the data section that is not there."""
-    kind = "file" if config.format == "csv" else "folder"
-    if not (config.path.is_file() if kind == "file" else config.path.is_dir()):
-        raise DataError(f"data.path: no {kind} at {config.path}; give the data set's {kind}")
+    if not (config.path.is_file() if given == "file" else config.path.is_dir()):
+        raise DataError(f"data.path: no {given} at {config.path}; give the data set's {given}")
     if config.masks is not None and not config.masks.is_dir():
         raise DataError(f"data.masks: no folder at {config.masks}; give the masks' folder, or null")
     if config.fold_list is not None and not config.fold_list.is_file():
         raise DataError(f"data.fold_list: no file at {config.fold_list}; give a dsfold list, or null")
-
-
-READERS: dict[str, Callable[[DataConfig], list[Image]]] = {
-    "breakhis": read_breakhis,
-    "pcam": lambda config: read_pcam(config.path),
-    "idc": read_idc,
-    "folder": read_folder,
-    "csv": read_csv,
-}
 
 
 def _by_subtype(images: list[Image]) -> list[Image]:
@@ -95,6 +102,21 @@ def _by_subtype(images: list[Image]) -> list[Image]:
             f"data.task is subtype; {len(without)} of {len(images)} images have none, e.g. {without[0]}"
         )
     return [replace(image, label=image.subtype) for image in images]
+
+
+def without_contradicting_slides(images: list[Image]) -> list[Image]:
+    """Leave out the slides that carry two subtypes (BreakHis lists 14-13412 as DC and as LC).
+
+    A case may have lesions of two subtypes on slides of its own (14-21998, 14-29960): those stay.
+    """
+    labels: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        labels[image.slide].add(image.label)
+    contradicting = sorted(slide for slide in labels if len(labels[slide]) > 1)
+    for slide in contradicting:
+        both = " and ".join(sorted(labels[slide]))
+        log.warning("slide %s is left out: it is labelled %s", slide, both)
+    return [image for image in images if image.slide not in contradicting]
 
 
 def _of_classes(images: list[Image], classes: list[str]) -> list[Image]:
@@ -119,14 +141,14 @@ def _refuse_useless_masks(images: list[Image], masks: Path | None) -> None:
     if masks is None:
         return
     masked = Counter(name for image in images if (masks / (name := Path(image.path).name)).exists())
-    if masked and masked.most_common(1)[0][1] > 1:
-        name = masked.most_common(1)[0][0]
-        raise DataError(
-            f"data.masks: {masks / name} belongs to several images of that name; rename them"
-        )
     if not masked:
         raise DataError(
             f"data.masks: no file in {masks} has the name of an image, {Path(images[0].path).name} say"
+        )
+    name, count = masked.most_common(1)[0]
+    if count > 1:
+        raise DataError(
+            f"data.masks: {masks / name} belongs to several images of that name", "rename them"
         )
 
 
@@ -153,19 +175,9 @@ def _with_hashes(images: list[Image], on_error: str) -> list[Image]:
     return [image for image in hashed if image.sha256]
 
 
-def case_in(path: Path, below: str, data: DataConfig) -> str:
+def case_in(path: Path, below: str, config: DataConfig) -> str:
     """Return an image's case as its name tells it, or nothing.
 
-    `data.case_pattern` is searched in `below`, the path below the folder, table or pattern that named
-    the image, and then in the bare name.
+    `below` is the path below the folder, table or pattern that named the image.
     """
-    if data.format == "breakhis":
-        match = BREAKHIS_NAME.fullmatch(f"{path.stem}.png")
-        return f"{match['year']}-{match['accession']}" if match else ""
-    if data.format == "idc":
-        match = IDC_NAME.fullmatch(f"{path.stem}.png")
-        return match["patient"] if match else ""
-    if data.case_pattern is None:
-        return ""
-    matches = (re.search(data.case_pattern, text) for text in (below, path.name) if text)
-    return next((match["case"] for match in matches if match and match["case"]), "")
+    return format_of(config).case_in(path, below, config)

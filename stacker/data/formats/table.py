@@ -1,43 +1,42 @@
-"""CSV tables of images, and cases that are found in paths by a regular expression."""
+"""CSV tables of images: of a data set, or of what predictions are asked for."""
 
 from __future__ import annotations
 
 import csv
 import logging
 from pathlib import Path
-from typing import Any
 
 from stacker.config.data import DataConfig
-from stacker.data.formats.names import with_cases
+from stacker.data.formats.format import Format, with_cases
 from stacker.data.manifest import SPLIT_NAMES, SPLITS, Image
 from stacker.errors import DataError
 
 log = logging.getLogger(__name__)
-TABLE = ("path", "label", "id", "case", "slide", "magnification", "subtype", "split")
+COLUMNS = ("path", "label", "id", "case", "slide", "magnification", "subtype", "split")
 PLACEHOLDERS = {"nan", "na", "n/a", "none", "null", "unknown", "?", "-"}
 
 
 def read_csv(config: DataConfig) -> list[Image]:
     """Read a table of images; relative paths are taken from the table's folder.
 
-    Commas, semicolons and tabs separate; all faults are reported at once.
+    All faults are reported at once.
     """
     table = config.path
-    columns, rows = _read_table(table)
+    columns, rows = read_table(table)
     missing = [name for name in ("path", "label") if name not in columns]
     if missing or not rows:
         lacks = f"column {' and '.join(missing)}" if missing else "rows"
         raise DataError(f"{table} has no {lacks}; expected path,label[,case,slide,...], found {columns}")
-    unused = [name for name in columns if name not in TABLE]
+    unused = [name for name in columns if name not in COLUMNS]
     if unused:
         hint = "" if "case" in columns else "; is one of them the case?"
-        log.warning("%s: columns %s are not used (known: %s)%s", table, unused, list(TABLE), hint)
+        log.warning("%s: columns %s are not used (known: %s)%s", table, unused, list(COLUMNS), hint)
     if config.case_pattern is not None and "case" in columns:
         raise DataError(f"{table} has a column 'case', and data.case_pattern is set: drop one of them")
     images, faults = [], []
-    for number, row in rows:
+    for number, cells in rows:
         try:
-            images.append(_csv_image(table.parent, row))
+            images.append(_csv_image(table.parent, cells))
         except DataError as error:
             faults.append(f"line {number}: {error}")
     if faults:
@@ -46,24 +45,30 @@ def read_csv(config: DataConfig) -> list[Image]:
     return with_cases(images, config.case_pattern, table.parent.absolute())
 
 
-def _read_table(table: Path) -> tuple[list[str], list[tuple[int, dict[str | None, Any]]]]:
-    """Return the columns, in lower case, and the rows with their line numbers."""
+def read_table(table: Path) -> tuple[list[str], list[tuple[int, dict[str | None, str]]]]:
+    """Return the columns, in lower case, and the rows with their line numbers.
+
+    Commas, semicolons and tabs separate. Cells beyond the columns are under None. Raise DataError for
+    what is no CSV in UTF-8.
+    """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             header = file.readline()
             separator = max(",;\t", key=header.count)
             columns = [name.strip().strip('"').lower() for name in header.strip().split(separator)]
-            reader = csv.DictReader(file, columns, delimiter=separator)
-            return columns, [(reader.line_num + 1, row) for row in reader]
+            reader = csv.DictReader(file, columns, restval="", delimiter=separator)
+            return columns, [  # more than one cell comes as a list
+                (reader.line_num + 1, {name: "".join(text).strip() for name, text in row.items()})
+                for row in reader
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} is not a CSV in UTF-8: {error}; save it again as such") from None
+        raise DataError(f"{table} is not a CSV in UTF-8: {error}", "save it again as such") from None
 
 
-def _csv_image(folder: Path, row: dict[str | None, Any]) -> Image:
+def _csv_image(folder: Path, cells: dict[str | None, str]) -> Image:
     """Turn a row into an image; raise DataError for what is wrong with it."""
-    if None in row:
+    if None in cells:
         raise DataError("more cells than columns; quote texts that hold the separator")
-    cells = {str(name): (text or "").strip() for name, text in row.items()}
     for name in ("path", "label"):
         if not cells[name]:
             raise DataError(f"no {name}")
@@ -89,3 +94,6 @@ def _csv_image(folder: Path, row: dict[str | None, Any]) -> Image:
         subtype=cells.get("subtype", ""),
         split=SPLIT_NAMES.get(split, ""),
     )
+
+
+TABLE = Format(read_csv, "listed in a table", given="file", takes=("case_pattern",))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -15,24 +14,12 @@ import pytest
 from stacker.config.data import DataConfig, FoldsConfig
 from stacker.data.folds import make_folds
 from stacker.data.formats.breakhis import SUBTYPES, read_breakhis, read_fold_list
-from stacker.data.formats.names import without_contradicting_slides
+from stacker.data.formats.registry import without_contradicting_slides
 from stacker.data.manifest import Image, Manifest, make_manifest
 from stacker.errors import DataError
+from tests.datasets import SLIDES, names_of, touch_all
 
-MAGNIFICATIONS = (40, 100, 200, 400)
 STRADDLING = {1: 8, 2: 6, 3: 7, 4: 7, 5: 6}  # cases on both sides of each official list, of 70
-TABLE = Path(__file__).with_name("breakhis_slides.csv")
-with TABLE.open(newline="", encoding="utf-8") as table:
-    SLIDES = list(csv.DictReader(table))
-
-
-def names_of(slide: dict[str, str]) -> list[str]:
-    """Return the file names of one row of the table, numbered from one per magnification."""
-    return [
-        f"SOB_{slide['subtype']}-{slide['slide']}-{magnification}-{number:03d}.png"
-        for magnification in MAGNIFICATIONS
-        for number in range(1, int(slide[f"m{magnification}"]) + 1)
-    ]
 
 
 def split_of(image: Image, number: int) -> str:
@@ -52,14 +39,6 @@ def write_list(path: Path, number: int, newline: str = "\n") -> Path:
     ]
     path.write_bytes((newline.join(lines) + newline).encode())
     return path
-
-
-def touch_all(root: Path) -> Path:
-    """Fill a folder with 7,909 empty files of BreakHis's names."""
-    for slide in SLIDES:
-        for name in names_of(slide):
-            (root / name).touch()
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +67,10 @@ def official(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 def subtypes_of(images: Iterable[Image]) -> dict[str, set[str]]:
     """Return the subtypes of each case."""
-    found = defaultdict(set)
+    subtypes = defaultdict(set)
     for image in images:
-        found[image.case].add(image.subtype)
-    return found
+        subtypes[image.case].add(image.subtype)
+    return subtypes
 
 
 def test_the_whole_of_breakhis_is_counted_right(images: list[Image]) -> None:
@@ -119,8 +98,8 @@ def test_a_case_has_one_tumour_though_not_one_subtype(images: list[Image]) -> No
     labels = defaultdict(set)
     for image in images:
         labels[image.case].add(image.label)
-    assert {len(found) for found in labels.values()} == {1}
-    several = {case for case, found in subtypes_of(images).items() if len(found) > 1}
+    assert {len(names) for names in labels.values()} == {1}
+    several = {case for case, names in subtypes_of(images).items() if len(names) > 1}
     assert several == {"14-13412", "14-21998", "14-29960"}
 
 
@@ -264,8 +243,8 @@ def test_the_whole_of_breakhis_splits_by_case(images: list[Image], seed: int) ->
         rows = np.array([image.label == label for image in images])
         for part, share in zip(parts, [0.16] * 5 + [0.2], strict=True):
             assert abs(len(cases & set(part)) - share * len(cases)) < 1
-            found = rows[manifest.rows_of("case", part)].sum() / rows.sum()
-            assert abs(found - share) < share * (0.6 if label == "benign" else 0.01)
+            part_share = rows[manifest.rows_of("case", part)].sum() / rows.sum()
+            assert abs(part_share - share) < share * (0.6 if label == "benign" else 0.01)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from stacker.config.data import DataConfig
 from stacker.data.formats.registry import read_manifest
 from stacker.data.manifest import Image, Manifest
 from stacker.errors import DataError
-from tests.data.formats.test_readers import by_id, listen, tree
+from tests.datasets import by_id, listen, tree
 
 
 @pytest.fixture

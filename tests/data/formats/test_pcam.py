@@ -1,8 +1,7 @@
-"""The public patch sets: IDC by its names, PatchCamelyon from its arrays."""
+"""PatchCamelyon, read where it lies: its arrays, its labels and its slides."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -11,86 +10,14 @@ import h5py
 import numpy as np
 import pytest
 
-from stacker.config.data import DataConfig
-from stacker.data.formats.registry import read_manifest
-from stacker.data.manifest import Manifest
 from stacker.errors import DataError
-from tests.data.formats.test_readers import by_id, draw, listen, tree
-
-IDC = (
-    "10253_idx5_x1_y1_class0.png",
-    "10253_idx5_x51_y1_class1.png",
-    "8863_idx5_x1_y1_class0.png",
+from tests.datasets import (
+    CHUNKED,
+    PATCH_LABELS,
+    listen,
+    pcam,
+    write_part,
 )
-
-
-def idc_tree(root: Path) -> Path:
-    """Write the IDC pictures as they are distributed: a folder per patient, and per class in it."""
-    return tree(root, *(f"{n.split('_')[0]}/{n[-5]}/{n}" for n in IDC))
-
-
-def test_idc_in_a_tree_and_flat_are_the_same(tmp_path: Path) -> None:
-    """The name states the patient and the class; a patient is a case with one slide."""
-    nested = read_manifest(DataConfig(format="idc", path=idc_tree(tmp_path / "tree")))
-    flat = read_manifest(DataConfig(format="idc", path=tree(tmp_path / "flat", *IDC)))
-    assert nested.digest == flat.digest
-    assert nested.classes == ("idc_negative", "idc_positive")
-    image = by_id(nested)["10253_idx5_x51_y1_class1"]
-    assert (image.label, image.case, image.slide) == ("idc_positive", "10253", "10253")
-    assert set(nested.groups("case")) == {"10253", "8863"}
-
-
-def test_idc_in_the_folder_of_another_class_is_refused(tmp_path: Path) -> None:
-    """The folder says 1 and the name says 0."""
-    tree(tmp_path, "10253/1/10253_idx5_x1_y1_class0.png", "10253/1/10253_idx5_x51_y1_class1.png")
-    with pytest.raises(DataError, match=r"x1_y1_class0\.png lies in folder 1 and is named class0"):
-        read_manifest(DataConfig(format="idc", path=tmp_path))
-
-
-@pytest.mark.parametrize("name", ["10253_idx5_x1_y1_class2.png", "x_idx5_x1_y1_class0.png", "a.png"])
-def test_a_stranger_in_idc_is_refused(tmp_path: Path, name: str) -> None:
-    """A name without a patient or with another class stops the reading."""
-    draw(idc_tree(tmp_path) / name)
-    with pytest.raises(DataError, match=f"1 of 4 PNG files .* not named as in IDC, e.g. {name}"):
-        read_manifest(DataConfig(format="idc", path=tmp_path))
-
-
-def test_the_doubled_idc_archive_is_read_once(tmp_path: Path) -> None:
-    """The archive holds everything again below IDC_regular_ps50_idx5."""
-    idc_tree(tmp_path)
-    idc_tree(tmp_path / "IDC_regular_ps50_idx5")
-    manifest = read_manifest(DataConfig(format="idc", path=tmp_path))
-    assert len(manifest.images) == 3
-    assert all("IDC_regular_ps50_idx5" in image.path for image in manifest.images)
-
-
-CHUNKED = {"chunks": (2, 96, 96, 3), "compression": "gzip"}
-LABELS = (0, 1, 1, 0, 1)
-
-
-def write_part(
-    root: Path, split: str, labels: tuple[int, ...] = LABELS, meta: list[str] | None = None, **how: Any
-) -> np.ndarray:
-    """Write one part of PatchCamelyon and return its pixels; `meta` gives each row's slide."""
-    stem = f"camelyonpatch_level_2_split_{split}"
-    seed = sum(map(ord, split))
-    pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 96, 96, 3), dtype=np.uint8)
-    with h5py.File(root / f"{stem}_x.h5", "w") as file:
-        file.create_dataset("x", data=pixels, **how)
-    with h5py.File(root / f"{stem}_y.h5", "w") as file:
-        file.create_dataset("y", data=np.array(labels, np.uint8).reshape(-1, 1, 1, 1))
-    if meta is not None:
-        with (root / f"{stem}_meta.csv").open("w", newline="", encoding="utf-8") as table:
-            writer = csv.writer(table)
-            writer.writerow(["", "coord_y", "coord_x", "tumor_patch", "center_tumor_patch", "wsi"])
-            for row, (wsi, label) in enumerate(zip(meta, labels, strict=False)):
-                writer.writerow([row, 0, 0, True, bool(label), wsi])
-    return pixels
-
-
-def pcam(path: Path) -> Manifest:
-    """Read PatchCamelyon."""
-    return read_manifest(DataConfig(format="pcam", path=path))
 
 
 @pytest.mark.parametrize("how", [{}, CHUNKED], ids=["contiguous", "chunked"])
@@ -104,7 +31,7 @@ def test_pcam_with_its_slides(tmp_path: Path, how: dict[str, Any]) -> None:
     train = [image for image in manifest.images if image.split == "train"]
     assert [image.id for image in train] == [f"train-{row:06d}" for row in range(5)]
     assert [image.index for image in train] == list(range(5))
-    assert [image.label == "tumour" for image in train] == [bool(label) for label in LABELS]
+    assert [image.label == "tumour" for image in train] == [bool(label) for label in PATCH_LABELS]
     assert [image.case for image in train] == [image.slide for image in train] == slides
     assert [i.sha256 for i in train] == [hashlib.sha256(row.tobytes()).hexdigest() for row in pixels]
     assert {image.magnification for image in manifest.images} == {10}
@@ -178,7 +105,7 @@ def test_pcam_with_other_labels_is_refused(tmp_path: Path, labels: list[int], me
 
 
 @pytest.mark.parametrize(
-    ("pixels", "found"),
+    ("pixels", "shape"),
     [
         (np.zeros((5, 96, 96, 3), np.float32), r"\(5, 96, 96, 3\) of float32"),
         (np.zeros((5, 96, 96), np.uint8), r"\(5, 96, 96\) of uint8"),
@@ -186,12 +113,12 @@ def test_pcam_with_other_labels_is_refused(tmp_path: Path, labels: list[int], me
     ],
     ids=["float", "grey", "alpha"],
 )
-def test_pcam_with_other_pixels_is_refused(tmp_path: Path, pixels: np.ndarray, found: str) -> None:
+def test_pcam_with_other_pixels_is_refused(tmp_path: Path, pixels: np.ndarray, shape: str) -> None:
     """Eight bits and three channels, or the shape and type that were found."""
     write_part(tmp_path, "train")
     with h5py.File(tmp_path / "camelyonpatch_level_2_split_train_x.h5", "w") as file:
         file["x"] = pixels
-    with pytest.raises(DataError, match=f"{found}, expected"):
+    with pytest.raises(DataError, match=f"{shape}, expected"):
         pcam(tmp_path)
 
 

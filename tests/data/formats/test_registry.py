@@ -5,127 +5,22 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image as Picture
 
 from stacker.config.data import DataConfig
 from stacker.data.formats.registry import read_manifest
 from stacker.data.manifest import Image, Manifest, load_manifest, make_manifest, save_manifest
 from stacker.errors import ConfigError, DataError, UnreadableImages
-
-
-def listen(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog hear the package, though the command line may have cut it off from the root."""
-    monkeypatch.setattr(logging.getLogger("stacker"), "propagate", True)
-    caplog.set_level(logging.WARNING, "stacker")
-
-
-def draw(path: Path, shade: int = 0) -> Path:
-    """Write a picture of one shade, with the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Picture.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(path)
-    return path
-
-
-def tree(root: Path, *names: str) -> Path:
-    """Write pictures of different shades below a folder, and return it."""
-    for shade, name in enumerate(names):
-        draw(root / name, shade)
-    return root
-
-
-def by_id(manifest: Manifest) -> dict[str, Image]:
-    """Return the images by their ids."""
-    return {image.id: image for image in manifest.images}
+from tests.datasets import (
+    by_id,
+    listen,
+    tree,
+)
 
 
 def folder(path: Path, pattern: str | None = None) -> Manifest:
     """Read a folder per class."""
     return read_manifest(DataConfig(format="folder", path=path, case_pattern=pattern))
-
-
-def test_a_folder_per_class(tmp_path: Path) -> None:
-    """The first folder is the class, however deep the picture lies; the id is the path below all."""
-    manifest = folder(tree(tmp_path, "cat/a.png", "cat/deep/er/b.jpg", "dog/a.PNG"))
-    assert {i.id: i.label for i in manifest.images} == {
-        "cat/a.png": "cat",
-        "cat/deep/er/b.jpg": "cat",
-        "dog/a.PNG": "dog",
-    }
-    assert {image.split for image in manifest.images} == {""}
-
-
-def test_folders_of_parts(tmp_path: Path) -> None:
-    """Where all top folders are parts, the classes are below them; val and validation are valid."""
-    manifest = folder(tree(tmp_path, "Train/cat/a.png", "val/dog/a.png", "test/cat/deep/b.png"))
-    found = {i.id: (i.label, i.split) for i in manifest.images}
-    assert found == {
-        "Train/cat/a.png": ("cat", "train"),
-        "val/dog/a.png": ("dog", "valid"),
-        "test/cat/deep/b.png": ("cat", "test"),
-    }
-
-
-def test_a_part_among_classes_is_a_class(tmp_path: Path) -> None:
-    """Only when every top folder is a part are they taken for parts."""
-    manifest = folder(tree(tmp_path, "test/a.png", "dog/a.png"))
-    assert manifest.classes == ("dog", "test")
-    assert {image.split for image in manifest.images} == {""}
-
-
-def test_a_picture_in_no_class_folder_is_refused(tmp_path: Path) -> None:
-    """Below a part there must be a class."""
-    tree(tmp_path, "train/cat/a.png", "test/dog/a.png", "test/b.png")
-    with pytest.raises(DataError, match=r"test/b\.png is in no class folder; expected .*test/<class>/"):
-        folder(tmp_path)
-
-
-def test_other_files_are_counted_and_hidden_ones_are_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is no picture is left out with a warning; what is hidden is nobody's business."""
-    listen(caplog, monkeypatch)
-    tree(tmp_path, "cat/a.png", "dog/a.png", ".cache/b.png", "cat/.hidden.png")
-    (tmp_path / "cat" / "notes.txt").write_text("a cat")
-    (tmp_path / "cat" / "Thumbs.db").write_text("")
-    assert len(folder(tmp_path).images) == 2
-    assert "2 files in" in caplog.text
-
-
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    """The refusal says how the folder should look."""
-    (tmp_path / "cat").mkdir()
-    with pytest.raises(DataError, match=r"no picture in .*; expected .*/<class>/<image>"):
-        folder(tmp_path)
-
-
-def test_case_and_slide_from_the_path(tmp_path: Path) -> None:
-    """A pattern finds the case anywhere in the id, and the slide if it has the group."""
-    tree(tmp_path, "cat/p1_s1_a.png", "cat/p1_s2_a.png", "dog/p2_s3_a.png")
-    with_slide = folder(tmp_path, r"/(?P<case>p\d+)_(?P<slide>s\d+)_")
-    assert with_slide.groups("case") == ["p1", "p1", "p2"]
-    assert with_slide.groups("slide") == ["s1", "s2", "s3"]
-    only_case = folder(tmp_path, r"/(?P<case>p\d+)_")
-    assert only_case.groups("case") == ["p1", "p1", "p2"]
-    assert {image.slide for image in only_case.images} == {""}
-
-
-@pytest.mark.parametrize("pattern", [r"/(?P<case>p\d+)", r"/(?P<case>p?\d*)"])
-def test_a_pattern_that_misses_some_is_refused(tmp_path: Path, pattern: str) -> None:
-    """No case is made up, nor is an empty one taken; the refusal counts and shows one."""
-    tree(tmp_path, "cat/p1.png", "dog/p2.png", "dog/stray.png")
-    with pytest.raises(DataError, match=r"finds no case in 1 of 3 images, e\.g\. dog/stray\.png"):
-        folder(tmp_path, pattern)
-
-
-def test_parts_among_classes_are_refused(tmp_path: Path) -> None:
-    """train, test and something else with pictures: nobody can tell classes from parts."""
-    tree(tmp_path, "train/cat/a.png", "test/dog/a.png", "results/x.png")
-    with pytest.raises(DataError, match="holds results, test, train: parts of a split and others"):
-        folder(tmp_path)
-    (tmp_path / "results" / "x.png").unlink()
-    assert folder(tmp_path).classes == ("cat", "dog")
 
 
 def test_classes_are_in_the_order_that_is_given(tmp_path: Path) -> None:
@@ -230,3 +125,22 @@ def test_a_stored_manifest_keeps_what_is_unknown(tmp_path: Path) -> None:
     save_manifest(manifest, tmp_path / "manifest.csv")
     assert load_manifest(tmp_path / "manifest.csv", ["well", "ill"]) == manifest
     assert load_manifest(tmp_path / "manifest.csv").classes == ("ill", "well")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "breakhs"}, r"no format \(data\.format\) 'breakhs'; did you mean 'breakhis'"),
+        (
+            {"format": "idc", "case_pattern": "(?P<case>.)"},
+            "case_pattern is for folder and csv; idc takes",
+        ),
+        ({"format": "csv", "fold_list": "dsfold1.txt"}, "fold_list is for breakhis; csv takes none"),
+    ],
+)
+def test_a_setting_that_a_format_does_not_take_is_refused(
+    tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    """Before anything is read, and so is a format that nobody knows."""
+    with pytest.raises(ConfigError, match=message):
+        read_manifest(DataConfig(path=tmp_path, **settings))

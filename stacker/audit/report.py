@@ -1,24 +1,26 @@
-"""What an examination reports: findings, the worst first.
+"""What an examination reports: findings, the worst first, with the numbers behind them.
 
-The audit as a page of Markdown: the data section of a paper, with what a reader should be told.
+It is written as JSON with everything, and as a page of Markdown: the data section of a paper, with what
+a reader should be told.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from stacker import __version__
 from stacker.config.data import FoldsConfig
 from stacker.config.root import Config
-
-if TYPE_CHECKING:
-    from stacker.audit.check import Report
+from stacker.files import publish, versions, write_json
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 MOST_EXAMPLES = 200
+SHOWN = 5  # examples on the page
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,85 @@ def finding(
 
 def sort(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return the findings with the errors first; those of one severity stay in their order."""
-    return tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity)))
+    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def worst(findings: Iterable[Finding]) -> Severity | None:
     """Return the severity of the worst finding."""
-    found = {each.severity for each in findings}
-    return next((severity for severity in SEVERITIES if severity in found), None)
+    return next((finding.severity for finding in sort(findings)), None)
 
 
-SHOWN = 5
+@dataclass(frozen=True)
+class Audit:
+    """All that was found in a data set, with the numbers behind it."""
+
+    findings: tuple[Finding, ...]
+    census: dict[str, Any]
+    unit: str
+    split: str
+    parts: dict[str, Any]
+    cases: dict[str, Any]
+    shortcuts: dict[str, Any]
+    copies: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one backbone will be: where its maps come from, their grid at the run's image size."""
+
+    backbone: str
+    weights: str
+    layer: str
+    grid: tuple[int, int]
+    embedding: int
+    parameters: int
+    cells: int  # of all maps of one image
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run will take, and those that are free."""
+
+    images: int
+    models: int
+    resume: int  # the largest resume file, twice while it is written
+    caches: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `stacker check` found; the parts that could not be examined are empty."""
+
+    findings: tuple[Finding, ...]
+    backbones: tuple[Fit, ...]
+    disk: Disk | None
+    audit: Audit | None
+    manifest_digest: str = ""
+    folds_digest: str = ""
+
+
+def write(report: Report, config: Config, folder: Path) -> bool:
+    """Publish audit.json, with everything, and audit.md, for people.
+
+    A check that got no look at the images does not replace one that did; then return False.
+    """
+    if report.audit is None and (folder / "audit.json").exists():
+        return False
+    content: dict[str, Any] = asdict(report)
+    if report.audit is not None:
+        del content["audit"]["findings"]  # those of the report are these and more
+    data = config.model_dump(mode="json", include={"data", "images", "folds", "seed"})
+    write_json(folder / "audit.json", {"config": data, "versions": versions(), **content})
+    with publish(folder / "audit.md") as temporary:
+        temporary.write_text(markdown(report, config), encoding="utf-8")
+    return True
+
+
+def to_json(report: Report) -> str:
+    """Return the findings as JSON for scripts."""
+    return json.dumps([asdict(finding) for finding in report.findings], indent=1)
 
 
 def markdown(report: Report, config: Config) -> str:
@@ -62,7 +133,7 @@ def markdown(report: Report, config: Config) -> str:
     if report.audit is not None:
         lines += _data(report.audit, config, report.manifest_digest, report.folds_digest)
     lines += ["## Findings", ""]
-    lines += [line for each in report.findings for line in _finding(each)] or ["None.", ""]
+    lines += [line for finding in report.findings for line in _item(finding)] or ["None.", ""]
     return "\n".join(lines)
 
 
@@ -88,21 +159,17 @@ def _data(audit: Audit, config: Config, manifest_digest: str, folds_digest: str)
         yield f"A shallow forest on the clue alone, scored on {audit.unit}s that it has not seen."
         yield ""
         yield from (f"| clue | AUC | 95 % by {audit.unit} |", "|---|---|---|")
-        for clue, found in audit.shortcuts.items():
-            bounds = found["interval"]
-            shown = found["withheld"] or "-"
+        for clue, area in audit.shortcuts.items():
+            bounds, auc = area["interval"], area["auc"]
+            shown = area["withheld"] or "-"
             shown = shown if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
-            yield f"| {clue} | {_number(found['auc'])} | {shown} |"
+            yield f"| {clue} | {'-' if auc is None else f'{auc:.3f}'} | {shown} |"
         yield ""
 
 
 def _known(counts: Mapping[str, int], unit: str) -> str:
     number = counts[f"{unit}s"]
     return f"{number} {unit}s" if number else f"{unit}s not known"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _method(folds: FoldsConfig) -> str:
@@ -138,24 +205,10 @@ def _parts(parts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterator[str
     yield ""
 
 
-def _finding(found: Any) -> Iterator[str]:
-    advice = f" *{found.advice}.*" if found.advice else ""
-    yield f"- **{found.severity}: {found.topic}.** {found.message}.{advice}"
-    yield from (f"  - {example}" for example in found.examples[:SHOWN])
-    if found.count > SHOWN:
-        yield f"  - and {found.count - SHOWN} more (audit.json)"
+def _item(finding: Finding) -> Iterator[str]:
+    advice = f" *{finding.advice}.*" if finding.advice else ""
+    yield f"- **{finding.severity}: {finding.topic}.** {finding.message}.{advice}"
+    yield from (f"  - {example}" for example in finding.examples[:SHOWN])
+    if finding.count > SHOWN:
+        yield f"  - and {finding.count - SHOWN} more (audit.json)"
     yield ""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """All that was found in a data set, with the numbers behind it."""
-
-    findings: tuple[Finding, ...]
-    census: dict[str, Any]
-    unit: str
-    split: str
-    parts: dict[str, Any]
-    cases: dict[str, Any]
-    shortcuts: dict[str, Any]
-    copies: tuple[dict[str, Any], ...]
