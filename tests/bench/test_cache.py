@@ -32,7 +32,7 @@ from stacker.bench.timing import (
 from stacker.config.root import Config
 from stacker.config.training import BackboneConfig
 from stacker.errors import RunError
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 NAMES = ("test_resnet", "test_efficientnet")
 BACKBONES = {name: {"weights": "random"} for name in NAMES}

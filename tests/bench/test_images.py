@@ -10,7 +10,7 @@ import pytest
 
 from stacker.bench import images as bench
 from stacker.bench.train import _verdict
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 
 @pytest.fixture(autouse=True)

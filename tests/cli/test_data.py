@@ -13,7 +13,7 @@ from stacker.config.load import load_config
 from stacker.data.formats.registry import read_manifest
 from stacker.figures.data import pick
 from stacker.training.begin import begin
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 WriteConfig = Callable[..., Path]
 

@@ -9,15 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from stacker.backbones.checkpoint import read_facts
-from stacker.cli.common import Commands
-from stacker.cli.predict import pack as pack_command
-from stacker.cli.predict import predict as predict_command
 from stacker.config.root import Config
 from stacker.errors import RunError
 from stacker.files import read_json
@@ -31,24 +26,8 @@ from stacker.run import Run, reopen
 from stacker.stacking.admission import open_caches
 from stacker.stacking.novelty import keep_novelty
 from stacker.stacking.saved import stack_facts
+from tests.commands import call, expect_refusal
 from tests.pictures import write_table
-
-
-@click.group(cls=Commands)
-def main() -> None:
-    """Stand for the program."""
-
-
-main.add_command(pack_command)
-main.add_command(predict_command)
-
-
-def call(*arguments: object) -> Result:
-    """Run the command line in this process; a traceback fails the test."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture
@@ -183,15 +162,13 @@ def test_equal_packs_are_equal_files(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "3.zip: mlp, " in result.stdout
     again = call("pack", run.path, "--out", tmp_path / "3.zip")
-    assert again.exit_code == 1
-    assert "is there already" in again.stderr
+    expect_refusal(again, 1, "is there already")
     outside = tmp_path / "outside" / "stack.json"
     outside.parent.mkdir()
     outside.write_text("{}")
     name = f"../../../{outside.parent.name}"
     strange = call("pack", run.path, "--out", tmp_path / "4.zip", "--meta", name)
-    assert strange.exit_code == 2
-    assert f"no meta-learner '{name}'" in strange.stderr
+    expect_refusal(strange, 2, f"no meta-learner '{name}'")
 
 
 def test_a_zip_is_asked_like_a_run(run: Run, zipped: Path, tmp_path: Path) -> None:

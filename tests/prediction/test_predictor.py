@@ -10,17 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image as Picture
 from safetensors.torch import save_file
 
 from stacker.backbones.checkpoint import load_checkpoint
-from stacker.cli.common import Commands
-from stacker.cli.predict import predict as command
 from stacker.config.root import Config
 from stacker.data.manifest import Image
 from stacker.errors import BackboneError, ConfigError, StackError
@@ -31,24 +28,8 @@ from stacker.prediction.rows import CasePrediction, Prediction, RowFile, Skipped
 from stacker.run import BaseModel, open_run, reopen
 from stacker.stacking.admission import open_caches
 from stacker.stacking.novelty import keep_novelty, novelty_file
+from tests.commands import call, expect_refusal
 from tests.pictures import tissue, write_table
-
-
-@click.group(cls=Commands)
-def main() -> None:
-    """Stand for the program."""
-
-
-main.add_command(command)
-
-
-def call(run: Path, *arguments: object, **options: Any) -> Result:
-    """Run the command in this process; a traceback fails the test."""
-    words = ["predict", str(run), *map(str, arguments)]
-    result = CliRunner().invoke(main, words, **options)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def rows_of(result: Result) -> list[dict[str, Any]]:
@@ -82,7 +63,9 @@ def test_new_images_get_what_the_cached_ones_got(
 ) -> None:
     """The same probabilities, classes and thresholds as in the run's own predictions of its test set."""
     paths = [image.path for image in tests_of]
-    result = call(ready.run_path, *paths, "--meta", meta, "--format", "jsonl", "--no-overlays")
+    result = call(
+        "predict", ready.run_path, *paths, "--meta", meta, "--format", "jsonl", "--no-overlays"
+    )
     assert result.exit_code == 0, result.stderr
     rows = rows_of(result)
     with (ready.run_path / "predictions.csv").open() as file:
@@ -177,13 +160,13 @@ def test_what_cannot_be_read_is_skipped_and_said_at_the_end(
     bad, good = tmp_path / "bad.png", tests_of[0].path
     bad.write_bytes(Path(good).read_bytes()[:100])
     listed = f"{bad}\n{good}\n{tmp_path / 'gone.png'}\n"
-    result = call(ready.run_path, "-", "--format", "jsonl", "--no-overlays", input=listed)
+    result = call("predict", ready.run_path, "-", "--format", "jsonl", "--no-overlays", input=listed)
     assert result.exit_code == 1
     assert [row["row"] for row in rows_of(result)] == ["skipped", "image", "skipped", "case"]
     assert rows_of(result)[2]["reason"] == "cannot be read: No such file or directory"
     assert "2 images skipped:" in result.stderr
     assert "bad.png: cannot be decoded" in result.stderr
-    only = call(ready.run_path, bad)
+    only = call("predict", ready.run_path, bad)
     assert only.exit_code == 1
     assert "bad.png" in only.stdout
     for words, text in (
@@ -194,19 +177,19 @@ def test_what_cannot_be_read_is_skipped_and_said_at_the_end(
         ((good, "--output", "rows.xlsx"), "--format jsonl, csv or table"),
         ((good, "--device", "tpu9"), "--device tpu9: expected auto, cpu, cuda"),
     ):
-        refused = call(ready.run_path, *words)
-        assert refused.exit_code == 2, words
-        assert text in refused.stderr
+        expect_refusal(call("predict", ready.run_path, *words), 2, text)
 
 
 def test_it_abstains_below_a_confidence(ready: Config, tests_of: list[Image]) -> None:
     """As the config or the option says; the class and its probability are still told."""
     path = tests_of[0].path
-    (row, case) = rows_of(call(ready.run_path, path, "--abstain", "0.999", "--format", "jsonl"))
+    (row, case) = rows_of(
+        call("predict", ready.run_path, path, "--abstain", "0.999", "--format", "jsonl")
+    )
     assert row["abstained"] == f"confidence {row['confidence']:.3f} is below 0.999"
     assert row["predicted"] in ("benign", "malignant")
     assert (case["abstained"] is None) == (case["confidence"] >= 0.999)
-    table = call(ready.run_path, path, "--abstain", "0.999")
+    table = call("predict", ready.run_path, path, "--abstain", "0.999")
     assert "abstains: confidence" in table.stdout
     assert "1 abstained" in table.stderr
     run = open_run(ready.run_path, ("stack.abstain=0.999",))
@@ -224,7 +207,7 @@ def test_cases_that_the_stack_knows_are_told(
     lines = [f"{each.path},{each.label}" for each in (known, new)] + [f"{tests_of[1].path},odd"]
     table = tmp_path / "list.csv"
     table.write_text("\n".join(["path,label", *lines]) + "\n")
-    result = call(ready.run_path, table, "--format", "jsonl", "--no-overlays")
+    result = call("predict", ready.run_path, table, "--format", "jsonl", "--no-overlays")
     images = [row for row in rows_of(result) if row["row"] == "image"]
     assert [(row["label"], row["seen"]) for row in images] == [
         (known.label, True),
@@ -237,7 +220,7 @@ def test_cases_that_the_stack_knows_are_told(
     assert f"'odd' of {tests_of[1].path}, the classes are benign, malignant" in result.stderr
     assert "1 of the images are of cases that the stack was fitted on" in result.stderr
     table.write_text(f"path,case,label\n{known.path},my own name,{known.label}\n")
-    (row, *_) = rows_of(call(ready.run_path, table, "--format", "jsonl", "--no-overlays"))
+    (row, *_) = rows_of(call("predict", ready.run_path, table, "--format", "jsonl", "--no-overlays"))
     assert (row["case"], row["seen"]) == ("my own name", True)
 
 
@@ -247,7 +230,9 @@ def test_a_csv_has_the_same_rows_and_is_whole_when_it_has_its_name(
     """Every row has every column; the cases of a table's own column come before those of names."""
     table = write_table(tmp_path / "in" / "list.csv", "path,case", [["a.png", "P1"], ["b.png", "P2"]])
     output = tmp_path / "out" / "rows.csv"
-    result = call(ready.run_path, table, tests_of[0].path, "--output", output, "--no-overlays")
+    result = call(
+        "predict", ready.run_path, table, tests_of[0].path, "--output", output, "--no-overlays"
+    )
     assert (result.exit_code, result.stdout) == (0, "")
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
     assert [row["row"] for row in rows] == ["image"] * 3 + ["case"] * 3
@@ -286,16 +271,16 @@ def test_overlays_are_drawn_for_few_images_and_where_they_are_wanted(
     """One PNG each, numbered where names are equal: the image and a panel for each backbone."""
     twin = tmp_path / Path(tests_of[0].path).name
     twin.write_bytes(Path(tests_of[0].path).read_bytes())
-    rows = rows_of(call(ready.run_path, tests_of[0].path, twin, "--format", "jsonl"))
+    rows = rows_of(call("predict", ready.run_path, tests_of[0].path, twin, "--format", "jsonl"))
     overlays = [Path(row["overlay"]) for row in rows if row["row"] == "image"]
     stem = twin.stem
     assert overlays == [ready.run_path / "predictions" / f"{stem}{n}.png" for n in ("", "-2")]
     with Picture.open(overlays[0]) as sheet:
         assert sheet.width == 3 * 32 + 2 * 4
     monkeypatch.setattr("stacker.cli.predict.MOST_DRAWN", 1)
-    many = rows_of(call(ready.run_path, tests_of[0].path, twin, "--format", "jsonl"))
+    many = rows_of(call("predict", ready.run_path, tests_of[0].path, twin, "--format", "jsonl"))
     assert many[0]["overlay"] is None
-    asked = call(ready.run_path, tests_of[0].path, twin, "--out", tmp_path / "out")
+    asked = call("predict", ready.run_path, tests_of[0].path, twin, "--out", tmp_path / "out")
     assert asked.exit_code == 0
     assert len(list((tmp_path / "out").iterdir())) == 2
 
