@@ -7,7 +7,6 @@ equal to the byte under two cases are left out only where they would be; else th
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -198,8 +197,3 @@ def write(report: Report, config: Config, folder: Path) -> bool:
     with publish(folder / "audit.md") as temporary:
         temporary.write_text(markdown(report, config), encoding="utf-8")
     return True
-
-
-def to_json(report: Report) -> str:
-    """Return the findings as JSON for scripts."""
-    return json.dumps([asdict(each) for each in report.findings], indent=1)
