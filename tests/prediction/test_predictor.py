@@ -23,9 +23,9 @@ from stacker.data.manifest import Image
 from stacker.errors import BackboneError, ConfigError, StackError
 from stacker.maps.extract import Arrays
 from stacker.prediction.inputs import Input
-from stacker.prediction.predictor import Predictor, open_predictor, predict
-from stacker.prediction.rows import CasePrediction, Prediction, RowFile, Skipped
-from stacker.run import BaseModel, open_run, reopen
+from stacker.prediction.predictor import Predictor, open_predictor
+from stacker.prediction.rows import CasePrediction, Prediction, Skipped, row_file
+from stacker.run import BaseModel, Run, open_run, reopen
 from stacker.stacking.admission import open_caches
 from stacker.stacking.novelty import keep_novelty, novelty_file
 from tests.commands import call, expect_refusal
@@ -193,8 +193,7 @@ def test_it_abstains_below_a_confidence(ready: Config, tests_of: list[Image]) ->
     assert "abstains: confidence" in table.stdout
     assert "1 abstained" in table.stderr
     run = open_run(ready.run_path, ("stack.abstain=0.999",))
-    ((found,), _) = predict(run, [Path(path)])
-    assert found.abstained == row["abstained"]
+    assert _first(run, tests_of).abstained == row["abstained"]
 
 
 def test_cases_that_the_stack_knows_are_told(
@@ -251,9 +250,9 @@ def test_rows_outlive_whatever_ends_the_program(
     path.write_text("older\n")
 
     def interrupted() -> None:
-        with RowFile(path) as file:
-            file.write("one")
-            assert file.partial.read_text() == "one\n"
+        with row_file(path) as write:
+            write("one")
+            assert (tmp_path / "rows.jsonl.partial").read_text() == "one\n"
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -261,7 +260,7 @@ def test_rows_outlive_whatever_ends_the_program(
     assert path.read_text() == "older\n"
     assert (tmp_path / "rows.jsonl.partial").read_text() == "one\n"
     assert "rows.jsonl.partial holds the 1 lines that were finished" in caplog.text
-    with pytest.raises(ConfigError, match="is a folder"), RowFile(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder"), row_file(tmp_path):
         pass
 
 
@@ -293,9 +292,9 @@ def test_what_is_no_number_is_no_prediction(
     asked = predictor.ensemble.ask
 
     def fail(pixels: list[np.ndarray]) -> dict[BaseModel, Arrays]:
-        found = asked(pixels)
-        found[BaseModel("test_resnet", "holdout")]["maps"][1] = np.nan
-        return found
+        outputs = asked(pixels)
+        outputs[BaseModel("test_resnet", "holdout")]["maps"][1] = np.nan
+        return outputs
 
     monkeypatch.setattr(predictor.ensemble, "ask", fail)
     images = [Input(Path(image.path)) for image in tests_of[:3]]
@@ -309,29 +308,25 @@ def test_what_is_no_number_is_no_prediction(
 def test_without_what_is_usual_novelty_is_not_known(
     ready: Config, tests_of: list[Image], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor where it is of other caches or an older version, which is said; a damaged file is refused."""
-    path = novelty_file(open_run(ready.run_path))
-    with np.load(path) as file:
-        np.savez(path, **{name: file[name] for name in file if name != "ratio"})
-    assert _first(ready, tests_of).novelty is None
-    assert "was made by an older version: novelty is not known" in caplog.text
-    caplog.clear()
+    """Nor where it is of other caches, which is said; a damaged file is refused."""
     run = reopen(ready)
+    path = novelty_file(run)
     caches = open_caches(run, frozen=False)
     path.unlink()
     keep_novelty(run, replace(caches, origins=dict.fromkeys(caches.origins, "other")))
-    assert _first(ready, tests_of).novelty is None
+    assert _first(run, tests_of).novelty is None
     assert "novelty is not known" in caplog.text
     path.write_bytes(b"nonsense")
     with pytest.raises(StackError, match="damaged"):
-        open_predictor(open_run(ready.run_path))
+        open_predictor(run)
     path.unlink()
-    assert _first(ready, tests_of).unlike_training is None
+    assert _first(run, tests_of).unlike_training is None
 
 
-def _first(config: Config, tests_of: list[Image]) -> Prediction:
-    ((found,), _) = predict(open_run(config.run_path), [Path(tests_of[0].path)])
-    return found
+def _first(run: Run, tests_of: list[Image]) -> Prediction:
+    (row,) = open_predictor(run).stream([Input(Path(tests_of[0].path))])
+    assert isinstance(row, Prediction)
+    return row
 
 
 def test_base_models_that_changed_are_refused(ready: Config) -> None:
