@@ -22,11 +22,11 @@ def demo(overrides: tuple[str, ...]) -> None:
     from stacker.cli.tables.scores import score_tables
     from stacker.pipeline import run_demo
 
-    done = run_demo(overrides)
-    show(*score_tables(done.metrics))
-    click.echo(f"\nA picture of what the base models looked at: {done.heatmaps}")
-    click.echo(f"All results: {done.run}/metrics.json, predictions.csv, figures/")
-    click.echo(f"Next: stacker inspect {done.run} --sample 4, or copy configs/breakhis.yaml")
+    run, metrics = run_demo(overrides)
+    show(*score_tables(metrics))
+    click.echo(f"\nA picture of what the base models looked at: {run.figures}/heatmaps.png")
+    click.echo(f"All results: {run.path}/metrics.json, predictions.csv, figures/")
+    click.echo(f"Next: stacker inspect {run.path} --sample 4, or copy configs/breakhis.yaml")
 
 
 @click.command()

@@ -143,7 +143,8 @@ class Predictor:
         raw = self.stack.raw(_by_fold(self.stack, outputs))
         stacked, decided = self.stack.finish_images(raw)
         by_base = {base: probabilities(outputs[base]["logits"]) for base in self.bases}
-        novelty = self._percentiles(outputs)
+        embeddings = {base: arrays["features"] for base, arrays in outputs.items()}
+        novelty = None if self.novelty is None else self.novelty.percentile(embeddings)
         for n, (reading, shares, k) in enumerate(zip(readings, stacked, decided, strict=True)):
             image = reading.image
             if not np.isfinite(shares).all():
@@ -188,11 +189,6 @@ class Predictor:
         if confidence >= self.abstain:
             return None
         return f"confidence {confidence:.3f} is below {self.abstain:g}"
-
-    def _percentiles(self, outputs: Outputs) -> np.ndarray | None:
-        if self.novelty is None:
-            return None
-        return self.novelty.percentile({base: outputs[base]["features"] for base in self.novelty.bases})
 
     def _draw(
         self,

@@ -262,8 +262,11 @@ class Tally:
     def _compare(self, row: Prediction, label: str) -> None:
         """Count whether an image is what its label says."""
         if label not in row.probabilities:
-            known = f"{label!r} of {row.path}, the classes are {', '.join(row.probabilities)}"
-            self.strange, self.strange_first = self.strange + 1, self.strange_first or known
+            self.strange += 1
+            classes = ", ".join(row.probabilities)
+            self.strange_first = (
+                self.strange_first or f"{label!r} of {row.path}, the classes are {classes}"
+            )
         elif row.abstained is None and not row.seen:
             (self.unknown if row.seen is None else self.new)[label == row.predicted] += 1
 

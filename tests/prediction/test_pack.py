@@ -33,9 +33,9 @@ from tests.pictures import write_table
 @pytest.fixture
 def run(finished: Config) -> Run:
     """Return a finished run that knows what is usual."""
-    found = reopen(finished)
-    keep_novelty(found, open_caches(found, frozen=False))
-    return found
+    run = reopen(finished)
+    keep_novelty(run, open_caches(run, frozen=False))
+    return run
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ def test_probabilities_are_equal_to_the_last_bit(run: Run, folder: Path) -> None
     """Before they are rounded, too."""
     pixels = list(reopen(run.config).pixels()[np.arange(6)])
     with opened(folder) as unpacked:
-        packed, own = open_predictor(unpacked), open_predictor(run)
-        for name, said in own.ensemble.ask(pixels).items():
+        packed, original = open_predictor(unpacked), open_predictor(run)
+        for name, said in original.ensemble.ask(pixels).items():
             for array, values in packed.ensemble.ask(pixels)[name].items():
                 np.testing.assert_array_equal(values, said[array])
 
@@ -102,9 +102,15 @@ def test_nothing_of_the_data_goes_along(run: Run, folder: Path) -> None:
     """No image, no manifest, no cache, no path of this machine, no id of a case or an image."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     models = {f"models/{b}/holdout/model.safetensors" for b in run.config.backbones}
-    own = {"pack.json", "MODEL_CARD.md", "config.yaml", "stack/novelty.npz", "stack/logistic/stack.json"}
+    once = {
+        "pack.json",
+        "MODEL_CARD.md",
+        "config.yaml",
+        "stack/novelty.npz",
+        "stack/logistic/stack.json",
+    }
     parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.skops", "centres.npz")}
-    assert names == own | models | parts
+    assert names == once | models | parts
     secrets = {image.case for image in run.manifest.images}
     secrets |= {image.id for image in run.manifest.images}
     secrets |= {str(run.path.parent), str(run.config.data.path)}
@@ -257,11 +263,11 @@ def test_what_is_compressed_is_refused_unread(zipped: Path, method: int) -> None
     for name in ("pack.json", "config.yaml"):
         zipped.write_bytes(original)
         with zipfile.ZipFile(zipped) as archive:
-            content = {each: archive.read(each) for each in archive.namelist()}
+            content = {member: archive.read(member) for member in archive.namelist()}
         with zipfile.ZipFile(zipped, "w") as archive:
-            for each, data in content.items():
-                kind = method if each == name else zipfile.ZIP_STORED
-                archive.writestr(each, data, compress_type=kind)
+            for member, data in content.items():
+                kind = method if member == name else zipfile.ZIP_STORED
+                archive.writestr(member, data, compress_type=kind)
         refuse(zipped, f"'{name}' is compressed or encrypted")
 
 
@@ -297,8 +303,8 @@ def test_the_card_has_the_numbers_of_the_run(run: Run, folder: Path) -> None:
     metrics = read_json(run.path / "metrics.json")
     for part in ("test", "development"):
         for unit in ("image", "case"):
-            found = metrics[part]["logistic"][unit]
-            assert f"{found['accuracy']:.3f} [{found['withheld']['accuracy']}]" in card
+            scores = metrics[part]["logistic"][unit]
+            assert f"{scores['accuracy']:.3f} [{scores['withheld']['accuracy']}]" in card
     facts = stack_facts(run, "logistic")
     for finish in ("finish", "case_finish"):
         assert f"from a probability of {facts[finish]['threshold']:.4f} on" in card

@@ -103,16 +103,16 @@ def test_a_case_is_the_mean_of_its_images(ready: Config, tests_of: list[Image]) 
     assert [case.case for case in cases] == sorted({image.case for image in tests_of})
     assert rows[-len(cases) :] == cases
     for case in cases:
-        own = [row for row in images if row.case == case.case]
-        stated = np.array([row.probabilities["malignant"] for row in own])
+        members = [row for row in images if row.case == case.case]
+        stated = np.array([row.probabilities["malignant"] for row in members])
         odds = np.log(stated / (1 - stated)) * finish.calibrator.temperature  # as before calibration
         raw = (1 / (1 + np.exp(-odds))).mean()
         expected = of_cases.calibrator.apply(np.array([[1 - raw, raw]]))[0, 1]
-        assert case.images == len(own)
+        assert case.images == len(members)
         assert case.probabilities["malignant"] == pytest.approx(expected, abs=2e-4)
         assert of_cases.threshold is not None
         assert case.predicted == ("malignant" if expected >= of_cases.threshold else "benign")
-        share = np.mean([row.predicted == "malignant" for row in own])
+        share = np.mean([row.predicted == "malignant" for row in members])
         assert case.shares["malignant"] == pytest.approx(share, abs=1e-6)
     assert images[-1].case is None
     assert images[-1].seen is None
@@ -122,17 +122,17 @@ def test_rows_do_not_depend_on_the_batch_or_on_turns(ready: Config, tests_of: li
     """One by one, in threes, and with base models that take turns: the numbers are the same."""
     images = [Input(Path(image.path), image.case) for image in tests_of[:7]]
     run = open_run(ready.run_path)
-    found = []
+    shares = []
     for size, memory in ((32, 4.0), (1, 4.0), (3, 1e-6)):
         cam = run.config.cam.model_copy(update={"batch_size": size, "memory_gb": memory})
         changed = replace(run, config=run.config.model_copy(update={"cam": cam}))
         predictor = open_predictor(changed)
         assert len(predictor.ensemble.rounds) == (1 if memory > 1 else 2)
         rows = list(predictor.stream(images))
-        found.append([row.probabilities["malignant"] for row in rows if isinstance(row, Prediction)])
-    assert len(found[0]) == 7
-    np.testing.assert_allclose(found[1], found[0], atol=2e-3)
-    np.testing.assert_allclose(found[2], found[0], atol=2e-3)
+        shares.append([row.probabilities["malignant"] for row in rows if isinstance(row, Prediction)])
+    assert len(shares[0]) == 7
+    np.testing.assert_allclose(shares[1], shares[0], atol=2e-3)
+    np.testing.assert_allclose(shares[2], shares[0], atol=2e-3)
 
 
 def test_a_row_comes_out_as_soon_as_its_batch_is_done(ready: Config, tests_of: list[Image]) -> None:
@@ -203,7 +203,7 @@ def test_cases_that_the_stack_knows_are_told(
     run = reopen(ready)
     known = next(i for i in run.manifest.images if i.case in run.folds.folds[0].held_out)
     new = tests_of[0]
-    lines = [f"{each.path},{each.label}" for each in (known, new)] + [f"{tests_of[1].path},odd"]
+    lines = [f"{image.path},{image.label}" for image in (known, new)] + [f"{tests_of[1].path},odd"]
     table = tmp_path / "list.csv"
     table.write_text("\n".join(["path,label", *lines]) + "\n")
     result = call("predict", ready.run_path, table, "--format", "jsonl", "--no-overlays")
