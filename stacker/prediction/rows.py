@@ -167,8 +167,7 @@ def _cells(row: Row) -> dict[str, object]:
     for base, vote in cells.pop("base", {}).items():
         cells |= {f"{base}/p_{name}": share for name, share in vote["probabilities"].items()}
         cells[f"{base}/vote"] = vote["vote"]
-    texts = {True: "true", False: "false", None: ""}
-    return {k: texts[v] if v is None or isinstance(v, bool) else v for k, v in cells.items()}
+    return {k: str(v).lower() if isinstance(v, bool) else v for k, v in cells.items()}
 
 
 def _as_csv(cells: Sequence[object]) -> str:
@@ -179,14 +178,14 @@ def _as_csv(cells: Sequence[object]) -> str:
 
 def _as_table(row: Row, width: int) -> str:
     if isinstance(row, Skipped):
-        return f"{'skipped':<{width}}  {'':>10}  {'':>8}  {'':>7}  {row.path}: {row.reason}"
+        return f"{'skipped':<{width}}{'':>31}  {row.path}: {row.reason}"
     notes = [] if row.abstained is None else [f"abstains: {row.abstained}"]
-    start = f"{row.predicted:<{width}}  {row.confidence:>10.3f}"
+    line = f"{row.predicted:<{width}}  {row.confidence:>10.3f}"
     if isinstance(row, CasePrediction):
-        line = f"{start}  {'':>8}  {'':>7}  case {row.case}, {plural(row.images, 'image')}"
+        line += f"{'':>19}  case {row.case}, {plural(row.images, 'image')}"
     else:
         novelty = "" if row.novelty is None else f"{row.novelty:.2f}"
-        line = f"{start}  {row.disagreement:>8.2f}  {novelty:>7}  {row.path}"
+        line += f"  {row.disagreement:>8.2f}  {novelty:>7}  {row.path}"
         notes += ["unlike the training images"] if row.unlike_training else []
         notes += ["its case was fitted on"] if row.seen else []
     return f"{line}  ({'; '.join(notes)})" if notes else line
