@@ -9,7 +9,6 @@ made anew. Torch is imported by the stages that need it, so stage three runs wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from stacker.config.load import load_config
 from stacker.config.root import Config
 from stacker.errors import ConfigError, RunError
 from stacker.run import Run, open_run
+
+PICTURES = 4  # that the demo draws
 
 
 def train(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[str]:
@@ -61,19 +62,7 @@ def run_all(config: Config) -> dict[str, Any]:
     return stack(run, config.stack.meta)
 
 
-PICTURES = 4  # that the demo draws
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What the demo made and where it lies."""
-
-    run: Path
-    metrics: dict[str, Any]
-    heatmaps: Path
-
-
-def demo_config() -> Path:
+def _demo_config() -> Path:
     """Return configs/demo.yaml, of the source tree or of the installed package."""
     package = Path(__file__).parent
     for folder in (package / "configs", package.parent / "configs"):
@@ -82,19 +71,18 @@ def demo_config() -> Path:
     raise ConfigError(f"configs/demo.yaml is missing beside {package}; install stacker again")
 
 
-def run_demo(overrides: tuple[str, ...] = ()) -> Demo:
-    """Write the data set where the demo config expects it, run the stages, draw the heatmaps."""
+def run_demo(overrides: tuple[str, ...] = ()) -> tuple[Run, dict[str, Any]]:
+    """Write the data set where the demo config expects it, run the stages, draw figures/heatmaps.png."""
     from stacker.caches import summary
     from stacker.figures.canvas import save_figure
     from stacker.figures.heatmaps import draw
     from stacker.synthetic.breakhis import write_breakhis
 
-    config = load_config(demo_config(), overrides)
+    config = load_config(_demo_config(), overrides)
     write_breakhis(config.data.path, seed=config.seed)
     metrics = run_all(config)
     run = open_run(config.run_path)
     caches = summary.find_caches(run)
     images = summary.sample(caches, PICTURES, config.seed)
-    heatmaps = run.figures / "heatmaps.png"
-    save_figure(draw(run, caches, images), heatmaps)
-    return Demo(run.path, metrics, heatmaps)
+    save_figure(draw(run, caches, images), run.figures / "heatmaps.png")
+    return run, metrics

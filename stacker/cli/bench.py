@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stacker.cli.common import CONFIG, SET, load, show
+from stacker.cli.common import Command, json_option, print_json, show, takes_config
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Command = Callable[..., None]
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+    from stacker.config.root import Config
+
+JSON = json_option("Print JSON instead of tables.")
 
 
 def _count(name: str, default: int, least: int, text: str) -> Callable[[Command], Command]:
@@ -25,10 +25,8 @@ def _count(name: str, default: int, least: int, text: str) -> Callable[[Command]
 
 def _print(bench: Any, as_json: bool, *tables: Table, lines: Sequence[str] = ()) -> None:
     """Print what was measured, as JSON or for people."""
-    from dataclasses import asdict
-
     if as_json:
-        click.echo(json.dumps(bench, indent=1, default=asdict))
+        print_json(bench)
         return
     show(*tables)
     for line in lines:
@@ -41,23 +39,21 @@ def bench() -> None:
 
 
 @bench.command()
-@CONFIG
-@SET
+@takes_config
 @_count("images", 512, 1, "How many.")
 @_count("repeats", 3, 1, "Timed epochs.")
 @JSON
-def images(config_file: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def images(config: Config, as_json: bool, **options: Any) -> None:
     """Time an epoch's loading of CONFIG's images: from the packed store, and by decoding files."""
     from stacker.bench.images import bench_images
     from stacker.cli.tables.bench import timings_table
 
-    timings = bench_images(load(config_file, overrides), **options)
+    timings = bench_images(config, **options)
     _print(timings, as_json, timings_table(timings, "store"))
 
 
 @bench.command()
-@CONFIG
-@SET
+@takes_config
 @click.option("--backbone", metavar="NAME", help="Which of CONFIG's; default: the first.")
 @_count("images", 256, 2, "Per epoch.")
 @_count("repeats", 3, 1, "Timed epochs.")
@@ -69,12 +65,12 @@ def images(config_file: Path, overrides: tuple[str, ...], as_json: bool, **optio
     help="timm's train.py (from its repository), to be timed on the same files.",
 )
 @JSON
-def train(config_file: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def train(config: Config, as_json: bool, **options: Any) -> None:
     """Time stage one on CONFIG's images, and say what holds it back."""
     from stacker.bench.train import bench_train
     from stacker.cli.tables.bench import timings_table
 
-    bench = bench_train(load(config_file, overrides), **options)
+    bench = bench_train(config, **options)
     height, width = bench["size"]
     title = f"{bench['backbone']}, {height}x{width}, batches of {bench['batch_size']}, "
     title += f"{bench['precision']}, {bench['device']}"
@@ -83,17 +79,16 @@ def train(config_file: Path, overrides: tuple[str, ...], as_json: bool, **option
 
 
 @bench.command()
-@CONFIG
-@SET
+@takes_config
 @_count("images", 64, 1, "How many.")
 @_count("repeats", 3, 1, "Timed rounds.")
 @JSON
-def cache(config_file: Path, overrides: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def cache(config: Config, as_json: bool, **options: Any) -> None:
     """Time stage two on CONFIG's images, beside a bare forward pass and the grad-cam package."""
     from stacker.bench.cache import bench_cache
     from stacker.cli.tables.bench import costs_table, deviations_table
 
-    bench = bench_cache(load(config_file, overrides), **options)
+    bench = bench_cache(config, **options)
     deviations = [deviations_table(bench["deviations"])] if bench["deviations"] else []
     lines = [*bench["notes"], bench["verdict"]]
     _print(bench, as_json, costs_table(bench), *deviations, lines=lines)

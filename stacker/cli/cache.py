@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from stacker.cli.common import CONFIG, RUN, SET, Failure, load, show
+from stacker.cli.common import (
+    Failure,
+    backbones_option,
+    json_option,
+    out_option,
+    print_json,
+    repeated,
+    show,
+    takes_config,
+    takes_run,
+)
+
+if TYPE_CHECKING:
+    from stacker.config.root import Config
+    from stacker.run import Run
 
 
 class FilledByDefault(click.Group):
@@ -38,88 +52,75 @@ def cache() -> None:
 
 
 @cache.command()
-@CONFIG
-@SET
-def fill(config_file: Path, overrides: tuple[str, ...]) -> None:
+@takes_config
+def fill(config: Config) -> None:
     """Fill the caches of CONFIG's run; parts that are there are kept."""
     from stacker import pipeline
     from stacker.run import reopen
 
-    run = reopen(load(config_file, overrides))
+    run = reopen(config)
     number = pipeline.cache(run)
     click.echo(f"{number} caches in {run.path}/cache")
 
 
 @cache.command()
-@RUN
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def info(run_folder: Path, as_json: bool) -> None:
+@takes_run
+@json_option()
+def info(run: Run, as_json: bool) -> None:
     """Show what the caches of RUN hold: sizes, throughput, flagged maps, and where they come from."""
-    from dataclasses import asdict
-
     from stacker.caches.summary import find_caches, summaries
     from stacker.cli.tables.data import caches_table, flags_table
-    from stacker.run import open_run
 
-    run = open_run(run_folder)
-    found = summaries(run, find_caches(run))
+    of_caches = summaries(run, find_caches(run))
     if as_json:
-        click.echo(json.dumps([asdict(summary) for summary in found], indent=1))
+        print_json(of_caches)
         return
-    show(caches_table(found))
-    if any(summary.flagged for summary in found):
-        show(flags_table(found))
-    for versions in dict.fromkeys(json.dumps(summary.versions) for summary in found):
-        click.echo("made by " + ", ".join(f"{k} {v}" for k, v in json.loads(versions).items()))
+    show(caches_table(of_caches))
+    if any(summary.flagged for summary in of_caches):
+        show(flags_table(of_caches))
+    lines = (", ".join(f"{k} {v}" for k, v in summary.versions.items()) for summary in of_caches)
+    for line in dict.fromkeys(lines):
+        click.echo(f"made by {line}")
 
 
 @cache.command()
-@RUN
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def verify(run_folder: Path, as_json: bool) -> None:
+@takes_run
+@json_option()
+def verify(run: Run, as_json: bool) -> None:
     """Examine the caches of RUN to the last byte.
 
     Looks for parts that are missing, damaged, or of another base model, split or config; for rows that
     trained their own model; for an index that shows something else than the parts; and for maps that do
     not sum to logit - bias where they should. Exit code 1 when anything is found.
     """
-    from dataclasses import asdict
-
     from stacker.cli.tables.data import verdicts_table
     from stacker.maps.verify import verify as examine
-    from stacker.run import open_run
 
-    verdicts = examine(open_run(run_folder))
+    verdicts = examine(run)
     if as_json:
-        click.echo(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
+        print_json(verdicts)
     else:
         show(verdicts_table(verdicts))
     bad = [verdict.name for verdict in verdicts if verdict.problems]
     if bad:
-        mend = f"'stacker cache {run_folder}/config.yaml' makes anew what is missing or damaged"
+        mend = f"'stacker cache {run.path}/config.yaml' makes anew what is missing or damaged"
         raise Failure(f"{len(bad)} of {len(verdicts)} caches are not as they should be; {mend}", 1)
 
 
 @cache.command()
-@RUN
+@takes_run
 @click.option("--npz", is_flag=True, help="One numpy archive per base model.")
 @click.option("--csv", is_flag=True, help="One table per base model, a line per image.")
 @click.option("--zarr", is_flag=True, help="One zarr group per base model; needs stacker[zarr].")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write to; default: RUN/export.",
-)
-def export(run_folder: Path, npz: bool, csv: bool, zarr: bool, out: Path | None) -> None:
+@out_option("Folder to write to; default: RUN/export.", folder=True)
+def export(run: Run, npz: bool, csv: bool, zarr: bool, out: Path | None) -> None:
     """Hand the caches of RUN to other tools: every array, with the rows and who made them."""
     from stacker.caches.export import export_caches
     from stacker.caches.summary import find_caches
-    from stacker.run import open_run
 
     kinds = [name for name, wanted in {"npz": npz, "csv": csv, "zarr": zarr}.items() if wanted]
     if not kinds:
         raise click.UsageError("say in which form: --npz, --csv or --zarr")
-    run = open_run(run_folder)
     caches = find_caches(run)
     for kind in kinds:
         for path in export_caches(caches, kind, out or run.path / "export"):
@@ -127,31 +128,22 @@ def export(run_folder: Path, npz: bool, csv: bool, zarr: bool, out: Path | None)
 
 
 @click.command()
-@RUN
-@click.option(
+@takes_run
+@repeated(
     "--image",
     "image_ids",
-    multiple=True,
-    metavar="ID",
-    help="Draw this cached image (see the ids in predictions.csv). May be repeated.",
+    "Draw this cached image (see the ids in predictions.csv). May be repeated.",
+    "ID",
 )
 @click.option(
     "--sample", type=click.IntRange(1), metavar="N", help="Draw N test images, the classes in turn."
 )
 @click.option("--seed", default=0, show_default=True, help="Which images --sample takes.")
-@click.option(
-    "--backbone",
-    "backbones",
-    multiple=True,
-    metavar="NAME",
-    help="Only this backbone. May be repeated.",
-)
-@click.option(
+@backbones_option()
+@repeated(
     "--class",
     "classes",
-    multiple=True,
-    metavar="NAME",
-    help="The class whose map is drawn; default: the last one. May be repeated.",
+    "The class whose map is drawn; default: the last one. May be repeated.",
 )
 @click.option(
     "--maps",
@@ -161,14 +153,10 @@ def export(run_folder: Path, npz: bool, csv: bool, zarr: bool, out: Path | None)
     help="Which maps are drawn, where several methods or layers are cached.",
 )
 @click.option("--signed", is_flag=True, help="Draw evidence against the class too, in blue.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The PNG to write; default: RUN/figures/heatmaps.png.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@out_option("The PNG to write; default: RUN/figures/heatmaps.png.")
+@json_option("Print the table as JSON.")
 def inspect(
-    run_folder: Path,
+    run: Run,
     image_ids: tuple[str, ...],
     sample: int | None,
     seed: int,
@@ -180,22 +168,17 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Draw cached heatmaps over the images of RUN; without images, show what its caches hold."""
-    from dataclasses import asdict
-
     from stacker.caches import summary
     from stacker.cli.tables.data import caches_table
     from stacker.errors import plural
     from stacker.figures.canvas import save_figure
     from stacker.figures.heatmaps import draw
-    from stacker.run import open_run
 
-    run = open_run(run_folder)
     caches = summary.find_caches(run)
-    summaries = summary.summaries(run, caches)
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in summaries], indent=1))
+        print_json(summary.summaries(run, caches))
     elif not (sample or image_ids):
-        show(caches_table(summaries))
+        show(caches_table(summary.summaries(run, caches)))
     if sample:
         image_ids += tuple(summary.sample(caches, sample, seed))
     if image_ids:

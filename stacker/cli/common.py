@@ -1,9 +1,12 @@
-"""What all commands share: arguments, printing, and errors that become one message."""
+"""What all commands share: arguments, options, printing, and errors that become one message."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,15 +57,67 @@ def _is_disk_full(error: Exception) -> bool:
     return any(text in str(error) for text in texts)
 
 
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
+
+
+def repeated(flag: str, variable: str, text: str, metavar: str = "NAME") -> Decorator:
+    """Return an option that may be given several times; its values come as a tuple."""
+    return click.option(flag, variable, multiple=True, metavar=metavar, help=text)
+
+
+def set_option(text: str) -> Decorator:
+    """Return the option --set, `overrides`."""
+    return repeated("--set", "overrides", text, "KEY=VALUE")
+
+
+def backbones_option(text: str = "Only this backbone. May be repeated.") -> Decorator:
+    """Return the option --backbone, `backbones`."""
+    return repeated("--backbone", "backbones", text)
+
+
+def json_option(text: str = "Print JSON instead of a table.") -> Decorator:
+    """Return the option --json, `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+def out_option(text: str, folder: bool = False) -> Decorator:
+    """Return the option --out, for a file or a folder."""
+    kind = click.Path(file_okay=not folder, dir_okay=folder, path_type=Path)
+    return click.option("--out", type=kind, help=text)
+
+
 CONFIG = click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 RUN = click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a setting, e.g. --set train.epochs=5. May be repeated.",
+SET = set_option("Override a setting, e.g. --set train.epochs=5. May be repeated.")
+META = click.option(
+    "--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta that is fitted."
 )
+
+
+def takes_config(command: Command) -> Command:
+    """Give a command, as its first argument, the Config of CONFIG with the settings of --set."""
+
+    @CONFIG
+    @SET
+    @wraps(command)
+    def with_config(config_file: Path, overrides: tuple[str, ...], **options: Any) -> None:
+        command(load(config_file, overrides), **options)
+
+    return with_config
+
+
+def takes_run(command: Command) -> Command:
+    """Give a command, as its first argument, the Run that lies at RUN."""
+
+    @RUN
+    @wraps(command)
+    def with_run(run_folder: Path, **options: Any) -> None:
+        from stacker.run import open_run
+
+        command(open_run(run_folder), **options)
+
+    return with_run
 
 
 def load(config_file: Path, overrides: tuple[str, ...]) -> Config:
@@ -70,6 +125,19 @@ def load(config_file: Path, overrides: tuple[str, ...]) -> Config:
     from stacker.config.load import load_config
 
     return load_config(config_file, overrides)
+
+
+def print_json(content: object) -> None:
+    """Print a result; dataclasses become objects, paths become text."""
+    click.echo(json.dumps(content, indent=1, default=_plain))
+
+
+def _plain(content: object) -> object:
+    from dataclasses import asdict, is_dataclass
+
+    if is_dataclass(content) and not isinstance(content, type):
+        return asdict(content)
+    return str(content)
 
 
 def show(*renderables: RenderableType) -> None:

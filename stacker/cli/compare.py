@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from shutil import get_terminal_size
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stacker.cli.common import RUN, Failure, show
+from stacker.cli.common import RUN, Failure, json_option, print_json, set_option, show
 from stacker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,12 +18,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @RUN
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a setting of stage three, e.g. --set stack.compare.meta=[svm,mlp]. May be repeated.",
+@set_option(
+    "Override a setting of stage three, e.g. --set stack.compare.meta=[svm,mlp]. May be repeated."
 )
 @click.option(
     "--jobs", type=click.IntRange(1), metavar="N", help="Processes at once; default: one per core."
@@ -35,7 +30,7 @@ if TYPE_CHECKING:
     metavar="UNIT,...",
     help="Instead, repeat the run split by these units (image, slide, case) and show the inflation.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option("Print JSON instead of tables.")
 def compare(
     run_folder: Path,
     overrides: tuple[str, ...],
@@ -55,9 +50,9 @@ def compare(
     """
     from stacker.run import open_run
 
-    strange = [each for each in overrides if not each.startswith("stack.")]
-    if strange:
-        raise ConfigError(f"--set {strange[0]}: only settings of 'stack' can be changed here")
+    for setting in overrides:
+        if not setting.startswith("stack."):
+            raise ConfigError(f"--set {setting}: only settings of 'stack' can be changed here")
     run = open_run(run_folder, overrides)
     if protocols is not None:
         if overrides:
@@ -88,7 +83,7 @@ def _leaderboard(run: Run, jobs: int, everything: bool, as_json: bool) -> None:
     path = run.figures / "leaderboard.png"
     save_figure(leaderboard_figure(board, shown), path)
     if as_json:
-        click.echo(json.dumps(board, indent=1))
+        print_json(board)
     else:
         parts = dict.fromkeys(row["part"] for row in board["rows"])
         width = get_terminal_size((WIDE, 0)).columns if sys.stdout.isatty() else WIDE
@@ -109,11 +104,11 @@ def _inflation(run: Run, units: list[str], as_json: bool) -> None:
     from stacker.figures.canvas import save_figure
     from stacker.figures.comparison import inflation_figure
 
-    found = measure_inflation(run, units)
+    inflation = measure_inflation(run, units)
     path = run.figures / "inflation.png"
-    save_figure(inflation_figure(found), path)
+    save_figure(inflation_figure(inflation), path)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        print_json(inflation)
         return
-    show(inflation_table(found))
+    show(inflation_table(inflation))
     click.echo(f"\n{run.path}/compare/inflation.csv; {path}")

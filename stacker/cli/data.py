@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from stacker.cli.common import CONFIG, SET, Failure, load, show
+from stacker.cli.common import Failure, json_option, out_option, print_json, show, takes_config
 
 if TYPE_CHECKING:
     from stacker.config.root import Config
@@ -17,18 +16,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@CONFIG
-@SET
+@takes_config
 @click.option("--strict", is_flag=True, help="Fail on warnings, too.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for audit.json and audit.md; default: the run's.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def check(
-    config_file: Path, overrides: tuple[str, ...], strict: bool, out: Path | None, as_json: bool
-) -> None:
+@out_option("Folder for audit.json and audit.md; default: the run's.", folder=True)
+@json_option("Print the findings as JSON.")
+def check(config: Config, strict: bool, out: Path | None, as_json: bool) -> None:
     """Find out what can go wrong with CONFIG and its data before GPU time is spent.
 
     Checks config, paths, weights, backbones and their map layers, free disk; audits the images for
@@ -39,16 +31,15 @@ def check(
     when there is a warning), 2 when the config itself is wrong.
     """
     from stacker.audit.check import check as examine
-    from stacker.audit.report import to_json, worst, write
+    from stacker.audit.report import worst, write
     from stacker.cli.tables.data import backbones_table, census_table, findings_table, parts_table
     from stacker.errors import plural
 
-    config = load(config_file, overrides)
     report = examine(config)
     folder = out or config.run_path
     written = write(report, config, folder)
     if as_json:
-        click.echo(to_json(report))
+        print_json(report.findings)
     else:
         if report.audit is not None:
             show(census_table(report.audit.census))
@@ -57,10 +48,10 @@ def check(
         show(backbones_table(report), findings_table(report.findings))
     state = "" if written else " are of an earlier check, and stay: this one saw no image"
     click.echo(f"{folder}/audit.json, audit.md{state}", err=as_json)
-    found = worst(report.findings)
-    if found == "error" or (strict and found == "warning"):
-        number = sum(each.severity == found for each in report.findings)
-        raise Failure(f"{plural(number, found)} found", 1)
+    severity = worst(report.findings)
+    if severity == "error" or (strict and severity == "warning"):
+        number = sum(finding.severity == severity for finding in report.findings)
+        raise Failure(f"{plural(number, severity)} found", 1)
 
 
 @click.group()
@@ -69,56 +60,43 @@ def data() -> None:
 
 
 @data.command()
-@CONFIG
-@SET
-@click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-def describe(config_file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+@takes_config
+@json_option("Print the counts as JSON.")
+def describe(config: Config, as_json: bool) -> None:
     """Count the images, slides and cases of CONFIG's data by class, subtype, magnification and part."""
     from stacker.cli.tables.data import census_table
     from stacker.data.census import census
 
-    manifest, _ = _open(load(config_file, overrides))
+    manifest, _ = _open(config)
+    counts = census(manifest)
     if as_json:
-        click.echo(json.dumps(census(manifest), indent=1))
+        print_json(counts)
     else:
-        show(census_table(census(manifest)))
+        show(census_table(counts))
 
 
 @data.command()
-@CONFIG
-@SET
+@takes_config
 @click.option("--cases", default=8, show_default=True, type=click.IntRange(1), help="Cases per subtype.")
 @click.option("--seed", default=0, show_default=True, help="Which cases and images are drawn.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The PNG to write; default: figures/montage.png of the run.",
-)
-def montage(
-    config_file: Path, overrides: tuple[str, ...], cases: int, seed: int, out: Path | None
-) -> None:
+@out_option("The PNG to write; default: figures/montage.png of the run.")
+def montage(config: Config, cases: int, seed: int, out: Path | None) -> None:
     """Draw random images of CONFIG's data, a row per subtype and a column per case."""
     from stacker.figures.canvas import save_figure
     from stacker.figures.data import montage as draw
     from stacker.figures.data import pick
 
-    config = load(config_file, overrides)
     manifest, _ = _open(config)
     path = out or config.run_path / "figures" / "montage.png"
     save_figure(draw(pick(manifest, cases, seed), config.images, manifest.describe()), path)
-    click.echo(f"{path}")
+    click.echo(path)
 
 
 @data.command()
-@CONFIG
-@SET
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The PNG to write; default: figures/split.png of the run.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the parts' counts as JSON.")
-def split(config_file: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+@takes_config
+@out_option("The PNG to write; default: figures/split.png of the run.")
+@json_option("Print the parts' counts as JSON.")
+def split(config: Config, out: Path | None, as_json: bool) -> None:
     """Show how CONFIG splits its data: the run's split where it has begun, else the one to come."""
     from stacker.cli.tables.data import parts_table
     from stacker.data.census import part_counts, parts_of
@@ -126,18 +104,17 @@ def split(config_file: Path, overrides: tuple[str, ...], out: Path | None, as_js
     from stacker.figures.canvas import save_figure
     from stacker.figures.data import split_figure
 
-    config = load(config_file, overrides)
     manifest, begun = _open(config)
     folds = begun or make_folds(manifest, config.folds, config.seed)
     parts = parts_of(manifest, folds)
     counts = part_counts(manifest, parts)
     if as_json:
-        click.echo(json.dumps({"split": folds.label, "digest": folds.digest, "parts": counts}, indent=1))
+        print_json({"split": folds.label, "digest": folds.digest, "parts": counts})
     else:
         show(parts_table(counts, folds.label))
     path = out or config.run_path / "figures" / "split.png"
     save_figure(split_figure(manifest, parts, f"{manifest.describe()}\n{folds.label}"), path)
-    click.echo(f"{path}", err=as_json)
+    click.echo(path, err=as_json)
 
 
 def _open(config: Config) -> tuple[Manifest, Folds | None]:

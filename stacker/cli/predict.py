@@ -9,33 +9,30 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stacker.cli.common import RUN, Failure
+from stacker.cli.common import META, RUN, Failure, out_option, repeated, takes_run
 from stacker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from stacker.prediction.inputs import Input
     from stacker.prediction.predictor import Predictor
-    from stacker.prediction.rows import Format, Tally
+    from stacker.prediction.rows import Layout, Tally
     from stacker.run import Run
 
 MOST_DRAWN = 32  # images that are drawn unless --no-overlays: more are seldom looked at one by one
-TRUST = click.option(
+TRUST = repeated(
     "--trust",
     "trusted",
-    multiple=True,
-    metavar="PACKAGE",
-    help="Let a custom meta-learner be of this package's classes. May be repeated.",
+    "Let a custom meta-learner be of this package's classes. May be repeated.",
+    "PACKAGE",
 )
 
 
 @click.command()
 @RUN
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta that is fitted."
-)
+@META
 @click.option(
     "--format",
     "wanted",
@@ -52,10 +49,9 @@ TRUST = click.option(
     default=None,
     help=f"Draw the maps over the images; default: where there are {MOST_DRAWN} of them at most.",
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the overlays, which are then drawn; default: predictions, in RUN if it is a run.",
+@out_option(
+    "Folder for the overlays, which are then drawn; default: predictions, in RUN if it is a run.",
+    folder=True,
 )
 @click.option(
     "--abstain",
@@ -86,19 +82,19 @@ def predict(
     """
     from stacker.prediction.inputs import STDIN, find_inputs
     from stacker.prediction.predictor import open_predictor
-    from stacker.prediction.rows import Tally, choose_format, make_format
+    from stacker.prediction.rows import Tally, choose_format, make_layout
     from stacker.prediction.unpack import is_pack, opened
 
-    name = choose_format(wanted, output)
+    format_name = choose_format(wanted, output)
     with opened(run_folder) as run:
-        changed = _on_device(run, device)
-        found = find_inputs(images, run.config.data, sys.stdin if STDIN in images else ())
-        drawn = overlays if overlays is not None else out is not None or len(found) <= MOST_DRAWN
+        on_device = _on_device(run, device)
+        inputs = find_inputs(images, run.config.data, sys.stdin if STDIN in images else ())
+        drawn = overlays if overlays is not None else out is not None or len(inputs) <= MOST_DRAWN
         folder = out or (Path() if is_pack(run_folder) else run.path) / "predictions"
-        predictor = open_predictor(changed, meta, abstain, folder if drawn else None, trusted)
+        predictor = open_predictor(on_device, meta, abstain, folder if drawn else None, trusted)
         tally = Tally()
-        rows = make_format(name, predictor.stack.classes, [str(base) for base in predictor.bases])
-        _stream(predictor, found, rows, output, tally)
+        layout = make_layout(format_name, predictor.stack.classes, map(str, predictor.bases))
+        _stream(predictor, inputs, layout, output, tally)
     facts = predictor.stack.facts
     if facts["leaks"]:
         click.secho(
@@ -107,12 +103,7 @@ def predict(
     for line in [*tally.lines(), *([f"overlays: {folder}"] if tally.overlays else [])]:
         click.echo(line, err=True)
     if tally.skipped:
-        more = (
-            [f"and {tally.skipped - len(tally.reasons)} more"]
-            if tally.skipped > len(tally.reasons)
-            else []
-        )
-        raise Failure("\n  ".join([f"{tally.skipped} images skipped:", *tally.reasons, *more]), 1)
+        raise Failure("\n  ".join(tally.skips()), 1)
 
 
 def _on_device(run: Run, device: str | None) -> Run:
@@ -131,57 +122,51 @@ def _on_device(run: Run, device: str | None) -> Run:
 
 
 def _stream(
-    predictor: Predictor, images: Iterable[Input], rows: Format, output: Path | None, tally: Tally
+    predictor: Predictor, images: Sequence[Input], layout: Layout, output: Path | None, tally: Tally
 ) -> None:
     """Write every row as soon as it is there; a bar shows the progress where the rows do not."""
-    from stacker.prediction.rows import CasePrediction, RowFile
+    from stacker.prediction.rows import CasePrediction, row_file
     from stacker.progress import bar
 
-    images = list(images)
     stdout = sys.stdout  # a bar on the terminal would take what is written there for its own
     with ExitStack() as stack:
         advance: Callable[..., None] = lambda _: None  # noqa: E731
         write: Callable[[str], None] = lambda line: click.echo(line, file=stdout)  # noqa: E731
         if output is not None:
-            write = stack.enter_context(RowFile(output)).write
+            write = stack.enter_context(row_file(output))
         if output is not None or not stdout.isatty():
             advance = stack.enter_context(bar("predict", len(images)))
-        if rows.header is not None:
-            write(rows.header)
+        if layout.header is not None:
+            write(layout.header)
         for row in predictor.stream(images):
-            write(rows.line(row))
+            write(layout.line(row))
             tally.add(row)
             if not isinstance(row, CasePrediction):
                 advance(1)
 
 
 @click.command()
-@RUN
+@takes_run
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
     help="The folder to write, or the zip where it ends in .zip.",
 )
-@click.option(
-    "--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta that is fitted."
-)
+@META
 @click.option(
     "--keep-cases",
     is_flag=True,
     help="Keep the ids of the cases that the stack was fitted on: tells leaks, and who they were.",
 )
 @TRUST
-def pack(
-    run_folder: Path, out: Path, meta: str | None, keep_cases: bool, trusted: tuple[str, ...]
-) -> None:
+def pack(run: Run, out: Path, meta: str | None, keep_cases: bool, trusted: tuple[str, ...]) -> None:
     """Pack a stack of RUN, with its base models and a model card, to predict elsewhere without the data.
 
     'stacker predict' takes the folder or the zip in the place of a run, and says the same.
     """
     from stacker.prediction.pack import pack as write
-    from stacker.run import open_run
 
-    done = write(open_run(run_folder), out, meta, keep_cases, trusted)
+    done = write(run, out, meta, keep_cases, trusted)
     click.echo(f"{done.path}: {done.meta}, {done.files} files, {done.bytes / 1e6:.1f} MB")
     click.echo(f"sha256 of its pack.json: {done.sha256}")

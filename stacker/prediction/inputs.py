@@ -8,12 +8,12 @@ empty. An image that is named twice is answered for once.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -49,86 +49,63 @@ def find_inputs(arguments: Sequence[str], data: DataConfig, lines: Iterable[str]
     Raise ConfigError for an argument that names nothing. A file that a table or a list names need not be
     there: whoever reads it says so.
     """
-    found: dict[str, Input] = {}
+    images: dict[str, Input] = {}
     for argument in arguments:
-        named = list(_from_lines(lines)) if argument == STDIN else _named_by(argument)
-        if not named:
-            raise ConfigError(f"{_name(argument)}: nothing is named there; expected a path per line")
-        for each in named:
-            found.setdefault(os.path.realpath(each.path), each)
+        for image in _from_lines(lines) if argument == STDIN else _named_by(argument):
+            images.setdefault(os.path.realpath(image.path), image)
     return [
-        each if each.case else replace(each, case=case_in(each.path, each.below, data))
-        for each in found.values()
+        image if image.case else replace(image, case=case_in(image.path, image.below, data))
+        for image in images.values()
     ]
 
 
-def _name(argument: str) -> str:
-    return "stdin" if argument == STDIN else argument
-
-
-def _from_lines(lines: Iterable[str]) -> Iterator[Input]:
-    """Yield the files of a list, one path per line."""
-    for line in lines:
-        if text := line.strip():
-            yield Input(Path(text))
+def _from_lines(lines: Iterable[str]) -> list[Input]:
+    """Return the files of a list, one path per line."""
+    paths = [Path(line.strip()) for line in lines if line.strip()]
+    if not paths:
+        raise ConfigError("stdin: nothing is named there; expected a path per line")
+    return [Input(path) for path in paths]
 
 
 def _named_by(argument: str) -> list[Input]:
     """Return the images that a file, a folder, a table or a pattern names."""
     path = Path(argument).expanduser()
-    if path.is_dir():
-        pictures = _below(path)
-        if not pictures:
-            raise ConfigError(f"{path}: no picture below this folder; looked for {_endings()}")
-        return pictures
     if path.is_file():
         return _from_table(path) if path.suffix.lower() == ".csv" else [Input(path)]
-    if not glob.has_magic(str(path)):
+    if path.is_dir():
+        pictures, where = _below(path), "below this folder"
+    elif glob.has_magic(str(path)):
+        pictures, where = list(_matching(str(path))), "matches this pattern"
+    else:
         raise ConfigError(
             f"{path}: no such file or folder; give a picture, a folder, a .csv or a pattern"
         )
-    pictures = list(_matching(str(path)))
     if not pictures:
-        raise ConfigError(f"{path}: no picture matches this pattern; looked for {_endings()}")
+        raise ConfigError(f"{path}: no picture {where}; looked for {', '.join(sorted(PICTURES))}")
     return pictures
-
-
-def _endings() -> str:
-    return ", ".join(sorted(PICTURES))
 
 
 def _below(folder: Path) -> list[Input]:
     """Return the pictures below a folder, sorted; hidden files and folders do not count."""
-    found = []
+    paths: list[Path] = []
     for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(where, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURES
-        ]
-    return [Input(path, below=path.relative_to(folder).as_posix()) for path in sorted(found)]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(where, name) for name in files if not name.startswith(".")]
+    pictures = sorted(path for path in paths if path.suffix.lower() in PICTURES)
+    return [Input(path, below=path.relative_to(folder).as_posix()) for path in pictures]
 
 
 def _matching(pattern: str) -> Iterator[Input]:
     """Yield the pictures that a pattern matches, and those below the folders that it matches."""
-    root = Path(*_until_magic(Path(pattern).parts))
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
+    root = Path(*fixed)
     for match in map(Path, sorted(glob.glob(pattern, recursive=True))):  # noqa: PTH207  # `**` too
         if match.is_dir():
-            yield from (_seen_from(each, root) for each in _below(match))
-        elif match.suffix.lower() in PICTURES:
-            yield _seen_from(Input(match), root)
-
-
-def _until_magic(parts: Sequence[str]) -> Iterator[str]:
-    for part in parts:
-        if glob.has_magic(part):
-            return
-        yield part
-
-
-def _seen_from(each: Input, root: Path) -> Input:
-    return replace(each, below=Path(os.path.relpath(each.path, root)).as_posix())
+            paths = [image.path for image in _below(match)]
+        else:
+            paths = [match] if match.suffix.lower() in PICTURES else []
+        for path in paths:
+            yield Input(path, below=Path(os.path.relpath(path, root)).as_posix())
 
 
 def _from_table(table: Path) -> list[Input]:
@@ -161,18 +138,16 @@ class Reading:
 def read_ahead(images: Iterable[Input], config: ImagesConfig, size: int) -> Iterator[list[Reading]]:
     """Yield the images in batches, decoded; threads read the next two while one is worked on."""
     source = iter(images)
-    batches = iter(lambda: list(islice(source, size)), [])
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+    def begin() -> list[Future[Reading]]:
+        return [pool.submit(_read, image, config) for image in itertools.islice(source, size)]
+
     try:
-        pending: deque[list[Future[Reading]]] = deque(
-            [pool.submit(_read, each, config) for each in batch] for batch in islice(batches, 2)
-        )
-        while pending:
-            done = pending.popleft()
-            pending.extend(
-                [pool.submit(_read, each, config) for each in batch] for batch in islice(batches, 1)
-            )
-            yield [each.result() for each in done]
+        pending = deque([begin(), begin()])
+        while batch := pending.popleft():
+            pending.append(begin())
+            yield [future.result() for future in batch]
     finally:
         pool.shutdown(cancel_futures=True)
 

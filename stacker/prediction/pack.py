@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +54,7 @@ class Packed:
 
 
 def pack(
-    run: Run,
-    out: Path,
-    meta: str | None = None,
-    keep_cases: bool = False,
-    trusted: tuple[str, ...] = (),
+    run: Run, out: Path, meta: str | None = None, keep_cases: bool = False, trusted: Sequence[str] = ()
 ) -> Packed:
     """Write a stack of a run as a folder, or as a zip where the name ends so.
 
@@ -77,18 +73,14 @@ def pack(
     listed: dict[str, dict[str, Any]] = {}
     with _zip(out) if out.suffix.lower() == ".zip" else _folder(out) as opener:
 
-        def add(where: str, pieces: Iterable[bytes]) -> None:
+        def add(where: str, pieces: Iterable[bytes]) -> str:
             listed[where] = _write(opener, where, pieces)
+            return str(listed[where]["sha256"])
 
+        facts = stack.facts | {"checkpoints": {}}
         for base, path in models.items():
-            where = f"models/{base}/{path.name}"
-            add(where, _pieces(path) if keep_cases else _without_cases(path))
-        facts = {
-            **stack.facts,
-            "checkpoints": {
-                base: listed[f"models/{base}/{models[base].name}"]["sha256"] for base in models
-            },
-        }
+            pieces = _pieces(path) if keep_cases else _without_cases(path)
+            facts["checkpoints"][base] = add(f"models/{base}/{path.name}", pieces)
         if keep_cases:
             cases, all_of_them = fitted_cases(run, stack)
             facts |= {"fitted_cases": sorted(cases)} if all_of_them else {}
@@ -99,10 +91,9 @@ def pack(
             add(f"stack/{novelty_file(run).name}", _pieces(novelty_file(run)))
         add("config.yaml", [_portable(run.config, name).encode()])
         add("MODEL_CARD.md", [model_card(run, name, stack.facts).encode()])
-        content = _json({"schema": SCHEMA, "meta": name, "classes": stack.classes, "files": listed})
-        _write(opener, LIST, [content])
-    total = sum(each["bytes"] for each in listed.values()) + len(content)
-    return Packed(out, name, len(listed) + 1, total, hashlib.sha256(content).hexdigest())
+        content = {"schema": SCHEMA, "meta": name, "classes": stack.classes, "files": listed}
+        sha256 = add(LIST, [_json(content)])
+    return Packed(out, name, len(listed), sum(file["bytes"] for file in listed.values()), sha256)
 
 
 def _json(content: Any) -> bytes:
@@ -110,7 +101,7 @@ def _json(content: Any) -> bytes:
 
 
 def _members(run: Run, name: str, counts: Mapping[str, int]) -> list[Path]:
-    """Return the files of a stack's members, and of nothing that older ones left."""
+    """Return the files of a stack's members, and of nothing that earlier fits left."""
     folder = run.stack_folder(name)
     stems = (f"{scope}-{number}" for scope, count in counts.items() for number in range(count))
     return sorted(path for stem in stems for path in folder.glob(f"{stem}.*") if path.is_file())
@@ -129,8 +120,12 @@ def _portable(config: Config, meta: str) -> str:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            yield piece
+        yield from _rest(file)
+
+
+def _rest(file: IO[bytes]) -> Iterator[bytes]:
+    while piece := file.read(PIECE):
+        yield piece
 
 
 def _without_cases(path: Path) -> Iterator[bytes]:
@@ -146,19 +141,17 @@ def _without_cases(path: Path) -> Iterator[bytes]:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         yield len(text).to_bytes(8, "little") + text
-        while piece := file.read(PIECE):
-            yield piece
+        yield from _rest(file)
 
 
 def _write(opener: Open, where: str, pieces: Iterable[bytes]) -> dict[str, Any]:
-    """Write a file of the pack; return its size and SHA-256."""
-    found, size = hashlib.sha256(), 0
+    """Write a file of the pack; return its SHA-256 and size."""
+    sha256, size = hashlib.sha256(), 0
     with opener(where) as file:
         for piece in pieces:
-            found.update(piece)
-            size += len(piece)
-            file.write(piece)
-    return {"sha256": found.hexdigest(), "bytes": size}
+            sha256.update(piece)
+            size += file.write(piece)
+    return {"sha256": sha256.hexdigest(), "bytes": size}
 
 
 @contextmanager

@@ -1,11 +1,10 @@
-"""What a stack needs of its run, or of a pack: the right base models, and whose cases they have seen.
-
-Classify new images with the whole stack: base models, their maps, the meta-learner.
+"""Classify new images with the whole stack: base models, their maps, the meta-learner.
 
 The one place where the torch half and the scikit-learn half meet in a process: what the base models say
 of new images goes straight to the meta-learner, through the functions that fill and read the cache. The
-base models are held while the images stream past in batches; threads decode the next batches meanwhile,
-and a row is there as soon as its batch is done, so that memory does not grow with the number of images.
+base models must be those that the stack was fitted on. They are held while the images stream past in
+batches; threads decode the next batches meanwhile, and a row is there as soon as its batch is done, so
+that memory does not grow with the number of images.
 
 Cases are finished from the mean raw probability of their images, with a calibration and a threshold of
 their own. Confidence is the calibrated probability of the predicted class. Of two classes the threshold
@@ -16,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,54 +36,43 @@ from stacker.prediction.rows import CasePrediction, Cases, Prediction, Row, Skip
 from stacker.run import BaseModel, Run
 from stacker.stacking.blocks import array_of, probabilities, sees_frozen
 from stacker.stacking.novelty import UNLIKE, Novelty, load_novelty, novelty_file
-from stacker.stacking.saved import Stack, default_meta, load_stack, stack_facts
-
-
-def fine_tuned(stack: Stack) -> list[BaseModel]:
-    """Return the base models of a stack that were trained, fold by fold."""
-    return [BaseModel(name, fold) for fold in stack.folds for name in stack.backbones]
-
-
-def needed(stack: Stack) -> list[BaseModel]:
-    """Return the base models that a stack looks at, the frozen ones last."""
-    if not sees_frozen(stack.blocks):
-        return fine_tuned(stack)
-    listed = [BaseModel.named(name) for name in stack.facts["checkpoints"]]
-    return fine_tuned(stack) + [base for base in listed if base.is_frozen]
-
-
-def require_checkpoints(run: Run, stack: Stack) -> None:
-    """Raise BackboneError when a base model is not the one that the meta-learner was fitted on."""
-    for base in needed(stack):
-        path, sha256 = run.model_file(*base), stack.facts["checkpoints"][str(base)]
-        if not path.exists():
-            raise BackboneError(f"{path}: this base model is missing; run 'stacker run CONFIG' again")
-        found = file_sha256(path)
-        if found != sha256:
-            raise BackboneError(
-                f"{path} is not the base model that the meta-learner was fitted on (sha256 "
-                f"{found[:12]}, expected {sha256[:12]}); run 'stacker run CONFIG' again"
-            )
-
-
-def fitted_cases(run: Run, stack: Stack) -> tuple[frozenset[str], bool]:
-    """Return the cases that base models or stack are known to be fitted on, and whether these are all.
-
-    All are known from the split of a run that goes by case, or from a pack that has kept them.
-    """
-    found, all_known = set(stack.facts.get("fitted_cases", [])), "fitted_cases" in stack.facts
-    for base in needed(stack):
-        found |= set(read_facts(run.model_file(*base)).get("training_cases", []))
-    if run.folds_file.exists():
-        folds = read_json(run.folds_file)
-        if folds["group"] == "case":
-            parts, all_known = ("train", "validation", "held_out"), True
-            found |= {case for fold in folds["folds"] for part in parts for case in fold[part]}
-    return frozenset(found), all_known
-
+from stacker.stacking.saved import Stack, default_meta, load_stack
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Outputs = Mapping[BaseModel, Arrays]  # what base models say of some images
+
+
+def open_predictor(
+    run: Run,
+    meta: str | None = None,
+    abstain: float | None = None,
+    overlays: Path | None = None,
+    trusted: Sequence[str] = (),
+) -> Predictor:
+    """Return a run's stack, ready to be asked; raise StackerError when some part of it is not as it was.
+
+    `abstain` takes the place of `stack.abstain`; `trusted` are the packages whose classes a custom
+    meta-learner may be made of.
+    """
+    name = meta or default_meta(run)
+    run.config.stack.require(name)
+    stack = load_stack(run, name, trusted)
+    require_checkpoints(run, stack)
+    limit = run.config.stack.abstain if abstain is None else abstain
+    if not 0 <= limit < 1:
+        raise ConfigError(f"--abstain {limit}: expected a probability from 0 to below 1, e.g. 0.8")
+    ensemble = Ensemble(
+        files={base: run.model_file(*base) for base in needed(stack)},
+        wanted=_wanted(stack, drawn=overlays is not None),
+        machine=Machine.of(run.config).set_up(),
+        precision=_precision(stack.facts["precision"], run.stack_folder(name)),
+        batch_size=run.config.cam.batch_size,
+        memory_gb=run.config.cam.memory_gb,
+    )
+    drawn = None if overlays is None else Overlays(overlays)
+    fitted, all_known = fitted_cases(run, stack)
+    return Predictor(run, stack, _novelty_of(run, stack), fitted, all_known, limit, drawn, ensemble)
 
 
 @dataclass
@@ -109,8 +97,14 @@ class Predictor:
         """Yield a row for each image, in their order, and at the end one for each case that is known."""
         cases = Cases()
         config = self.run.config.images
-        for readings in read_ahead(images, config, self.ensemble.portion(config.shape)):
-            yield from self._answer(readings, cases)
+        for batch in read_ahead(images, config, self.ensemble.portion(config.shape)):
+            readings, outputs = self._ask(batch)
+            rows = self._of_images([r for r in readings if r.pixels is not None], outputs, cases)
+            for reading in readings:
+                if reading.pixels is None:
+                    yield Skipped(str(reading.image.path), reading.reason)
+                else:
+                    yield next(rows)
         for case, raw, votes in cases.means():
             (shares,), (k,) = self.stack.finish_cases(raw[None])
             yield CasePrediction(
@@ -123,48 +117,48 @@ class Predictor:
                 shares=named(self.stack.classes, votes / votes.sum()),
             )
 
-    def _answer(self, readings: Sequence[Reading], cases: Cases) -> list[Row]:
-        """Return the rows of some images, and count them into their cases."""
-        pixels = {n: each.pixels for n, each in enumerate(readings) if each.pixels is not None}
-        places, found = np.array(list(pixels), dtype=np.int64), {}
-        reasons = {n: each.reason for n, each in enumerate(readings) if each.pixels is None}
-        rows: dict[int, Row] = {}
-        if pixels:
-            found = self.ensemble.ask(list(pixels.values()))
-            strange = _not_numbers(found, len(places))
-            reasons |= {int(places[n]): reason for n, reason in strange.items()}
-            kept = np.array([n for n in range(len(places)) if n not in strange], dtype=np.int64)
-            found = {b: {a: values[kept] for a, values in said.items()} for b, said in found.items()}
-            places = places[kept]
-        if len(places):
-            for n, row, raw in self._of_images([readings[n] for n in places], found):
-                rows[int(places[n])] = row
-                if isinstance(row, Prediction) and row.case is not None:
-                    cases.add(row.case, raw, self.stack.classes.index(row.predicted))
-        paths = [str(each.image.path) for each in readings]
-        return [rows.get(n) or Skipped(path, reasons[n]) for n, path in enumerate(paths)]
+    def _ask(self, readings: Sequence[Reading]) -> tuple[list[Reading], Outputs]:
+        """Return what the base models say of the images that were read, row by row.
 
-    def _of_images(
-        self, readings: Sequence[Reading], found: Mapping[BaseModel, Arrays]
-    ) -> Iterator[tuple[int, Row, np.ndarray]]:
-        """Yield number, row and raw probabilities (K,) of each image."""
+        An image that a base model fails on counts as one that was not read.
+        """
+        places = [n for n, reading in enumerate(readings) if reading.pixels is not None]
+        pixels = [reading.pixels for reading in readings if reading.pixels is not None]
+        outputs = self.ensemble.ask(pixels) if pixels else {}
+        failures = _not_numbers(outputs, len(places))
+        asked = list(readings)
+        for row, reason in failures.items():
+            asked[places[row]] = replace(readings[places[row]], pixels=None, reason=reason)
+        kept = np.array([row for row in range(len(places)) if row not in failures], dtype=np.int64)
+        return asked, {
+            base: {name: values[kept] for name, values in arrays.items()}
+            for base, arrays in outputs.items()
+        }
+
+    def _of_images(self, readings: Sequence[Reading], outputs: Outputs, cases: Cases) -> Iterator[Row]:
+        """Yield the row of each image, and count it into its case."""
+        if not readings:
+            return
         classes = self.stack.classes
-        raw = self.stack.raw(_by_fold(self.stack, found))
+        raw = self.stack.raw(_by_fold(self.stack, outputs))
         stacked, decided = self.stack.finish_images(raw)
-        base = {name: probabilities(found[name]["logits"]) for name in self.bases}
-        novelty = self._novelty(found)
+        by_base = {base: probabilities(outputs[base]["logits"]) for base in self.bases}
+        embeddings = {base: arrays["features"] for base, arrays in outputs.items()}
+        novelty = None if self.novelty is None else self.novelty.percentile(embeddings)
         for n, (reading, shares, k) in enumerate(zip(readings, stacked, decided, strict=True)):
             image = reading.image
             if not np.isfinite(shares).all():
                 reason = f"{self.stack.name} gives it a probability that is no number"
-                yield n, Skipped(str(image.path), reason), raw[n]
+                yield Skipped(str(image.path), reason)
                 continue
             votes = {
-                name: Vote(classes[said[n].argmax()], named(classes, said[n]))
-                for name, said in base.items()
+                str(base): Vote(classes[of_base[n].argmax()], named(classes, of_base[n]))
+                for base, of_base in by_base.items()
             }
             against = sum(vote.vote != classes[k] for vote in votes.values())
-            row = Prediction(
+            if image.case:
+                cases.add(image.case, raw[n], int(k))
+            yield Prediction(
                 path=str(image.path),
                 case=image.case or None,
                 label=image.label or None,
@@ -176,10 +170,9 @@ class Predictor:
                 novelty=None if novelty is None else round(float(novelty[n]), 6),
                 unlike_training=None if novelty is None else bool(novelty[n] > UNLIKE),
                 seen=self._seen(image),
-                base={str(base): vote for base, vote in votes.items()},
-                overlay=self._draw(reading, int(k), shares, n, found, base),
+                base=votes,
+                overlay=self._draw(reading, n, int(k), shares[k], outputs, by_base),
             )
-            yield n, row, raw[n]
 
     def _seen(self, image: Input) -> bool | None:
         """Say whether the stack was fitted on a case; None where the case, or that, is not known.
@@ -200,64 +193,71 @@ class Predictor:
             return None
         return f"confidence {confidence:.3f} is below {self.abstain:g}"
 
-    def _novelty(self, found: Mapping[BaseModel, Arrays]) -> np.ndarray | None:
-        if self.novelty is None:
-            return None
-        embeddings = {base: found[base]["features"] for base in self.novelty.bases}
-        return self.novelty.percentile(embeddings)
-
     def _draw(
         self,
         reading: Reading,
+        row: int,
         k: int,
-        shares: np.ndarray,
-        n: int,
-        found: Mapping[BaseModel, Arrays],
-        base: Mapping[BaseModel, np.ndarray],
+        confidence: float,
+        outputs: Outputs,
+        by_base: Mapping[BaseModel, np.ndarray],
     ) -> str | None:
         """Draw the maps of the predicted class, averaged over the folds; return the file's path."""
         if self.overlays is None or reading.pixels is None:
             return None
-        panels, name, folds = {}, self.stack.classes[k], self.stack.folds
+        panels, name = {}, self.stack.classes[k]
         for backbone in self.stack.backbones:
-            maps = np.mean([found[BaseModel(backbone, fold)]["maps"][n] for fold in folds], axis=0)
-            share = np.mean([base[BaseModel(backbone, fold)][n, k] for fold in folds])
+            bases = [BaseModel(backbone, fold) for fold in self.stack.folds]
+            maps = np.mean([outputs[base]["maps"][row] for base in bases], axis=0)
+            share = np.mean([by_base[base][row, k] for base in bases])
             panels[f"{backbone}\n{name} {share:.2f}"] = maps[min(k, len(maps) - 1)]
-        title = f"{reading.image.path.name}\n{self.stack.name}: {name} {shares[k]:.2f}"
+        title = f"{reading.image.path.name}\n{self.stack.name}: {name} {confidence:.2f}"
         return str(self.overlays.draw(reading.image.path.stem, title, reading.pixels, panels))
 
 
-def open_predictor(
-    run: Run,
-    meta: str | None = None,
-    abstain: float | None = None,
-    overlays: Path | None = None,
-    trusted: Sequence[str] = (),
-) -> Predictor:
-    """Return a run's stack, ready to be asked; raise StackerError when some part of it is not as it was.
+def fine_tuned(stack: Stack) -> list[BaseModel]:
+    """Return the base models of a stack that were trained, fold by fold."""
+    return [BaseModel(name, fold) for fold in stack.folds for name in stack.backbones]
 
-    `abstain` takes the place of `stack.abstain`; `trusted` are the packages whose classes a custom
-    meta-learner may be made of.
+
+def needed(stack: Stack) -> list[BaseModel]:
+    """Return the base models that a stack looks at, the frozen ones last."""
+    if not sees_frozen(stack.blocks):
+        return fine_tuned(stack)
+    listed = [BaseModel.named(name) for name in stack.facts["checkpoints"]]
+    return fine_tuned(stack) + [base for base in listed if base.is_frozen]
+
+
+def require_checkpoints(run: Run, stack: Stack) -> None:
+    """Raise BackboneError when a base model is not the one that the meta-learner was fitted on."""
+    again = "run 'stacker run CONFIG' again"
+    for base in needed(stack):
+        path, expected = run.model_file(*base), stack.facts["checkpoints"][str(base)]
+        if not path.exists():
+            raise BackboneError(f"{path}: this base model is missing", again)
+        sha256 = file_sha256(path)
+        if sha256 != expected:
+            raise BackboneError(
+                f"{path} is not the base model that the meta-learner was fitted on (sha256 "
+                f"{sha256[:12]}, expected {expected[:12]})",
+                again,
+            )
+
+
+def fitted_cases(run: Run, stack: Stack) -> tuple[frozenset[str], bool]:
+    """Return the cases that base models or stack are known to be fitted on, and whether these are all.
+
+    All are known from the split of a run that goes by case, or from a pack that has kept them.
     """
-    name = meta or default_meta(run)
-    run.config.stack.require(name)
-    facts = stack_facts(run, name)
-    stack = load_stack(run, name, trusted)
-    require_checkpoints(run, stack)
-    limit = run.config.stack.abstain if abstain is None else abstain
-    if not 0 <= limit < 1:
-        raise ConfigError(f"--abstain {limit}: expected a probability from 0 to below 1, e.g. 0.8")
-    ensemble = Ensemble(
-        files={base: run.model_file(*base) for base in needed(stack)},
-        wanted=_wanted(stack, drawn=overlays is not None),
-        machine=Machine.of(run.config).set_up(),
-        precision=_precision(facts["precision"], run.stack_folder(name)),
-        batch_size=run.config.cam.batch_size,
-        memory_gb=run.config.cam.memory_gb,
-    )
-    drawn = None if overlays is None else Overlays(overlays)
-    fitted, all_known = fitted_cases(run, stack)
-    return Predictor(run, stack, _usual(run, stack), fitted, all_known, limit, drawn, ensemble)
+    cases, all_known = set(stack.facts.get("fitted_cases", [])), "fitted_cases" in stack.facts
+    for base in needed(stack):
+        cases |= set(read_facts(run.model_file(*base)).get("training_cases", []))
+    if run.folds_file.exists():
+        folds = read_json(run.folds_file)
+        if folds["group"] == "case":
+            parts, all_known = ("train", "validation", "held_out"), True
+            cases |= {case for fold in folds["folds"] for part in parts for case in fold[part]}
+    return frozenset(cases), all_known
 
 
 def _precision(name: str, folder: Path) -> torch.dtype:
@@ -265,67 +265,54 @@ def _precision(name: str, folder: Path) -> torch.dtype:
     if name in PRECISIONS:
         return PRECISIONS[name]
     known = ", ".join(PRECISIONS)
-    raise StackError(f"{folder}: its precision is {name!r}, expected {known}; run 'stacker stack' again")
+    raise StackError(
+        f"{folder}: its precision is {name!r}, expected {known}", "run 'stacker stack' again"
+    )
 
 
 def _wanted(stack: Stack, drawn: bool) -> dict[BaseModel, Wanted]:
     """Return the maps that the stack looks at, and those that are drawn, by base model."""
-    facts = stack.facts
     arrays = {array_of(name, block) for name, block in stack.blocks.items()}
     arrays |= {"maps"} if drawn else set()
-    every = name_maps(facts["methods"], facts["lower"])
-    maps = {name: made for name, made in every.items() if name in arrays}
+    every = name_maps(stack.facts["methods"], stack.facts["lower"])
+    maps = {name: wanted for name, wanted in every.items() if name in arrays}
     return {base: {} if base.is_frozen else maps for base in needed(stack)}
 
 
-def _by_fold(stack: Stack, found: Mapping[BaseModel, Arrays]) -> dict[str, dict[str, dict[str, Any]]]:
+def _by_fold(stack: Stack, outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the arrays of every fold's backbones, with those of frozen ones beside them."""
     frozen = {
-        base.backbone: {"frozen": arrays["features"]} for base, arrays in found.items() if base.is_frozen
+        base.backbone: {"frozen": arrays["features"]}
+        for base, arrays in outputs.items()
+        if base.is_frozen
     }
     by_fold = {}
     for fold in stack.folds:
-        own = {name: dict(found[BaseModel(name, fold)]) for name in stack.backbones}
-        beside = {name: own.get(name, {}) | arrays for name, arrays in frozen.items()}
-        by_fold[fold] = {**own, **beside}
+        tuned = {name: dict(outputs[BaseModel(name, fold)]) for name in stack.backbones}
+        beside = {name: tuned.get(name, {}) | arrays for name, arrays in frozen.items()}
+        by_fold[fold] = {**tuned, **beside}
     return by_fold
 
 
-def _not_numbers(found: Mapping[BaseModel, Arrays], rows: int) -> dict[int, str]:
+def _not_numbers(outputs: Outputs, rows: int) -> dict[int, str]:
     """Return the images of which some base model says what is no number, with the reason."""
     reasons: dict[int, str] = {}
-    for name, arrays in found.items():
+    for base, arrays in outputs.items():
         for array, values in arrays.items():
             for row in np.flatnonzero(~np.isfinite(values.reshape(rows, -1)).all(axis=1)):
-                reason = f"{array} of {name} are not numbers: this base model fails on it"
+                reason = f"{array} of {base} are not numbers: this base model fails on it"
                 reasons.setdefault(int(row), reason)
     return reasons
 
 
-def _usual(run: Run, stack: Stack) -> Novelty | None:
+def _novelty_of(run: Run, stack: Stack) -> Novelty | None:
     """Return what is usual of development images; None where it is not known of these base models."""
     path = novelty_file(run)
     if not path.exists():
         return None
-    found = load_novelty(path)
-    if found is None:
-        log.warning(
-            "%s was made by an older version: novelty is not known; run 'stacker stack CONFIG' again "
-            "(and 'stacker pack', for a pack)",
-            path,
-        )
-        return None
-    origins = {base: stack.facts["origins"].get(str(base)) for base in found.origins}
-    if found.origins != origins or set(found.bases) != set(fine_tuned(stack)):
+    novelty = load_novelty(path)
+    origins = {base: stack.facts["origins"].get(str(base)) for base in novelty.origins}
+    if novelty.origins != origins or set(novelty.bases) != set(fine_tuned(stack)):
         log.warning("%s is of other caches than the stack: novelty is not known", path)
         return None
-    return found
-
-
-def predict(
-    run: Run, paths: Sequence[Path], meta: str | None = None, overlays: Path | None = None
-) -> tuple[list[Prediction], list[str]]:
-    """Return a prediction for each image that can be read, and the reasons for the others."""
-    rows = list(open_predictor(run, meta, overlays=overlays).stream(map(Input, paths)))
-    reasons = [f"{row.path}: {row.reason}" for row in rows if isinstance(row, Skipped)]
-    return [row for row in rows if isinstance(row, Prediction)], reasons
+    return novelty

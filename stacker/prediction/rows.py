@@ -1,10 +1,10 @@
-"""What `stacker predict` says, row by row: of an image, of one that was skipped, of a case.
+"""What `stacker predict` says, row by row, and when all is done.
 
-Rows come out as soon as they are known, as JSON lines, as CSV or as a table with fixed columns, whose
-last one is the path; every format has the same rows. In a file they lie under a name of their own until
-all are there, so that what bears the file's own name is whole, and nothing that was said is lost.
-
-What `stacker predict` says when all is done: how many images, how many rightly, and what was odd.
+A row is about an image, about one that was skipped, or about a case. Rows come out as soon as they are
+known, as JSON lines, as CSV or as a table with fixed columns, whose last one is the path; every format
+has the same rows. In a file they lie under a name of their own until all are there, so that what bears
+the file's own name is whole, and nothing that was said is lost. At the end a tally of the rows says how
+many images there were, how many were decided rightly, and what was odd.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from stacker.errors import ConfigError, plural
 
 log = logging.getLogger(__name__)
-FORMATS = ("table", "jsonl", "csv")
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "table"}
+MOST_REASONS = 20  # of skipped images that are told at the end
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ class Cases:
             yield case, np.round(self.sums[case] / self.votes[case].sum(), 12), self.votes[case]
 
 
-@dataclass(frozen=True)
-class Format:
+class Layout(NamedTuple):
     """How rows are written: a line for each, and one above them all where `header` is not None."""
 
     header: str | None
@@ -129,47 +129,45 @@ def choose_format(wanted: str | None, output: Path | None) -> str:
         return wanted
     if output is None:
         return "table"
-    found = ENDINGS.get(output.suffix.lower())
-    if found is None:
+    if output.suffix.lower() not in ENDINGS:
         raise ConfigError(f"--output {output}: say what to write there, --format jsonl, csv or table")
-    return found
+    return ENDINGS[output.suffix.lower()]
 
 
-def make_format(name: str, classes: Sequence[str], bases: Sequence[str]) -> Format:
-    """Return a format for these classes and base models."""
-    if name == "jsonl":
-        return Format(None, _as_json)
-    if name == "csv":
+def make_layout(format_name: str, classes: Sequence[str], bases: Iterable[str]) -> Layout:
+    """Return how rows of these classes and base models are written in a format."""
+    if format_name == "jsonl":
+        return Layout(None, _as_json)
+    if format_name == "csv":
         columns = _columns(classes, bases)
-        return Format(_as_csv(columns), lambda row: _as_csv([_cells(row).get(c, "") for c in columns]))
+        return Layout(_as_csv(columns), lambda row: _as_csv([_cells(row).get(c, "") for c in columns]))
     width = max(len("predicted"), len("skipped"), *map(len, classes))
     header = f"{'predicted':<{width}}  confidence  disagree  novelty  image"
-    return Format(header, lambda row: _as_table(row, width))
+    return Layout(header, lambda row: _as_table(row, width))
 
 
 def _as_json(row: Row) -> str:
     return json.dumps({"row": KINDS[type(row)], **asdict(row)}, ensure_ascii=False)
 
 
-def _columns(classes: Sequence[str], bases: Sequence[str]) -> list[str]:
+def _columns(classes: Sequence[str], bases: Iterable[str]) -> list[str]:
     """Return the columns of a CSV: those of images, with those that only the other rows have."""
-    first = ["row", "path", "case", "images", "label", "predicted", "confidence", "abstained"]
-    first += [f"p_{name}" for name in classes] + [f"share_{name}" for name in classes]
-    first += ["disagreement", "novelty", "unlike_training", "seen", "overlay", "reason"]
-    own = [f"{base}/{column}" for base in bases for column in ("vote", *(f"p_{c}" for c in classes))]
-    return first + own
+    columns = ["row", "path", "case", "images", "label", "predicted", "confidence", "abstained"]
+    columns += [f"p_{name}" for name in classes] + [f"share_{name}" for name in classes]
+    columns += ["disagreement", "novelty", "unlike_training", "seen", "overlay", "reason"]
+    of_base = ["vote", *(f"p_{name}" for name in classes)]
+    return columns + [f"{base}/{column}" for base in bases for column in of_base]
 
 
 def _cells(row: Row) -> dict[str, object]:
     """Return what a row has, by the columns of a CSV."""
-    found = {"row": KINDS[type(row)], **asdict(row)}
+    cells = {"row": KINDS[type(row)], **asdict(row)}
     for key, start in (("probabilities", "p_"), ("shares", "share_")):
-        found |= {f"{start}{name}": share for name, share in found.pop(key, {}).items()}
-    for base, said in found.pop("base", {}).items():
-        found |= {f"{base}/p_{name}": share for name, share in said["probabilities"].items()}
-        found[f"{base}/vote"] = said["vote"]
-    texts = {True: "true", False: "false", None: ""}
-    return {k: texts[v] if v is None or isinstance(v, bool) else v for k, v in found.items()}
+        cells |= {f"{start}{name}": share for name, share in cells.pop(key, {}).items()}
+    for base, vote in cells.pop("base", {}).items():
+        cells |= {f"{base}/p_{name}": share for name, share in vote["probabilities"].items()}
+        cells[f"{base}/vote"] = vote["vote"]
+    return {k: str(v).lower() if isinstance(v, bool) else v for k, v in cells.items()}
 
 
 def _as_csv(cells: Sequence[object]) -> str:
@@ -180,83 +178,54 @@ def _as_csv(cells: Sequence[object]) -> str:
 
 def _as_table(row: Row, width: int) -> str:
     if isinstance(row, Skipped):
-        return f"{'skipped':<{width}}  {'':>10}  {'':>8}  {'':>7}  {row.path}: {row.reason}"
+        return f"{'skipped':<{width}}{'':>31}  {row.path}: {row.reason}"
     notes = [] if row.abstained is None else [f"abstains: {row.abstained}"]
-    start = f"{row.predicted:<{width}}  {row.confidence:>10.3f}"
+    line = f"{row.predicted:<{width}}  {row.confidence:>10.3f}"
     if isinstance(row, CasePrediction):
-        line = f"{start}  {'':>8}  {'':>7}  case {row.case}, {plural(row.images, 'image')}"
+        line += f"{'':>19}  case {row.case}, {plural(row.images, 'image')}"
     else:
         novelty = "" if row.novelty is None else f"{row.novelty:.2f}"
-        line = f"{start}  {row.disagreement:>8.2f}  {novelty:>7}  {row.path}"
+        line += f"  {row.disagreement:>8.2f}  {novelty:>7}  {row.path}"
         notes += ["unlike the training images"] if row.unlike_training else []
         notes += ["its case was fitted on"] if row.seen else []
-    said = "; ".join(notes)
-    return f"{line}  ({said})" if said else line
+    return f"{line}  ({'; '.join(notes)})" if notes else line
 
 
-class RowFile:
-    """A file of lines that lies under `<name>.partial` until it is whole.
+@contextmanager
+def row_file(path: Path) -> Iterator[Callable[[str], None]]:
+    """Yield what writes a line to a file that lies under `<name>.partial` until it is whole.
 
     Each line is handed over at once; whatever ends the program, those that were written are there.
     """
+    if path.is_dir():
+        raise ConfigError(f"--output {path} is a folder; give the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, lines = path.with_name(f"{path.name}.partial"), 0
+    with partial.open("w", buffering=1, encoding="utf-8") as file:
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.partial = path.with_name(f"{path.name}.partial")
-        self.lines = 0
+        def write(line: str) -> None:
+            nonlocal lines
+            file.write(f"{line}\n")
+            lines += 1
 
-    def __enter__(self) -> Self:
-        """Open it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_dir():
-            raise ConfigError(f"--output {self.path} is a folder; give the name of a file")
-        self.file = self.partial.open("w", buffering=1, encoding="utf-8")
-        return self
-
-    def write(self, line: str) -> None:
-        """Write a line."""
-        self.file.write(f"{line}\n")
-        self.lines += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give it its own name, or say where its lines are."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            log.warning("%s holds the %d lines that were finished", self.partial, self.lines)
-
-
-MOST_REASONS = 20
-
-
-@dataclass
-class Right:
-    """How many labelled images were decided, and how many of them rightly."""
-
-    labelled: int = 0
-    right: int = 0
-
-    def add(self, right: bool) -> None:
-        """Count an image."""
-        self.labelled += 1
-        self.right += right
-
-    def __str__(self) -> str:
-        """Return the accuracy."""
-        return f"accuracy {self.right / self.labelled:.3f} on {plural(self.labelled, 'labelled image')}"
+        try:
+            yield write
+        except BaseException:
+            log.warning("%s holds the %d lines that were finished", partial, lines)
+            raise
+        finally:
+            file.flush()
+            os.fsync(file.fileno())
+    partial.replace(path)
 
 
 @dataclass
 class Tally:
     """What is to be said when all is done: how many images of which kind.
 
-    Images of cases that the stack was not fitted on (`new`) are kept apart from those of which nobody
-    knows whether it was (`unknown`); those that it was fitted on have no accuracy.
+    `new` and `unknown` count the labelled images that were decided, by whether that was right. Images of
+    cases that the stack was not fitted on (`new`) are kept apart from those of which nobody knows
+    whether it was (`unknown`); those that it was fitted on have no accuracy.
     """
 
     images: int = 0
@@ -264,8 +233,8 @@ class Tally:
     abstained: int = 0
     unlike: int = 0
     seen: int = 0
-    new: Right = field(default_factory=Right)
-    unknown: Right = field(default_factory=Right)
+    new: Counter[bool] = field(default_factory=Counter)
+    unknown: Counter[bool] = field(default_factory=Counter)
     strange: int = 0
     strange_first: str = ""
     overlays: int = 0
@@ -292,21 +261,25 @@ class Tally:
     def _compare(self, row: Prediction, label: str) -> None:
         """Count whether an image is what its label says."""
         if label not in row.probabilities:
-            known = f"{label!r} of {row.path}, the classes are {', '.join(row.probabilities)}"
-            self.strange, self.strange_first = self.strange + 1, self.strange_first or known
+            self.strange += 1
+            classes = ", ".join(row.probabilities)
+            self.strange_first = (
+                self.strange_first or f"{label!r} of {row.path}, the classes are {classes}"
+            )
         elif row.abstained is None and not row.seen:
-            (self.unknown if row.seen is None else self.new).add(label == row.predicted)
+            (self.unknown if row.seen is None else self.new)[label == row.predicted] += 1
 
     def lines(self) -> Iterator[str]:
-        """Yield what was found, a sentence each."""
+        """Yield the outcome, a sentence each."""
         of = f" of {plural(self.cases, 'case')}" if self.cases else ""
-        found = f"{self.abstained} abstained, {self.unlike} unlike the training images"
-        yield f"{plural(self.images, 'image')}{of}, {found}"
+        odd = f"{self.abstained} abstained, {self.unlike} unlike the training images"
+        yield f"{plural(self.images, 'image')}{of}, {odd}"
         decided = " that were decided" if self.abstained else ""
-        if self.new.labelled:
-            yield f"{self.new}{decided}, of cases that the stack was not fitted on"
-        if self.unknown.labelled:
-            yield f"{self.unknown}{decided}; whether the stack was fitted on them is not known"
+        if self.new:
+            yield f"{_accuracy(self.new)}{decided}, of cases that the stack was not fitted on"
+        if self.unknown:
+            accuracy = _accuracy(self.unknown)
+            yield f"{accuracy}{decided}; whether the stack was fitted on them is not known"
         if self.strange:
             yield (
                 f"warning: {plural(self.strange, 'label')} that no class has, counted for no accuracy "
@@ -317,3 +290,15 @@ class Tally:
                 f"{self.seen} of the images are of cases that the stack was fitted on: it does better "
                 "on them than on new ones, and no accuracy counts them"
             )
+
+    def skips(self) -> Iterator[str]:
+        """Yield how many images were skipped, and why the first of them were."""
+        yield f"{self.skipped} images skipped:"
+        yield from self.reasons
+        if self.skipped > len(self.reasons):
+            yield f"and {self.skipped - len(self.reasons)} more"
+
+
+def _accuracy(right: Counter[bool]) -> str:
+    labelled = right.total()
+    return f"accuracy {right[True] / labelled:.3f} on {plural(labelled, 'labelled image')}"

@@ -71,23 +71,23 @@ def _open(folder: Path, named: Path) -> Run:
 def _listed(content: bytes, named: Path) -> dict[str, dict[str, Any]]:
     """Return the files that a pack lists; raise RunError for what is no such list."""
     try:
-        found = json.loads(content)
-        version, files = found["schema"], found["files"]
-        sound = all(
+        pack = json.loads(content)
+        version, files = pack["schema"], dict(pack["files"])
+        sound = "config.yaml" in files and all(
             NAME.fullmatch(where)
             and not {".", ".."} & set(where.split("/"))
-            and isinstance(each["bytes"], int)
-            and each["bytes"] >= 0
-            and isinstance(each["sha256"], str)
-            for where, each in files.items()
+            and isinstance(file["bytes"], int)
+            and file["bytes"] >= 0
+            and isinstance(file["sha256"], str)
+            for where, file in files.items()
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RunError(f"{named}: its {LIST} cannot be read", AGAIN) from None
     if version != SCHEMA:
         raise RunError(f"{named} is of schema {version}, this program reads {SCHEMA}; pack the run anew")
-    if not sound or "config.yaml" not in files:
+    if not sound:
         raise RunError(f"{named}: its {LIST} lists what no pack holds", AGAIN)
-    return dict(files)
+    return files
 
 
 def _unzip(path: Path, folder: Path) -> None:
@@ -132,7 +132,7 @@ def _refuse_strange(
     if strange:
         state = "is in the zip and not listed" if strange[0] in members else "is missing"
         raise RunError(f"{path}: {strange[0]!r} {state}", AGAIN)
-    total = sum(each["bytes"] for each in listed.values())
+    total = sum(file["bytes"] for file in listed.values())
     if total > path.stat().st_size:
         raise RunError(f"{path} would grow to {total:,} bytes: no pack does", AGAIN)
     where = tempfile.gettempdir()

@@ -117,14 +117,9 @@ class Novelty:
         write_arrays(path, arrays)
 
 
-def load_novelty(path: Path) -> Novelty | None:
-    """Read what `Novelty.save` wrote; raise StackError when it is damaged.
-
-    None where an older version made it, which did not narrow the reference.
-    """
+def load_novelty(path: Path) -> Novelty:
+    """Read what `Novelty.save` wrote; raise StackError when it is damaged."""
     found = read_arrays(path)
-    if "reference" in found and "ratio" not in found:
-        return None
     try:
         bases = {}
         for number, (name, usual) in enumerate(zip(found["names"], found["usual"], strict=True)):
@@ -165,12 +160,11 @@ def keep_novelty(run: Run, caches: Caches) -> None:
 
 
 def _kept_origins(path: Path) -> dict[BaseModel, str] | None:
-    """Return the digests behind a file; None for one that is damaged or old, and has to be made anew."""
+    """Return the digests behind a file; None for one that is damaged, and has to be made anew."""
     try:
-        found = load_novelty(path)
+        return load_novelty(path).origins
     except StackError:
         return None
-    return None if found is None else found.origins
 
 
 def fit_novelty(caches: Caches) -> Novelty | None:

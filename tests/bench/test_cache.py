@@ -32,7 +32,7 @@ from stacker.bench.peers import find_peers, package_cam, peer_layer
 from stacker.config.root import Config
 from stacker.config.training import BackboneConfig
 from stacker.errors import RunError
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 NAMES = ("test_resnet", "test_efficientnet")
 BACKBONES = {name: {"weights": "random"} for name in NAMES}

@@ -11,7 +11,7 @@ import pytest
 
 from stacker.bench import images as bench
 from stacker.bench.timing import Timing, in_turn, time_rates
-from tests.cli.test_main import call
+from tests.commands import call
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from stacker.bench import stack as bench
 from stacker.errors import StackError
-from tests.cli.test_main import call
+from tests.commands import call
 
 
 def test_all_ways_are_measured(tmp_path: Path) -> None:

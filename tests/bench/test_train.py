@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stacker.bench.train import COMPILED, LOADER, OURS, PEER, SYNTHETIC, verdict
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 
 def test_training_is_timed_beside_its_limits(write_config: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ from stacker.config.load import load_config
 from stacker.data.formats.registry import read_manifest
 from stacker.figures.data import pick
 from stacker.training.begin import begin
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 WriteConfig = Callable[..., Path]
 
@@ -48,7 +48,7 @@ def test_exit_code_by_severity(write_config: WriteConfig) -> None:
 def test_check_for_scripts(write_config: WriteConfig, tmp_path: Path) -> None:
     """--json prints the findings alone; --out chooses the folder of the report."""
     done = call("check", write_config(), "--json", "--out", tmp_path / "report")
-    assert {each["severity"] for each in json.loads(done.stdout)} <= {"warning", "note"}
+    assert {finding["severity"] for finding in json.loads(done.stdout)} <= {"warning", "note"}
     assert (tmp_path / "report" / "audit.md").exists()
 
 

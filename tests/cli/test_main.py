@@ -11,30 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from stacker import __version__
 from stacker.cli.main import main
 from stacker.config.root import Config
 from stacker.errors import BackboneError
+from tests.commands import call, expect_refusal
 
 WriteConfig = Callable[..., Path]
-
-
-def call(*arguments: object) -> Result:
-    """Run the command line in this process; a traceback fails the test."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def expect_refusal(result: Result, code: int, *texts: str) -> None:
-    """Expect a short message with these texts and this exit code."""
-    assert result.exit_code == code, result.output
-    for text in texts:
-        assert text in result.stderr
-    assert "Traceback" not in result.output
 
 
 def test_help_and_version_import_nothing_heavy() -> None:

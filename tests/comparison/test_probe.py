@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from stacker.comparison.probe import probe
 from stacker.config.root import Config
 from stacker.run import reopen
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 
 def test_probes_stand_beside_the_cached_base_models(finished: Config) -> None:

@@ -13,7 +13,9 @@ from stacker.caches.reader import open_cache
 from stacker.config.root import Config
 from stacker.errors import LeakError
 from stacker.files import file_sha256
-from stacker.prediction.predictor import predict
+from stacker.prediction.inputs import Input
+from stacker.prediction.predictor import open_predictor
+from stacker.prediction.rows import Prediction
 from stacker.run import reopen
 from stacker.stacking.learners.matrix import whole
 from stacker.stacking.saved import stack_facts
@@ -50,14 +52,13 @@ def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig) -> None:
     )
     assert "test_resnet/frozen/0000" in columns
     assert "test_resnet/frozen" in stack_facts(run, "logistic")["checkpoints"]
-    row = run.manifest.rows_of("case", run.folds.test)[0]
-    image = run.manifest.images[row]
-    (said,), failures = predict(run, [Path(image.path)])
-    assert not failures
+    image = run.manifest.images[run.manifest.rows_of("case", run.folds.test)[0]]
+    (row,) = open_predictor(run).stream([Input(Path(image.path))])
+    assert isinstance(row, Prediction)
     with (run.path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         who = (image.id, "logistic")
         (stored,) = (r for r in csv.DictReader(file) if (r["image_id"], r["model"]) == who)
-    assert said.probabilities["malignant"] == pytest.approx(float(stored["p_malignant"]), abs=0.02)
+    assert row.probabilities["malignant"] == pytest.approx(float(stored["p_malignant"]), abs=0.02)
     with np.load(run.stack_folder("logistic") / "centres.npz") as centres:
         assert set(centres) == {"fold0", "fold1"}
         for each in centres.values():  # folds differ in what they trained, and in nothing else

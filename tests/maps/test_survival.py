@@ -20,7 +20,7 @@ from stacker.config.root import Config
 from stacker.files import file_sha256, held
 from stacker.maps.verify import verify
 from stacker.run import reopen
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 TRIALS = 30
 

@@ -21,7 +21,7 @@ from stacker.caches.writer import write_index, write_part
 from stacker.config.root import Config
 from stacker.maps.verify import verify
 from stacker.run import Run, reopen
-from tests.cli.test_main import call, expect_refusal
+from tests.commands import call, expect_refusal
 
 
 def flip(path: Path) -> None:

@@ -25,9 +25,9 @@ def slides(tmp_path: Path) -> Path:
     return root
 
 
-def names(found: list[Input]) -> list[str]:
+def names(inputs: list[Input]) -> list[str]:
     """Return the names of the files."""
-    return [each.path.name for each in found]
+    return [image.path.name for image in inputs]
 
 
 def test_a_folder_is_its_pictures_sorted(slides: Path) -> None:
@@ -61,8 +61,8 @@ def test_a_table_names_images_cases_and_labels(slides: Path) -> None:
     """Relative to its own folder; separators and the mark of Excel do not matter."""
     table = slides / "list.csv"
     table.write_text("\ufeffPath;case;label\nb/2.png;P1;benign\na/1.jpg;;\nmissing.png;P2;\n;;\n")
-    found = find_inputs([str(table)], FOLDER)
-    assert [(each.path.name, each.case, each.label) for each in found] == [
+    inputs = find_inputs([str(table)], FOLDER)
+    assert [(image.path.name, image.case, image.label) for image in inputs] == [
         ("2.png", "P1", "benign"),
         ("1.jpg", "", ""),
         ("missing.png", "P2", ""),
@@ -112,12 +112,12 @@ def test_images_are_read_ahead_in_their_order(tmp_path: Path) -> None:
     write_all({path: tissue(n, 40) for n, path in enumerate(paths)})
     paths[3].write_bytes(b"nonsense")
     batches = list(read_ahead(map(Input, paths), ImagesConfig(size=32), 2))
-    assert [[each.image.path for each in batch] for batch in batches] == [
+    assert [[reading.image.path for reading in batch] for batch in batches] == [
         paths[:2],
         paths[2:4],
         paths[4:],
     ]
-    (bad,) = (each for batch in batches for each in batch if each.pixels is None)
+    (bad,) = (reading for batch in batches for reading in batch if reading.pixels is None)
     assert (bad.image.path, bad.reason) == (
         paths[3],
         "not an image, or of a format that Pillow does not know",

@@ -9,15 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from stacker.backbones.checkpoint import read_facts
-from stacker.cli.common import Commands
-from stacker.cli.predict import pack as pack_command
-from stacker.cli.predict import predict as predict_command
 from stacker.config.root import Config
 from stacker.errors import RunError
 from stacker.files import read_json
@@ -31,32 +26,16 @@ from stacker.run import Run, reopen
 from stacker.stacking.admission import open_caches
 from stacker.stacking.novelty import keep_novelty
 from stacker.stacking.saved import stack_facts
+from tests.commands import call, expect_refusal
 from tests.pictures import write_table
-
-
-@click.group(cls=Commands)
-def main() -> None:
-    """Stand for the program."""
-
-
-main.add_command(pack_command)
-main.add_command(predict_command)
-
-
-def call(*arguments: object) -> Result:
-    """Run the command line in this process; a traceback fails the test."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture
 def run(finished: Config) -> Run:
     """Return a finished run that knows what is usual."""
-    found = reopen(finished)
-    keep_novelty(found, open_caches(found, frozen=False))
-    return found
+    run = reopen(finished)
+    keep_novelty(run, open_caches(run, frozen=False))
+    return run
 
 
 @pytest.fixture
@@ -113,8 +92,8 @@ def test_probabilities_are_equal_to_the_last_bit(run: Run, folder: Path) -> None
     """Before they are rounded, too."""
     pixels = list(reopen(run.config).pixels()[np.arange(6)])
     with opened(folder) as unpacked:
-        packed, own = open_predictor(unpacked), open_predictor(run)
-        for name, said in own.ensemble.ask(pixels).items():
+        packed, original = open_predictor(unpacked), open_predictor(run)
+        for name, said in original.ensemble.ask(pixels).items():
             for array, values in packed.ensemble.ask(pixels)[name].items():
                 np.testing.assert_array_equal(values, said[array])
 
@@ -123,9 +102,15 @@ def test_nothing_of_the_data_goes_along(run: Run, folder: Path) -> None:
     """No image, no manifest, no cache, no path of this machine, no id of a case or an image."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     models = {f"models/{b}/holdout/model.safetensors" for b in run.config.backbones}
-    own = {"pack.json", "MODEL_CARD.md", "config.yaml", "stack/novelty.npz", "stack/logistic/stack.json"}
+    once = {
+        "pack.json",
+        "MODEL_CARD.md",
+        "config.yaml",
+        "stack/novelty.npz",
+        "stack/logistic/stack.json",
+    }
     parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.skops", "centres.npz")}
-    assert names == own | models | parts
+    assert names == once | models | parts
     secrets = {image.case for image in run.manifest.images}
     secrets |= {image.id for image in run.manifest.images}
     secrets |= {str(run.path.parent), str(run.config.data.path)}
@@ -183,15 +168,13 @@ def test_equal_packs_are_equal_files(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "3.zip: mlp, " in result.stdout
     again = call("pack", run.path, "--out", tmp_path / "3.zip")
-    assert again.exit_code == 1
-    assert "is there already" in again.stderr
+    expect_refusal(again, 1, "is there already")
     outside = tmp_path / "outside" / "stack.json"
     outside.parent.mkdir()
     outside.write_text("{}")
     name = f"../../../{outside.parent.name}"
     strange = call("pack", run.path, "--out", tmp_path / "4.zip", "--meta", name)
-    assert strange.exit_code == 2
-    assert f"no meta-learner '{name}'" in strange.stderr
+    expect_refusal(strange, 2, f"no meta-learner '{name}'")
 
 
 def test_a_zip_is_asked_like_a_run(run: Run, zipped: Path, tmp_path: Path) -> None:
@@ -280,11 +263,11 @@ def test_what_is_compressed_is_refused_unread(zipped: Path, method: int) -> None
     for name in ("pack.json", "config.yaml"):
         zipped.write_bytes(original)
         with zipfile.ZipFile(zipped) as archive:
-            content = {each: archive.read(each) for each in archive.namelist()}
+            content = {member: archive.read(member) for member in archive.namelist()}
         with zipfile.ZipFile(zipped, "w") as archive:
-            for each, data in content.items():
-                kind = method if each == name else zipfile.ZIP_STORED
-                archive.writestr(each, data, compress_type=kind)
+            for member, data in content.items():
+                kind = method if member == name else zipfile.ZIP_STORED
+                archive.writestr(member, data, compress_type=kind)
         refuse(zipped, f"'{name}' is compressed or encrypted")
 
 
@@ -320,8 +303,8 @@ def test_the_card_has_the_numbers_of_the_run(run: Run, folder: Path) -> None:
     metrics = read_json(run.path / "metrics.json")
     for part in ("test", "development"):
         for unit in ("image", "case"):
-            found = metrics[part]["logistic"][unit]
-            assert f"{found['accuracy']:.3f} [{found['withheld']['accuracy']}]" in card
+            scores = metrics[part]["logistic"][unit]
+            assert f"{scores['accuracy']:.3f} [{scores['withheld']['accuracy']}]" in card
     facts = stack_facts(run, "logistic")
     for finish in ("finish", "case_finish"):
         assert f"from a probability of {facts[finish]['threshold']:.4f} on" in card

@@ -10,45 +10,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image as Picture
 from safetensors.torch import save_file
 
 from stacker.backbones.checkpoint import load_checkpoint
-from stacker.cli.common import Commands
-from stacker.cli.predict import predict as command
 from stacker.config.root import Config
 from stacker.data.manifest import Image
 from stacker.errors import BackboneError, ConfigError, StackError
 from stacker.maps.extract import Arrays
 from stacker.prediction.inputs import Input
-from stacker.prediction.predictor import Predictor, open_predictor, predict
-from stacker.prediction.rows import CasePrediction, Prediction, RowFile, Skipped
-from stacker.run import BaseModel, open_run, reopen
+from stacker.prediction.predictor import Predictor, open_predictor
+from stacker.prediction.rows import CasePrediction, Prediction, Skipped, row_file
+from stacker.run import BaseModel, Run, open_run, reopen
 from stacker.stacking.admission import open_caches
 from stacker.stacking.novelty import keep_novelty, novelty_file
+from tests.commands import call, expect_refusal
 from tests.pictures import tissue, write_table
-
-
-@click.group(cls=Commands)
-def main() -> None:
-    """Stand for the program."""
-
-
-main.add_command(command)
-
-
-def call(run: Path, *arguments: object, **options: Any) -> Result:
-    """Run the command in this process; a traceback fails the test."""
-    words = ["predict", str(run), *map(str, arguments)]
-    result = CliRunner().invoke(main, words, **options)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def rows_of(result: Result) -> list[dict[str, Any]]:
@@ -82,7 +63,9 @@ def test_new_images_get_what_the_cached_ones_got(
 ) -> None:
     """The same probabilities, classes and thresholds as in the run's own predictions of its test set."""
     paths = [image.path for image in tests_of]
-    result = call(ready.run_path, *paths, "--meta", meta, "--format", "jsonl", "--no-overlays")
+    result = call(
+        "predict", ready.run_path, *paths, "--meta", meta, "--format", "jsonl", "--no-overlays"
+    )
     assert result.exit_code == 0, result.stderr
     rows = rows_of(result)
     with (ready.run_path / "predictions.csv").open() as file:
@@ -120,16 +103,16 @@ def test_a_case_is_the_mean_of_its_images(ready: Config, tests_of: list[Image]) 
     assert [case.case for case in cases] == sorted({image.case for image in tests_of})
     assert rows[-len(cases) :] == cases
     for case in cases:
-        own = [row for row in images if row.case == case.case]
-        stated = np.array([row.probabilities["malignant"] for row in own])
+        members = [row for row in images if row.case == case.case]
+        stated = np.array([row.probabilities["malignant"] for row in members])
         odds = np.log(stated / (1 - stated)) * finish.calibrator.temperature  # as before calibration
         raw = (1 / (1 + np.exp(-odds))).mean()
         expected = of_cases.calibrator.apply(np.array([[1 - raw, raw]]))[0, 1]
-        assert case.images == len(own)
+        assert case.images == len(members)
         assert case.probabilities["malignant"] == pytest.approx(expected, abs=2e-4)
         assert of_cases.threshold is not None
         assert case.predicted == ("malignant" if expected >= of_cases.threshold else "benign")
-        share = np.mean([row.predicted == "malignant" for row in own])
+        share = np.mean([row.predicted == "malignant" for row in members])
         assert case.shares["malignant"] == pytest.approx(share, abs=1e-6)
     assert images[-1].case is None
     assert images[-1].seen is None
@@ -139,17 +122,17 @@ def test_rows_do_not_depend_on_the_batch_or_on_turns(ready: Config, tests_of: li
     """One by one, in threes, and with base models that take turns: the numbers are the same."""
     images = [Input(Path(image.path), image.case) for image in tests_of[:7]]
     run = open_run(ready.run_path)
-    found = []
+    shares = []
     for size, memory in ((32, 4.0), (1, 4.0), (3, 1e-6)):
         cam = run.config.cam.model_copy(update={"batch_size": size, "memory_gb": memory})
         changed = replace(run, config=run.config.model_copy(update={"cam": cam}))
         predictor = open_predictor(changed)
         assert len(predictor.ensemble.rounds) == (1 if memory > 1 else 2)
         rows = list(predictor.stream(images))
-        found.append([row.probabilities["malignant"] for row in rows if isinstance(row, Prediction)])
-    assert len(found[0]) == 7
-    np.testing.assert_allclose(found[1], found[0], atol=2e-3)
-    np.testing.assert_allclose(found[2], found[0], atol=2e-3)
+        shares.append([row.probabilities["malignant"] for row in rows if isinstance(row, Prediction)])
+    assert len(shares[0]) == 7
+    np.testing.assert_allclose(shares[1], shares[0], atol=2e-3)
+    np.testing.assert_allclose(shares[2], shares[0], atol=2e-3)
 
 
 def test_a_row_comes_out_as_soon_as_its_batch_is_done(ready: Config, tests_of: list[Image]) -> None:
@@ -177,13 +160,13 @@ def test_what_cannot_be_read_is_skipped_and_said_at_the_end(
     bad, good = tmp_path / "bad.png", tests_of[0].path
     bad.write_bytes(Path(good).read_bytes()[:100])
     listed = f"{bad}\n{good}\n{tmp_path / 'gone.png'}\n"
-    result = call(ready.run_path, "-", "--format", "jsonl", "--no-overlays", input=listed)
+    result = call("predict", ready.run_path, "-", "--format", "jsonl", "--no-overlays", input=listed)
     assert result.exit_code == 1
     assert [row["row"] for row in rows_of(result)] == ["skipped", "image", "skipped", "case"]
     assert rows_of(result)[2]["reason"] == "cannot be read: No such file or directory"
     assert "2 images skipped:" in result.stderr
     assert "bad.png: cannot be decoded" in result.stderr
-    only = call(ready.run_path, bad)
+    only = call("predict", ready.run_path, bad)
     assert only.exit_code == 1
     assert "bad.png" in only.stdout
     for words, text in (
@@ -194,24 +177,23 @@ def test_what_cannot_be_read_is_skipped_and_said_at_the_end(
         ((good, "--output", "rows.xlsx"), "--format jsonl, csv or table"),
         ((good, "--device", "tpu9"), "--device tpu9: expected auto, cpu, cuda"),
     ):
-        refused = call(ready.run_path, *words)
-        assert refused.exit_code == 2, words
-        assert text in refused.stderr
+        expect_refusal(call("predict", ready.run_path, *words), 2, text)
 
 
 def test_it_abstains_below_a_confidence(ready: Config, tests_of: list[Image]) -> None:
     """As the config or the option says; the class and its probability are still told."""
     path = tests_of[0].path
-    (row, case) = rows_of(call(ready.run_path, path, "--abstain", "0.999", "--format", "jsonl"))
+    (row, case) = rows_of(
+        call("predict", ready.run_path, path, "--abstain", "0.999", "--format", "jsonl")
+    )
     assert row["abstained"] == f"confidence {row['confidence']:.3f} is below 0.999"
     assert row["predicted"] in ("benign", "malignant")
     assert (case["abstained"] is None) == (case["confidence"] >= 0.999)
-    table = call(ready.run_path, path, "--abstain", "0.999")
+    table = call("predict", ready.run_path, path, "--abstain", "0.999")
     assert "abstains: confidence" in table.stdout
     assert "1 abstained" in table.stderr
     run = open_run(ready.run_path, ("stack.abstain=0.999",))
-    ((found,), _) = predict(run, [Path(path)])
-    assert found.abstained == row["abstained"]
+    assert _first(run, tests_of).abstained == row["abstained"]
 
 
 def test_cases_that_the_stack_knows_are_told(
@@ -221,10 +203,10 @@ def test_cases_that_the_stack_knows_are_told(
     run = reopen(ready)
     known = next(i for i in run.manifest.images if i.case in run.folds.folds[0].held_out)
     new = tests_of[0]
-    lines = [f"{each.path},{each.label}" for each in (known, new)] + [f"{tests_of[1].path},odd"]
+    lines = [f"{image.path},{image.label}" for image in (known, new)] + [f"{tests_of[1].path},odd"]
     table = tmp_path / "list.csv"
     table.write_text("\n".join(["path,label", *lines]) + "\n")
-    result = call(ready.run_path, table, "--format", "jsonl", "--no-overlays")
+    result = call("predict", ready.run_path, table, "--format", "jsonl", "--no-overlays")
     images = [row for row in rows_of(result) if row["row"] == "image"]
     assert [(row["label"], row["seen"]) for row in images] == [
         (known.label, True),
@@ -237,7 +219,7 @@ def test_cases_that_the_stack_knows_are_told(
     assert f"'odd' of {tests_of[1].path}, the classes are benign, malignant" in result.stderr
     assert "1 of the images are of cases that the stack was fitted on" in result.stderr
     table.write_text(f"path,case,label\n{known.path},my own name,{known.label}\n")
-    (row, *_) = rows_of(call(ready.run_path, table, "--format", "jsonl", "--no-overlays"))
+    (row, *_) = rows_of(call("predict", ready.run_path, table, "--format", "jsonl", "--no-overlays"))
     assert (row["case"], row["seen"]) == ("my own name", True)
 
 
@@ -247,7 +229,9 @@ def test_a_csv_has_the_same_rows_and_is_whole_when_it_has_its_name(
     """Every row has every column; the cases of a table's own column come before those of names."""
     table = write_table(tmp_path / "in" / "list.csv", "path,case", [["a.png", "P1"], ["b.png", "P2"]])
     output = tmp_path / "out" / "rows.csv"
-    result = call(ready.run_path, table, tests_of[0].path, "--output", output, "--no-overlays")
+    result = call(
+        "predict", ready.run_path, table, tests_of[0].path, "--output", output, "--no-overlays"
+    )
     assert (result.exit_code, result.stdout) == (0, "")
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
     assert [row["row"] for row in rows] == ["image"] * 3 + ["case"] * 3
@@ -266,9 +250,9 @@ def test_rows_outlive_whatever_ends_the_program(
     path.write_text("older\n")
 
     def interrupted() -> None:
-        with RowFile(path) as file:
-            file.write("one")
-            assert file.partial.read_text() == "one\n"
+        with row_file(path) as write:
+            write("one")
+            assert (tmp_path / "rows.jsonl.partial").read_text() == "one\n"
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -276,7 +260,7 @@ def test_rows_outlive_whatever_ends_the_program(
     assert path.read_text() == "older\n"
     assert (tmp_path / "rows.jsonl.partial").read_text() == "one\n"
     assert "rows.jsonl.partial holds the 1 lines that were finished" in caplog.text
-    with pytest.raises(ConfigError, match="is a folder"), RowFile(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder"), row_file(tmp_path):
         pass
 
 
@@ -286,16 +270,16 @@ def test_overlays_are_drawn_for_few_images_and_where_they_are_wanted(
     """One PNG each, numbered where names are equal: the image and a panel for each backbone."""
     twin = tmp_path / Path(tests_of[0].path).name
     twin.write_bytes(Path(tests_of[0].path).read_bytes())
-    rows = rows_of(call(ready.run_path, tests_of[0].path, twin, "--format", "jsonl"))
+    rows = rows_of(call("predict", ready.run_path, tests_of[0].path, twin, "--format", "jsonl"))
     overlays = [Path(row["overlay"]) for row in rows if row["row"] == "image"]
     stem = twin.stem
     assert overlays == [ready.run_path / "predictions" / f"{stem}{n}.png" for n in ("", "-2")]
     with Picture.open(overlays[0]) as sheet:
         assert sheet.width == 3 * 32 + 2 * 4
     monkeypatch.setattr("stacker.cli.predict.MOST_DRAWN", 1)
-    many = rows_of(call(ready.run_path, tests_of[0].path, twin, "--format", "jsonl"))
+    many = rows_of(call("predict", ready.run_path, tests_of[0].path, twin, "--format", "jsonl"))
     assert many[0]["overlay"] is None
-    asked = call(ready.run_path, tests_of[0].path, twin, "--out", tmp_path / "out")
+    asked = call("predict", ready.run_path, tests_of[0].path, twin, "--out", tmp_path / "out")
     assert asked.exit_code == 0
     assert len(list((tmp_path / "out").iterdir())) == 2
 
@@ -308,9 +292,9 @@ def test_what_is_no_number_is_no_prediction(
     asked = predictor.ensemble.ask
 
     def fail(pixels: list[np.ndarray]) -> dict[BaseModel, Arrays]:
-        found = asked(pixels)
-        found[BaseModel("test_resnet", "holdout")]["maps"][1] = np.nan
-        return found
+        outputs = asked(pixels)
+        outputs[BaseModel("test_resnet", "holdout")]["maps"][1] = np.nan
+        return outputs
 
     monkeypatch.setattr(predictor.ensemble, "ask", fail)
     images = [Input(Path(image.path)) for image in tests_of[:3]]
@@ -324,29 +308,25 @@ def test_what_is_no_number_is_no_prediction(
 def test_without_what_is_usual_novelty_is_not_known(
     ready: Config, tests_of: list[Image], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor where it is of other caches or an older version, which is said; a damaged file is refused."""
-    path = novelty_file(open_run(ready.run_path))
-    with np.load(path) as file:
-        np.savez(path, **{name: file[name] for name in file if name != "ratio"})
-    assert _first(ready, tests_of).novelty is None
-    assert "was made by an older version: novelty is not known" in caplog.text
-    caplog.clear()
+    """Nor where it is of other caches, which is said; a damaged file is refused."""
     run = reopen(ready)
+    path = novelty_file(run)
     caches = open_caches(run, frozen=False)
     path.unlink()
     keep_novelty(run, replace(caches, origins=dict.fromkeys(caches.origins, "other")))
-    assert _first(ready, tests_of).novelty is None
+    assert _first(run, tests_of).novelty is None
     assert "novelty is not known" in caplog.text
     path.write_bytes(b"nonsense")
     with pytest.raises(StackError, match="damaged"):
-        open_predictor(open_run(ready.run_path))
+        open_predictor(run)
     path.unlink()
-    assert _first(ready, tests_of).unlike_training is None
+    assert _first(run, tests_of).unlike_training is None
 
 
-def _first(config: Config, tests_of: list[Image]) -> Prediction:
-    ((found,), _) = predict(open_run(config.run_path), [Path(tests_of[0].path)])
-    return found
+def _first(run: Run, tests_of: list[Image]) -> Prediction:
+    (row,) = open_predictor(run).stream([Input(Path(tests_of[0].path))])
+    assert isinstance(row, Prediction)
+    return row
 
 
 def test_base_models_that_changed_are_refused(ready: Config) -> None:

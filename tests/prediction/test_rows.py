@@ -38,27 +38,27 @@ def said(*rows: Prediction) -> str:
 def test_new_unknown_and_seen_images_are_kept_apart() -> None:
     """Only an accuracy on cases that are known to be new stands without a doubt."""
     new, unknown, seen = (image("malignant", seen) for seen in (False, None, True))
-    found = said(new, image("benign", False), unknown, unknown, unknown, seen)
-    assert "accuracy 0.500 on 2 labelled images, of cases that the stack was not fitted on" in found
-    assert "accuracy 1.000 on 3 labelled images; whether the stack was fitted on them is not" in found
-    assert "1 of the images are of cases that the stack was fitted on" in found
+    lines = said(new, image("benign", False), unknown, unknown, unknown, seen)
+    assert "accuracy 0.500 on 2 labelled images, of cases that the stack was not fitted on" in lines
+    assert "accuracy 1.000 on 3 labelled images; whether the stack was fitted on them is not" in lines
+    assert "1 of the images are of cases that the stack was fitted on" in lines
 
 
 def test_what_is_not_known_to_be_new_is_not_called_so() -> None:
     """A pack without cases, or images without: the accuracy comes with its condition alone."""
-    found = said(image("malignant", None))
-    assert "was not fitted on" not in found
-    assert "is not known" in found
+    lines = said(image("malignant", None))
+    assert "was not fitted on" not in lines
+    assert "is not known" in lines
     assert "accuracy" not in said(image("malignant", True)).split("and no accuracy")[0]
     assert "accuracy" not in said(image(None, False))
 
 
 def test_labels_that_no_class_has_are_told() -> None:
     """How many, the first one and the classes; whatever the spelling, they are not guessed at."""
-    found = said(image("Malignant", False), image("odd", None), image("benign", True))
-    assert "warning: 2 labels that no class has" in found
-    assert "'Malignant' of a.png, the classes are benign, malignant" in found
-    assert "labelled image" not in found
+    lines = said(image("Malignant", False), image("odd", None), image("benign", True))
+    assert "warning: 2 labels that no class has" in lines
+    assert "'Malignant' of a.png, the classes are benign, malignant" in lines
+    assert "labelled image" not in lines
 
 
 def test_a_case_has_the_mean_of_raw_probabilities() -> None:
@@ -70,11 +70,10 @@ def test_a_case_has_the_mean_of_raw_probabilities() -> None:
         *(("b", [0.6, 0.4], 1), ("c", [1.0, 0.0], 0)),  # decided by a threshold of its own
     ):
         cases.add(case, np.array(raw), predicted)
-    found = list(cases.means())
-    assert [case for case, _, _ in found] == ["a", "b", "c"]
-    means, votes = (np.array([each[place] for each in found]) for place in (1, 2))
-    np.testing.assert_allclose(means, np.array([[0.2, 0.8], [0.6, 0.4], [1.0, 0.0]]))
-    assert votes.tolist() == [[0, 1], [1, 2], [1, 0]]
+    names, means, votes = zip(*cases.means(), strict=True)
+    assert names == ("a", "b", "c")
+    np.testing.assert_allclose(np.array(means), np.array([[0.2, 0.8], [0.6, 0.4], [1.0, 0.0]]))
+    assert np.array(votes).tolist() == [[0, 1], [1, 2], [1, 0]]
 
 
 def test_cases_are_told_as_a_run_tells_its_own() -> None:

@@ -109,13 +109,6 @@ def ask(novelty: Novelty, embeddings: np.ndarray) -> np.ndarray:
     return novelty.percentile(dict.fromkeys(novelty.bases, embeddings))
 
 
-def loaded(path: Path) -> Novelty:
-    """Return what was kept."""
-    found = load_novelty(path)
-    assert found is not None
-    return found
-
-
 def fitted(caches: Caches) -> Novelty:
     """Return what is usual."""
     found = fit_novelty(caches)
@@ -146,7 +139,7 @@ def test_what_is_kept_reads_back_and_tells_no_image(tmp_path: Path) -> None:
     novelty = fitted(caches)
     path = tmp_path / "novelty.npz"
     novelty.save(path)
-    again = loaded(path)
+    again = load_novelty(path)
     new = draw(9, 4)
     assert np.array_equal(ask(again, new), ask(novelty, new))
     assert (again.origins, again.ratio) == (caches.origins, novelty.ratio)
@@ -183,22 +176,9 @@ def test_it_is_fitted_again_when_the_caches_change(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="damaged"):
         load_novelty(path)
     keep_novelty(run, make_caches(turn=1))
-    assert loaded(path).origins == make_caches(turn=1).origins
+    assert load_novelty(path).origins == make_caches(turn=1).origins
     keep_novelty(run, make_caches(cases=1))
     assert not path.exists()
-
-
-def test_what_an_older_version_kept_is_made_anew(tmp_path: Path) -> None:
-    """Its reference was not narrowed: it is told from a damaged file, and nothing is said by it."""
-    run = Run(tmp_path, cast("Any", None))
-    path = novelty_file(run)
-    keep_novelty(run, make_caches())
-    with np.load(path) as file:
-        older = {name: file[name] for name in file if name != "ratio"}
-    np.savez(path, **older)
-    assert load_novelty(path) is None
-    keep_novelty(run, make_caches())
-    assert 0 < loaded(path).ratio < 1
 
 
 def ask_anew(novelty: Novelty, seen: np.ndarray, shift: float = 0, *, agree: bool) -> np.ndarray:

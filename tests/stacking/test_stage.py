@@ -18,7 +18,9 @@ from stacker import pipeline
 from stacker.cli.tables.scores import scores_table
 from stacker.config.root import Config
 from stacker.errors import CacheError
-from stacker.prediction.predictor import predict
+from stacker.prediction.inputs import Input
+from stacker.prediction.predictor import open_predictor
+from stacker.prediction.rows import Prediction
 from stacker.run import open_run, reopen
 from stacker.scores.predictions import Calibrator
 from stacker.stacking.admission import open_caches
@@ -207,13 +209,14 @@ def test_a_changed_method_is_noticed(finished: Config, data: Path) -> None:
     """Caches by another method are refused, and predict keeps the method that it was fitted on."""
     image = next((data / "histology_slides").rglob("*.png"))
     run = reopen(finished)
-    (before,), _ = predict(run, [image], "logistic")
+    (before,) = open_predictor(run, "logistic").stream([Input(image)])
     cam = finished.cam.model_copy(update={"methods": ["layercam"]})
     run = reopen(finished.model_copy(update={"cam": cam}))
     with pytest.raises(CacheError, match="was made with methods gradcam, this run uses layercam"):
         pipeline.stack(run, ["logistic"])
-    (after,), _ = predict(run, [image], "logistic")
-    assert after.probabilities == before.probabilities
+    (after,) = open_predictor(run, "logistic").stream([Input(image)])
+    assert isinstance(before, Prediction)
+    assert after == before
 
 
 def test_caches_of_a_model_that_was_trained_again_are_refused(finished: Config) -> None:

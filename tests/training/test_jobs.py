@@ -21,7 +21,9 @@ from stacker.comparison.probe import probe
 from stacker.config.root import Config
 from stacker.errors import BackboneError, ConfigError, RunError
 from stacker.files import file_sha256, held, read_json
-from stacker.prediction.predictor import predict
+from stacker.prediction.inputs import Input
+from stacker.prediction.predictor import open_predictor
+from stacker.prediction.rows import Prediction
 from stacker.run import reopen
 from stacker.training import jobs
 from stacker.training.begin import begin
@@ -196,10 +198,10 @@ def test_rectangles_and_transformers_go_through_all_stages(
     assert shapes == {"test_vit": (2, 2, 4), "test_resnet": (2, 1, 2)}
     image = next(config.data.path.rglob("*.png"))
     run = reopen(config)
-    ((found,), failures) = predict(run, [image], overlays=tmp_path / "out")
-    assert not failures
-    assert found.overlay is not None
-    assert Path(found.overlay).exists()
+    (row,) = open_predictor(run, overlays=tmp_path / "out").stream([Input(image)])
+    assert isinstance(row, Prediction)
+    assert row.overlay is not None
+    assert Path(row.overlay).exists()
     probe(reopen(config), 0.001)
 
 

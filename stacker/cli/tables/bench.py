@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from stacker.cli.tables.common import _table
+from stacker.cli.tables.common import make_table
 
 if TYPE_CHECKING:
     from stacker.bench.timing import Timing
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def timings_table(timings: Sequence[Timing], reference: str, title: str = "") -> Table:
     """Return how fast each way is, and how many times faster one of them."""
     title = ": ".join(filter(None, ["Images per second (median of the repeats)", title]))
-    table = _table(title, "way", "images/s", "repeats", f"{reference} is faster by")
+    table = make_table(title, ("way", "images/s", "repeats", f"{reference} is faster by"))
     (ours,) = (timing.images_per_second for timing in timings if timing.way == reference)
     for timing in timings:
         rate, repeats = timing.images_per_second, " ".join(f"{rate:.0f}" for rate in timing.repeats)
@@ -30,7 +30,9 @@ def costs_table(bench: Mapping[str, Any]) -> Table:
     how = f"{height}x{width}, batches of {bench['batch_size']}, {bench['precision']}, {bench['device']}"
     title = f"Milliseconds per image (median of the repeats, least to most): {how}"
     ways = list(dict.fromkeys(cost.way for cost in bench["costs"]))
-    table = _table(title, "base model", *ways, "of a bare forward", "batched takes", "naive loop takes")
+    table = make_table(
+        title, ("base model", *ways, "of a bare forward", "batched takes", "naive loop takes")
+    )
     table.min_width = len(title)
     taken = {(cost.of, cost.way): cost for cost in bench["costs"]}
     for ratio in bench["ratios"]:
@@ -43,7 +45,6 @@ def costs_table(bench: Mapping[str, Any]) -> Table:
         f"{s['peer_layer'] or '-'}, batches of {s['peer_batch_size'] or '-'}, {s['peer_layout'] or '-'}"
         for s in bench["subjects"]
     )
-    table.caption_justify = "left"
     return table
 
 
@@ -54,7 +55,7 @@ def _range(values: Sequence[float]) -> str:
 def deviations_table(deviations: Sequence[Mapping[str, Any]]) -> Table:
     """Return how far bfloat16 is from float32, for each base model."""
     title = "bfloat16 against float32 (maps and embeddings: shares of the largest value)"
-    table = _table(title, "base model", "what", "at most", "on average", "other predictions")
+    table = make_table(title, ("base model", "what", "at most", "on average", "other predictions"))
     table.min_width = len(title)
     for deviation in deviations:
         gaps = {key: deviation[key] for key in ("logits", "embeddings")} | deviation["maps"]
@@ -69,7 +70,7 @@ def fits_table(bench: Mapping[str, Any]) -> Table:
     """Return what each way of fitting takes."""
     title = f"{bench['rows']} rows x {bench['columns']} columns ({bench['table_gib']} GiB as float32), "
     title += f"{bench['rounds']} trees, {bench['threads']} threads"
-    table = _table(title, "way", "read s", "fit s", "rows/s", "peak GiB", "log loss, unseen rows")
+    table = make_table(title, ("way", "read s", "fit s", "rows/s", "peak GiB", "log loss, unseen rows"))
     for column in table.columns[1:]:
         column.justify = "right"
     for cost in bench["costs"]:

@@ -1,4 +1,4 @@
-"""The tables and sentences of a comparison, and of what fitting costs, for the terminal."""
+"""The tables and sentences of a comparison for the terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from stacker.cli.tables.common import LEAK_STYLE, title_of
+from stacker.cli.tables.common import (
+    LEAK_STYLE,
+    bounds_of,
+    make_table,
+    number,
+    title_of,
+    with_bounds,
+)
 from stacker.scores.predictions import PARTS
 
 TOP = 12
@@ -28,6 +35,10 @@ COLUMNS = (
     ("case_accuracy", "case accuracy", True),
     ("case_recognition_rate", "recognition", False),
 )
+MARKS = (
+    "* best base model; (!) predicts one class. AUC: pairs of images of one part; pooled: all pairs. p: "
+    "permuted labels as good; p of many: the best of all entries with permuted labels as good."
+)
 
 
 def shown_models(board: Mapping[str, Any], everything: bool) -> list[str]:
@@ -35,12 +46,9 @@ def shown_models(board: Mapping[str, Any], everything: bool) -> list[str]:
     part = "development" if any(r["part"] == "development" for r in board["rows"]) else "test"
     rows = [row for row in board["rows"] if row["part"] == part and row["subset"] == "all"]
     rows.sort(key=lambda row: -(row["image_auc"] or 0))
-    found, stacks = [], 0
-    for row in rows:
-        stacks += row["kind"] == "meta"
-        if everything or row["kind"] != "meta" or stacks <= TOP:
-            found.append(row["model"])
-    return found
+    stacks = [row["model"] for row in rows if row["kind"] == "meta"]
+    hidden = () if everything else stacks[TOP:]
+    return [row["model"] for row in rows if row["model"] not in hidden]
 
 
 def leaderboard_table(
@@ -48,74 +56,56 @@ def leaderboard_table(
 ) -> Table:
     """Return the scores of some models on a part of the cases; fewer of them where it is narrow."""
     rows = {r["model"]: r for r in board["rows"] if r["part"] == part and r["subset"] == "all"}
-    size = board["sizes"][part]
-    title = f"{PARTS[part]}: {size['images']} images, {size['cases']} {board['unit']}s; "
-    table = Table(title=title_of(title, board), title_justify="left")
-    table.add_column("model", overflow="fold")
-    unit = board["unit"]
+    size, unit, wide = board["sizes"][part], board["unit"], width >= WIDE
     columns = [
-        (key.replace("case_", f"{unit}_"), name.replace("case", unit), bounds)
-        for key, name, bounds in COLUMNS
+        (key.replace("case_", f"{unit}_"), heading.replace("case", unit), bounds)
+        for key, heading, bounds in COLUMNS
+        if wide or bounds
     ]
     columns = [c for c in columns if any(c[0] in row for row in rows.values())]
-    wide = width >= WIDE
-    columns = columns if wide else [c for c in columns if c[2]]
-    for _, heading, _ in columns:
-        table.add_column(heading)
-    for heading in ("columns", "fit s") if wide else ():
-        table.add_column(heading, justify="right")
-    for name in shown:
-        if name not in rows:
-            continue
+    left = len({r["model"] for r in board["rows"]} - set(shown))
+    more = f" {left} more in compare/leaderboard.csv (--all)." if left else ""
+    more_headings = [number("columns"), number("fit s")] if wide else []
+    table = make_table(
+        title_of(f"{PARTS[part]}: {size['images']} images, {size['cases']} {unit}s; ", board),
+        ["model", *(Column(heading) for _, heading, _ in columns), *more_headings],
+        caption=f"Intervals: {board['intervals']}. {MARKS}{more}",
+    )
+    for name in (name for name in shown if name in rows):
         row = rows[name]
         mark = " *" if name == board["best_base"] else ""
         mark += " (!)" if row.get("one_class_only") else ""
         cells = [_cell(row, key, bounds) for key, _, bounds in columns]
-        seconds, number = row.get("fit_seconds"), row.get("columns")
+        seconds, count = row.get("fit_seconds"), row.get("columns")
         if wide:
-            cells += ["" if number is None else str(number), f"{seconds:.2f}" if seconds else ""]
+            cells += ["" if count is None else str(count), f"{seconds:.2f}" if seconds else ""]
         style = {"base": "cyan", "rule": "green"}.get(row["kind"])
         table.add_row(escape(name + mark), *cells, style=style)
-    left = len({r["model"] for r in board["rows"]} - set(shown))
-    more = f" {left} more in compare/leaderboard.csv (--all)." if left else ""
-    table.caption = f"Intervals: {board['intervals']}. {MARKS}{more}"
-    table.caption_justify = "left"
     return table
 
 
-MARKS = (
-    "* best base model; (!) predicts one class. AUC: pairs of images of one part; pooled: all pairs. p: "
-    "permuted labels as good; p of many: the best of all entries with permuted labels as good."
-)
-
-
-def _cell(row: Mapping[str, Any], key: str, bounds: bool) -> str:
-    value = row.get(key)
-    if value is None:
-        return "-"
-    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    if bounds and low is None:
-        unit, _, score = key.partition("_")
-        reasons = str(row.get(f"{unit}_withheld") or "").split("; ")
-        why = [
-            reason.removeprefix(f"{score}: ") for reason in reasons if reason.startswith(f"{score}: ")
-        ]
-        return f"{value:.3f}" + (f" ({why[0]})" if why else "")
-    return f"{value:.3f}" + (f" [{low:.2f}, {high:.2f}]" if bounds else "")
+def _cell(row: Mapping[str, Any], key: str, with_interval: bool) -> str:
+    """Return a score of a row, with its interval or the reason why it has none, if that is wanted."""
+    if not with_interval:
+        return with_bounds(row.get(key), None)
+    unit, _, score = key.partition("_")
+    reasons = str(row.get(f"{unit}_withheld") or "").split("; ")
+    why = dict(reason.partition(": ")[::2] for reason in reasons).get(score)
+    return with_bounds(row.get(key), bounds_of(row, key), why)
 
 
 def answers_table(board: Mapping[str, Any]) -> Table:
     """Return what each block adds to others, meta-learner by meta-learner; intervals hold together."""
     part = next(part for part in PARTS if any(row["part"] == part for row in board["answers"]))
     rows = [row for row in board["answers"] if row["part"] == part]
-    title = f"What a block adds to the AUC by image, intervals of all together 95%. {PARTS[part]}"
-    table = Table(title=title, title_justify="left")
+    by_pair = {(row["added"], row["to"], row["meta"]): row for row in rows}
     metas = list(dict.fromkeys(row["meta"] for row in rows))
-    for heading in ("added", "to", *metas):
-        table.add_column(heading)
-    found = {(row["added"], row["to"], row["meta"]): row for row in rows}
+    table = make_table(
+        f"What a block adds to the AUC by image, intervals of all together 95%. {PARTS[part]}",
+        ["added", "to", *metas],
+    )
     for added, to in dict.fromkeys((row["added"], row["to"]) for row in rows):
-        gains = (_gain(found.get((added, to, meta))).replace(" ", "\n", 1) for meta in metas)
+        gains = (_gain(by_pair.get((added, to, meta))).replace(" ", "\n", 1) for meta in metas)
         table.add_row(added, to, *gains)
     return table
 
@@ -124,8 +114,7 @@ def _gain(row: Mapping[str, Any] | None) -> str:
     """Return a gain with its interval as one of many."""
     if row is None or row["auc_difference"] is None:
         return "-"
-    bounds = "" if row["auc_low"] is None else f" [{row['auc_low']:+.2f}, {row['auc_high']:+.2f}]"
-    return f"{row['auc_difference']:+.3f}{bounds}"
+    return with_bounds(row["auc_difference"], bounds_of(row, "auc"), sign="+")
 
 
 def verdicts(board: Mapping[str, Any]) -> list[str]:
@@ -139,7 +128,12 @@ def verdicts(board: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{named}: {_against(rival, rows)}")
     if board["best_stack"] is not None:
         lines.append(_best(board["best_stack"]))
-    lines += [_maps(part, rows) for part, rows in _answers_of_maps(board).items()]
+    of_maps = [row for row in board["answers"] if row["added"].startswith("map")]
+    of_maps = [r for r in of_maps if "map" not in r["to"] and r["auc_difference"] is not None]
+    lines += [
+        _maps(part, [row for row in of_maps if row["part"] == part])
+        for part in dict.fromkeys(row["part"] for row in of_maps)
+    ]
     off = [row for row in board["at_chance"] if row["leaks"]]
     lines += [
         f"{row['control']}, {PARTS[row['part']]}: a mean AUC of {row['auc']:.3f} in {row['draws']} "
@@ -177,29 +171,16 @@ def _against(rival: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _best(found: Mapping[str, Any]) -> str:
+def _best(best: Mapping[str, Any]) -> str:
     """Return what is left of the best AUC once the choice is made anew in every draw of cases."""
-    corrected = found["auc_corrected"]
+    corrected = best["auc_corrected"]
     left = (
         "" if corrected is None else f", {corrected:.3f} when the choice is made in every draw of cases"
     )
     return (
-        f"The best of {found['of']} stacks out of fold, {found['model']}: AUC {found['auc']:.3f}{left} "
-        f"(it is chosen in {found['chosen']:.0%} of them)."
+        f"The best of {best['of']} stacks out of fold, {best['model']}: AUC {best['auc']:.3f}{left} "
+        f"(it is chosen in {best['chosen']:.0%} of them)."
     )
-
-
-def _answers_of_maps(board: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return what maps add to something without maps, by part."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in board["answers"]:
-        if (
-            row["added"].startswith("map")
-            and "map" not in row["to"]
-            and row["auc_difference"] is not None
-        ):
-            found.setdefault(row["part"], []).append(row)
-    return found
 
 
 def _maps(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -217,39 +198,31 @@ def _maps(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def inflation_table(found: Mapping[str, Any]) -> Table:
+def inflation_table(inflation: Mapping[str, Any]) -> Table:
     """Return the scores under each split side by side, those of leaking splits in red."""
-    table = Table(title="The same run, split by other units: AUC by image", title_justify="left")
-    table.add_column("part")
-    table.add_column("model")
-    for unit in found["units"]:
-        leaks = found["leaks"][unit]
-        table.add_column(
-            Text(found["labels"][unit], LEAK_STYLE if leaks else ""), style="red" if leaks else ""
+    units = inflation["units"]
+    inflated = [unit for unit in units if unit != "case" and "case" in units]
+    leaking = {unit: inflation["leaks"][unit] for unit in units}
+    labels = (
+        Column(
+            Text(inflation["labels"][unit], LEAK_STYLE if leaks else ""), style="red" if leaks else ""
         )
-    for unit in found["units"]:
-        if unit != "case" and "case" in found["units"]:
-            table.add_column(f"inflation by {unit}", justify="right")
-    rows = {(r["part"], r["model"], r["split_by"]): r for r in found["rows"]}
-    for part, model in dict.fromkeys((r["part"], r["model"]) for r in found["rows"]):
-        mine = [rows.get((part, model, unit)) for unit in found["units"]]
-        cells = ["-" if row is None else _scored(row) for row in mine]
-        gains = [
-            "-" if row is None or row["auc_inflation"] is None else f"{row['auc_inflation']:+.3f}"
-            for row, unit in zip(mine, found["units"], strict=True)
-            if unit != "case" and "case" in found["units"]
-        ]
-        table.add_row("test" if part == "test" else "out of fold", model, *cells, *gains)
-    table.caption = "Red: cases straddle the split. These scores are not results."
-    table.caption_style = LEAK_STYLE
-    table.caption_justify = "left"
+        for unit, leaks in leaking.items()
+    )
+    table = make_table(
+        "The same run, split by other units: AUC by image",
+        ["part", "model", *labels, *(number(f"inflation by {unit}") for unit in inflated)],
+        caption="Red: cases straddle the split. These scores are not results.",
+        caption_style=LEAK_STYLE,
+    )
+    rows = {(r["part"], r["model"], r["split_by"]): r for r in inflation["rows"]}
+    for part, model in dict.fromkeys((r["part"], r["model"]) for r in inflation["rows"]):
+        by_unit = {unit: rows.get((part, model, unit), {}) for unit in units}
+        cells = (
+            with_bounds(row.get("auc"), bounds_of(row, "auc"), row.get("auc_withheld"))
+            for row in by_unit.values()
+        )
+        gains = (by_unit[unit].get("auc_inflation") for unit in inflated)
+        inflations = ("-" if gain is None else f"{gain:+.3f}" for gain in gains)
+        table.add_row("test" if part == "test" else "out of fold", model, *cells, *inflations)
     return table
-
-
-def _scored(row: Mapping[str, Any]) -> str:
-    """Return an AUC with its interval, or with the reason why it has none."""
-    if row["auc"] is None:
-        return "-"
-    why = f" ({row['auc_withheld']})" if row["auc_withheld"] else ""
-    bounds = "" if row["auc_low"] is None else f" [{row['auc_low']:.2f}, {row['auc_high']:.2f}]"
-    return f"{row['auc']:.3f}{bounds}{why}"

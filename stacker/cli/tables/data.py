@@ -1,4 +1,4 @@
-"""Tables for the terminal: plain results in, rich renderables out; only the CLI prints them."""
+"""Data, backbones, findings and caches as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -8,28 +8,21 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from stacker.cli.tables.common import _table
+from stacker.cli.tables.common import make_table, number
 
 if TYPE_CHECKING:
     from stacker.audit.report import Finding, Report
     from stacker.caches.summary import Summary
     from stacker.maps.verify import Verdict
 
+COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
+Counts = Mapping[str, Mapping[str, int]]  # images, slides and cases by name
+
 
 def caches_table(summaries: Sequence[Summary]) -> Table:
     """Return what each cache of a run holds, and what it took."""
-    headings = (
-        "cache",
-        "images",
-        "maps",
-        "embedding",
-        "MB",
-        "kB/image",
-        "images/s",
-        "layers",
-        "checkpoint",
-    )
-    table = _table("Caches", *headings)
+    headings = ("cache", "images", "maps", "embedding", "MB", "kB/image", "images/s", "layers")
+    table = make_table("Caches", [*headings, "checkpoint"])
     for s in summaries:
         images = ", ".join(f"{count} {part}" for part, count in s.images.items())
         grids = dict.fromkeys(f"{height}x{width}" for _, height, width in s.maps.values())
@@ -44,52 +37,49 @@ def caches_table(summaries: Sequence[Summary]) -> Table:
 
 def flags_table(summaries: Sequence[Summary]) -> Table:
     """Return how many images have maps that are not what a map should be."""
-    table = _table("Flagged maps", "cache", "what", "images")
-    for s in summaries:
-        for what, count in s.flagged.items():
-            table.add_row(f"{s.backbone}/{s.fold}", what, f"{count} of {sum(s.images.values())}")
-    return table
+    rows = (
+        (f"{s.backbone}/{s.fold}", flag, f"{count} of {sum(s.images.values())}")
+        for s in summaries
+        for flag, count in s.flagged.items()
+    )
+    return make_table("Flagged maps", ("cache", "what", "images"), rows)
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
-    """Return what was found of each cache of a run."""
-    table = _table("Caches", "cache", "whole parts", "images", "state")
-    for v in verdicts:
-        state = "whole" if not v.problems else "\n".join(v.problems)
-        table.add_row(v.name, f"{v.whole} of {v.parts}", str(v.images), state)
-    return table
+    """Return the state of each cache of a run."""
+    rows = (
+        (v.name, f"{v.whole} of {v.parts}", str(v.images), "\n".join(v.problems) or "whole")
+        for v in verdicts
+    )
+    return make_table("Caches", ("cache", "whole parts", "images", "state"), rows)
 
 
-def census_table(census: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Table:
+def census_table(census: Mapping[str, Counts]) -> Table:
     """Return the number of images, slides and cases of everything that is told apart."""
-    table = Table(title="Data", title_justify="left")
-    for heading in ("", "", "images", "slides", "cases"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    units = ("images", "slides", "cases")
+    table = make_table("Data", ["", "", *map(number, units)])
     for view, rows in census.items():
         for i, (name, counts) in enumerate(rows.items()):
-            cells = (str(counts[unit] or "-") for unit in ("images", "slides", "cases"))
+            cells = (str(counts[unit] or "-") for unit in units)
             table.add_row("" if i else view, escape(name), *cells, end_section=i == len(rows) - 1)
     return table
 
 
-def parts_table(parts: Mapping[str, Mapping[str, Mapping[str, int]]], split: str) -> Table:
+def parts_table(parts: Mapping[str, Counts], split: str) -> Table:
     """Return images and cases of every part of a split, in all and by class."""
-    columns = list(next(iter(parts.values())))
+    classes = list(next(iter(parts.values())))
     title = f"Images (cases) by part: {split}"
-    table = Table(title=title, title_justify="left", min_width=len(title))
-    for heading in ("part", *columns):
-        table.add_column(escape(heading))
-    for part, counts in parts.items():
-        cells = (f"{counts[name]['images']} ({counts[name]['cases'] or '-'})" for name in columns)
-        table.add_row(part, *cells)
-    return table
+    rows = (
+        [part, *(f"{counts[name]['images']} ({counts[name]['cases'] or '-'})" for name in classes)]
+        for part, counts in parts.items()
+    )
+    return make_table(title, ["part", *map(escape, classes)], rows, min_width=len(title))
 
 
 def backbones_table(report: Report) -> Table:
     """Return what each backbone will be, and what the run will take on the disk."""
-    table = Table(title="Backbones", title_justify="left")
-    for heading in ("backbone", "weights", "map layer", "map grid", "embedding", "million parameters"):
-        table.add_column(heading)
+    headings = ("backbone", "weights", "map layer", "map grid", "embedding", "million parameters")
+    table = make_table("Backbones", headings)
     for fit in report.backbones:
         grid = " x ".join(map(str, fit.grid))
         size = f"{fit.parameters / 1e6:.1f}"
@@ -104,21 +94,18 @@ def backbones_table(report: Report) -> Table:
         }
         listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
         table.caption = f"Disk, GB still to be written: {listed}; free {report.disk.free / 1e9:.1f}"
-        table.caption_justify = "left"
     return table
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """Return what was found, the worst first, with the first examples."""
-    table = Table(title="Findings", title_justify="left", show_lines=True)
-    for heading in ("severity", "what", "found", "what to do"):
-        table.add_column(heading, overflow="fold")
-    colours = {"error": "red", "warning": "yellow", "note": "blue"}
-    for found in findings:
-        more = [f"... and {found.count - 3} more" if found.count > 3 else ""]
-        text = "\n".join(filter(None, [found.message, *found.examples[:3], *more]))
-        severity = f"[{colours[found.severity]}]{found.severity}[/]"
-        table.add_row(severity, found.topic, escape(text), found.advice)
+    """Return the findings, the worst first, with the first examples."""
+    headings = ("severity", "what", "found", "what to do")
+    table = make_table("Findings", headings, show_lines=True)
+    for finding in findings:
+        more = [f"... and {finding.count - 3} more"] if finding.count > 3 else []
+        text = "\n".join([finding.message, *finding.examples[:3], *more])
+        severity = f"[{COLOURS[finding.severity]}]{finding.severity}[/]"
+        table.add_row(severity, finding.topic, escape(text), finding.advice)
     if not findings:
         table.add_row("none", "", "", "")
     return table
