@@ -26,17 +26,8 @@ from stacker.run import Run
 from stacker.scores.bootstrap import Resampling
 from stacker.scores.multiplicity import at_chance, choose, gains, null_rows, row_of_gain
 from stacker.scores.predictions import Predictions
-from stacker.scores.significance import CAVEAT, compare_pair, holm
+from stacker.scores.significance import CAVEAT, TESTS, compare_pair, holm
 from stacker.stacking.stage import best_base
-
-TESTS = {
-    "delong": "DeLong's test of the AUC by image",
-    "clustered_delong": "the same with the variance by case (Obuchowski 1997)",
-    "mcnemar": "McNemar's test of right and wrong by image",
-    "exchange": "answers of whole cases exchanged",
-    "case_delong": "DeLong's test of the AUC by case",
-    "case_mcnemar": "McNemar's test by case",
-}
 
 
 def make_leaderboard(comparison: Comparison, run: Run) -> dict[str, Any]:
@@ -220,7 +211,7 @@ def _differences(
             continue
         for rival in ("mean", best):
             rows = _gains(how, part, models, stacks, rival, backbones)
-            tests = {name: _p_values(said[name], said[rival]) for name in stacks}
+            tests = {name: compare_pair(said[name], said[rival]) for name in stacks}
             p_values = {test: [tests[name][test] for name in stacks] for test in TESTS}
             adjusted = {test: holm(values) for test, values in p_values.items()}
             for number, name in enumerate(stacks):
@@ -259,14 +250,6 @@ def _gains(
         own_row = {"accuracy_difference": row["difference"], "accuracy_low": low, "accuracy_high": high}
         found[row["first"]] |= own_row
     return found
-
-
-def _p_values(first: Predictions, second: Predictions) -> dict[str, float | None]:
-    """Return the p-value of every test, None where it cannot be made."""
-    found = compare_pair(first, second)
-    by_case = found["case"] or {}
-    tests = {**found["image"], **{f"case_{name}": test for name, test in by_case.items()}}
-    return {test: (tests.get(test) or {}).get("p") for test in TESTS}
 
 
 def _answers(

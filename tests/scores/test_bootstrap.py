@@ -15,9 +15,7 @@ from sklearn import metrics as sk
 from stacker.scores import bootstrap, ranking
 from stacker.scores.bootstrap import Carriers, Resampling, draw_cases, points, replicate
 from stacker.scores.predictions import Predictions, by_case
-from tests.scores.test_metrics import parted_predictions, random_predictions
-from tests.scores.test_predictions import two
-from tests.scores.test_significance import brute_variance
+from tests.predictions import brute_variance, parted_predictions, random_predictions, two
 
 NAMES = ("benign", "malignant")
 

@@ -22,9 +22,7 @@ from stacker.scores.influence import (
 )
 from stacker.scores.metrics import area_within, weighted_scores
 from stacker.scores.predictions import Predictions
-from tests.scores.test_metrics import parted_predictions, random_predictions
-from tests.scores.test_predictions import two
-from tests.scores.test_significance import brute_variance, clustered_pair
+from tests.predictions import brute_variance, clustered_pair, parted_predictions, random_predictions, two
 
 
 def of_cases(found: Predictions) -> Influence:

@@ -21,38 +21,10 @@ from stacker.scores.metrics import (
     weighted_scores,
 )
 from stacker.scores.predictions import Predictions
+from tests.predictions import parted_predictions, random_predictions
 
 HOW = Resampling(100, 0, ("benign", "malignant"))
 RANKED = ("auc", "auc_pooled", "average_precision")
-
-
-def random_predictions(classes: int, seed: int, images: int = 60) -> Predictions:
-    """Return predictions with ties, better than chance, of twelve cases of one class each."""
-    rng = np.random.default_rng(seed)
-    cases = rng.integers(12, size=images)
-    labels = cases % classes
-    logits = rng.normal(size=(images, classes)).round(1)
-    logits[np.arange(images), labels] += 0.7
-    powers = np.exp(logits)
-    return Predictions(labels, cases, powers / powers.sum(axis=1, keepdims=True))
-
-
-def parted_predictions(
-    classes: int, seed: int, cuts: int = 2, images: int = 60, by_case: bool = False
-) -> Predictions:
-    """Return the same with raw scores in eighths of an own scale for each of three parts a cut.
-
-    The last part of the first cut has one class alone, unless parts hold whole cases.
-    """
-    p, rng = random_predictions(classes, seed, images), np.random.default_rng(seed + 1000)
-    parts = (
-        rng.integers(3, size=(cuts, 12))[:, p.cases] if by_case else rng.integers(3, size=(cuts, images))
-    )
-    if not by_case:
-        parts[0, (parts[0] == 2) & (p.labels != 0)] = 0
-    raw = rng.integers(0, 6, size=(cuts, images, classes)) / 8
-    raw[:, np.arange(images), p.labels] += 1 / 8
-    return replace(p, raw=raw + parts[..., None], parts=parts)
 
 
 def ranked_pairs(p: Predictions) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

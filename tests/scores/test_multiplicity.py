@@ -16,8 +16,7 @@ from stacker.scores.influence import difference_of_areas, joint_quantile, quanti
 from stacker.scores.metrics import area_within
 from stacker.scores.multiplicity import at_chance, choose, gains, null_rows, p_of, row_of_gain
 from stacker.scores.predictions import Predictions
-from tests.scores.test_metrics import parted_predictions
-from tests.scores.test_predictions import two
+from tests.predictions import parted_predictions, two
 
 ENOUGH = Carriers((20, 20), ("benign", "malignant"), "case")
 

@@ -22,13 +22,7 @@ from stacker.scores.predictions import (
     mean_over_folds,
     reliability,
 )
-from tests.scores.test_metrics import parted_predictions
-
-
-def two(share: np.ndarray) -> np.ndarray:
-    """Return the probabilities of two classes from those of class 1, along a new last axis."""
-    share = np.asarray(share, dtype=float)
-    return np.stack([1 - share, share], axis=-1)
+from tests.predictions import parted_predictions, two
 
 
 def shift(intercept: float, threshold: float | None = None) -> Finish:

@@ -23,7 +23,7 @@ from stacker.stacking.finish import (
     fit_finish,
     fit_sigmoid,
 )
-from tests.scores.test_predictions import two
+from tests.predictions import two
 
 
 def drawn_labels(probabilities: np.ndarray, seed: int) -> np.ndarray:
