@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.special import expit, logit
 from sklearn import metrics as sk
 
-from stacker.scores import bootstrap, ranking
+from stacker.scores import bootstrap, metrics
 from stacker.scores.bootstrap import Carriers, Resampling, draw_cases, points, replicate
 from stacker.scores.predictions import Predictions, by_case
 from tests.predictions import brute_variance, parted_predictions, random_predictions, two
@@ -43,9 +43,9 @@ def test_few_cases_and_many_give_the_same_replicates(monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as changed:
             drawn = draw_cases(p.cases, 50, 1)
             table = replicate(p, drawn)
-            changed.setattr(ranking, "FEW", 0)
+            changed.setattr(metrics, "FEW", 0)
             running = replicate(p, drawn)
-            changed.setattr("stacker.scores.metrics.CHUNK", 1)
+            changed.setattr(metrics, "CHUNK", 1)
             slowly = replicate(p, drawn)
             changed.setattr(bootstrap, "CHUNK", 1)
             np.testing.assert_array_equal(draw_cases(p.cases, 50, 1), drawn)

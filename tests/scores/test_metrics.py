@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from stacker.scores import ranking
+from stacker.scores import metrics
 from stacker.scores.bootstrap import Resampling, points, replicate
 from stacker.scores.metrics import (
-    area_under_curve,
     area_within,
     recognition_rate,
     scores,
@@ -94,7 +93,7 @@ def expected_scores(p: Predictions, guess: np.ndarray, w: np.ndarray) -> dict[st
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work out the areas as for few cases, and as for many."""
     if request.param == "running sums":
-        monkeypatch.setattr(ranking, "FEW", 0)
+        monkeypatch.setattr(metrics, "FEW", 0)
 
 
 @pytest.mark.usefixtures("_both_ways")
@@ -288,7 +287,7 @@ def test_a_threshold_decides_everywhere() -> None:
 def test_undefined_scores_are_null_not_numbers() -> None:
     """One class among the test images, or in every part, leaves the AUC undefined."""
     p = Predictions(np.zeros(4, int), np.arange(4), np.full((4, 2), 0.5))
-    assert np.isnan(area_under_curve(p.labels, p.probabilities))
+    assert np.isnan(area_within(p))
     found = HOW.evaluate({"m": p})["m"]["image"]
     assert found["auc"] is None
     assert found["interval"]["auc"] is None

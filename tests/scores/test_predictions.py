@@ -241,19 +241,19 @@ def test_reliability_adds_up_to_the_calibration_error(classes: int) -> None:
     rng = np.random.default_rng(9)
     shares = np.exp(log_softmax(rng.normal(size=(500, classes)) * 2, axis=1))
     p = Predictions(rng.integers(classes, size=500), np.arange(500), shares)
-    found = reliability(p)
-    assert found.images.sum() == 500
-    filled = found.images > 0
-    assert (np.isfinite(found.confidence) == filled).all()
-    gaps = np.abs(found.confidence - found.frequency)[filled]
+    confidence, frequency, images = reliability(p)
+    assert images.sum() == 500
+    filled = images > 0
+    assert (np.isfinite(confidence) == filled).all()
+    gaps = np.abs(confidence - frequency)[filled]
     expected = scores(p.labels, p.probabilities, np.ones((1, 500)))["ece"][0]
-    assert (gaps * found.images[filled]).sum() / 500 == pytest.approx(expected)
+    assert (gaps * images[filled]).sum() / 500 == pytest.approx(expected)
 
 
 def test_reliability_by_hand() -> None:
-    """Bins are closed below; a probability of one is in the last."""
-    p = Predictions(np.array([1, 0, 1]), np.arange(3), two(np.array([0.5, 0.75, 1.0])))
-    found = reliability(p, bins=2)
-    np.testing.assert_allclose(found.confidence, [np.nan, 0.75])
-    np.testing.assert_allclose(found.frequency, [np.nan, 2 / 3])
-    assert list(found.images) == [0, 3]
+    """Ten bins are closed below; a probability of one is in the last."""
+    p = Predictions(np.array([1, 0, 1]), np.arange(3), two(np.array([0.5, 0.95, 1.0])))
+    confidence, frequency, images = reliability(p)
+    np.testing.assert_allclose(confidence, [*[np.nan] * 5, 0.5, *[np.nan] * 3, 0.975])
+    np.testing.assert_allclose(frequency, [*[np.nan] * 5, 1, *[np.nan] * 3, 0.5])
+    assert list(images) == [0] * 5 + [1] + [0] * 3 + [2]

@@ -129,7 +129,8 @@ def test_calibrated_probabilities_are_probabilities(
     np.testing.assert_allclose(found.sum(axis=1), 1)
     if classes == 2:
         assert (np.diff(found[:, 1]) >= 0).all()
-    assert Calibrator.from_dict(json.loads(json.dumps(calibrator.as_dict()))) == calibrator
+    finish = Finish(calibrator)
+    assert Finish.from_dict(json.loads(json.dumps(finish.as_dict()))) == finish
 
 
 def test_one_class_alone_leaves_probabilities_as_they_are(caplog: pytest.LogCaptureFixture) -> None:

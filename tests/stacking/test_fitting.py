@@ -21,7 +21,7 @@ from stacker.comparison.controls import (
 from stacker.comparison.controls import within as fitting_into
 from stacker.config.stacking import StackConfig
 from stacker.errors import StackError
-from stacker.scores.metrics import area_under_curve, area_within
+from stacker.scores.metrics import area_within
 from stacker.scores.multiplicity import at_chance
 from stacker.scores.predictions import by_case
 from stacker.stacking import fitting
@@ -118,7 +118,7 @@ def test_a_signal_is_found_and_the_estimate_agrees_with_the_test() -> None:
     found = fit(design(), some_tables(strength=1.5, cases=60))
     assert found.says.development is not None
     for part in (found.says.development, found.says.test):  # the mean over two folds has less noise
-        assert 0.75 < area_under_curve(part.labels, part.probabilities) < 0.99
+        assert 0.75 < area_within(replace(part, raw=None)) < 0.99
     assert found.columns == 6
     assert set(found.members) == {"all"}
 
@@ -129,7 +129,7 @@ def test_bases_that_differ_get_fits_of_their_own() -> None:
     apart = fit(design(), tables)
     assert set(apart.members) == {"fold0", "fold1"}
     pooled = fit(design(), replace(tables, mixed=False))
-    scores = [area_under_curve(f.says.test.labels, f.says.test.probabilities) for f in (apart, pooled)]
+    scores = [area_within(replace(f.says.test, raw=None)) for f in (apart, pooled)]
     assert scores[0] > 0.9
     assert scores[1] < 0.7
 
