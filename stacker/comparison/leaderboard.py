@@ -29,60 +29,60 @@ from stacker.scores.predictions import Predictions
 from stacker.scores.significance import CAVEAT, TESTS, compare_pair, holm
 from stacker.stacking.stage import best_base
 
+TABLES = {  # the files of a comparison, and where their rows are in leaderboard.json
+    "leaderboard": "rows",
+    "differences": "differences",
+    "answers": "answers",
+    "controls": "controls",
+}
+
 
 def make_leaderboard(comparison: Comparison, run: Run) -> dict[str, Any]:
     """Score everything and write compare/*.csv and leaderboard.json; return the latter's content."""
+    board, folder = _score(comparison, run), run.path / "compare"
+    for name, key in TABLES.items():
+        write_rows(folder / f"{name}.csv", [{**row, "split": run.folds.label} for row in board[key]])
+    write_json(folder / "leaderboard.json", board)
+    return board
+
+
+def _score(comparison: Comparison, run: Run) -> dict[str, Any]:
     manifest, config, entries = run.manifest, run.config, comparison.entries
     how = Resampling(config.stack.bootstrap, config.seed, manifest.classes, manifest.unit)
     said = {part: _said(entries, part) for part in comparison.rows}
     models = {part: of_part for part, of_part in said.items() if of_part}
+    stacks = {
+        part: [e for e in entries if e.kind == "meta" and e.name in of] for part, of in models.items()
+    }
     scored = {
         part: how.evaluate_subsets(of_part, _subsets(comparison.rows[part], run))
         for part, of_part in models.items()
     }
     development = scored.get("development", {}).get("all", {})
     best = best_base(list(config.backbones), development)
-    controls = _controls(comparison, development)
-    stacks = {
-        part: [e for e in entries if e.kind == "meta" and e.name in of] for part, of in models.items()
-    }
     out_of_fold = {e.name: models["development"][e.name] for e in stacks.get("development", ())}
-    tables = {
-        "leaderboard": list(_score_rows(entries, scored, controls, manifest.unit)),
-        "differences": [
-            row
-            for part in models
-            if stacks[part]
-            for rival in ("mean", best)
-            for row in _differences(how, part, models, stacks[part], rival, list(config.backbones))
-        ],
-        "answers": [row for part in models for row in _gains(how, part, models[part], stacks[part])],
-        "controls": controls,
-    }
-    board = {
+    controls = _controls(comparison, development)
+    return {
         "split": run.folds.label,
         "leaks": run.folds.leaks,
         "classes": manifest.classes,
         "unit": manifest.unit,
         "intervals": how.description,
         "sizes": {
-            part: {"images": len(r), "cases": len(np.unique(r.case_id))}
-            for part, r in comparison.rows.items()
+            part: {"images": len(rows), "cases": len(np.unique(rows.case_id))}
+            for part, rows in comparison.rows.items()
         },
         "best_base": best,
         "best_stack": choose(out_of_fold, how.replicates, how.seed),
-        "rows": tables["leaderboard"],
-        **{name: tables[name] for name in ("differences", "answers", "controls")},
+        "rows": list(_score_rows(entries, scored, controls, manifest.unit)),
+        "differences": list(_differences(how, models, stacks, best, list(config.backbones))),
+        "answers": [row for part in models for row in _gains(how, part, models[part], stacks[part])],
+        "controls": controls,
         "at_chance": list(_at_chance(comparison)),
         "tests": TESTS,
         "caveat": CAVEAT,
         "failures": comparison.failures,
     }
-    for name, rows in tables.items():
-        path = run.path / "compare" / f"{name}.csv"
-        write_rows(path, [{**row, "split": run.folds.label} for row in rows])
-    write_json(run.path / "compare" / "leaderboard.json", board)
-    return board
 
 
 def _said(entries: Sequence[Entry], part: str) -> dict[str, Predictions]:
@@ -138,6 +138,8 @@ def _score_rows(
         for subset, models in subsets.items():
             for name, scores in models.items():
                 facts, says = by_name[name].facts, by_name[name].says
+                whole = (part, subset) == ("development", "all")  # of these rows labels were permuted
+                null = nulls.get(name, {}) if whole else {}
                 yield {
                     "part": part,
                     "subset": subset,
@@ -152,7 +154,8 @@ def _score_rows(
                     "seeds_auc_deviation": float(np.std(says.areas)) if len(says.areas) > 1 else None,
                     "threshold": says.finish.threshold,
                     "one_class_only": scores["constant_prediction"] if subset == "all" else None,
-                    **_null(nulls.get(name), part, subset),
+                    "null_p": null.get("p"),
+                    "null_p_of_many": null.get("p_of_many"),
                     "images": scores["image"]["n"],
                     "cases": scores["case"]["n"],
                     **_flat(scores, unit),
@@ -160,9 +163,12 @@ def _score_rows(
 
 
 def _flat(scores: Mapping[str, Any], unit: str) -> dict[str, Any]:
-    """Return scores as columns: image_auc, image_auc_low, image_auc_high, ..., image_withheld, ..."""
+    """Return scores as columns: image_auc, image_auc_low, image_auc_high, ..., image_withheld, ...
+
+    Cases that nobody knows are slides, or not there.
+    """
     flat: dict[str, Any] = {}
-    for of, named in _units(unit).items():
+    for of, named in (("image", "image"), ("case", unit))[: 1 if unit == "image" else 2]:
         for score, bounds in scores[of]["interval"].items():
             low, high = bounds or (None, None)
             flat |= {
@@ -175,55 +181,41 @@ def _flat(scores: Mapping[str, Any], unit: str) -> dict[str, Any]:
     return flat
 
 
-def _null(row: Mapping[str, Any] | None, part: str, subset: str) -> dict[str, Any]:
-    """Return how likely permuted labels are to be as good, for the rows that they were permuted of."""
-    if row is None or (part, subset) != ("development", "all"):
-        return {"null_p": None, "null_p_of_many": None}
-    return {"null_p": row["p"], "null_p_of_many": row["p_of_many"]}
-
-
-def _units(unit: str) -> dict[str, str]:
-    """Return how the units of scores are called: cases that nobody knows are slides, or not there."""
-    return {"image": "image"} if unit == "image" else {"image": "image", "case": unit}
-
-
 def _differences(
     how: Resampling,
-    part: str,
     models: Mapping[str, Mapping[str, Predictions]],
-    stacks: Sequence[Entry],
-    rival: str,
+    stacks: Mapping[str, Sequence[Entry]],
+    best: str,
     backbones: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
-    """Yield what each stack gains over the mean or over the best base model, with every test.
+    """Yield what each stack gains over the mean and over the best base model, with every test.
 
     Which base model is the best is part of what was learnt from the development cases: it is chosen
     anew in every draw of them.
     """
-    said, pairs = models[part], [(entry.name, rival) for entry in stacks]
-    joint = gains(how, said, pairs)
-    if rival == "mean" or "development" not in models:
-        rows = how.differences(said, pairs, scores=("accuracy",))
-    else:
-        bases = {name: (models["development"][name], said[name]) for name in backbones}
-        chosen = {entry.name: said[entry.name] for entry in stacks}
-        rows = how.over_best(chosen, bases, same_cases=part == "development")
-    by_score = {(row["first"], row["score"]): row for row in rows}
-    tests = [compare_pair(said[name], said[rival]) for name, _ in pairs]
-    adjusted = {test: holm([p_values[test] for p_values in tests]) for test in TESTS}
-    for number, (name, _) in enumerate(pairs):
-        row: dict[str, Any] = {"part": part, "model": name, "rival": rival}
-        gain, accuracy = by_score.get((name, "auc")), by_score[name, "accuracy"]
-        row |= joint.row((name, rival)) if gain is None else joint.row_of(name, gain)
-        low, high = accuracy["interval"] or (None, None)
-        row |= {
-            "accuracy_difference": accuracy["difference"],
-            "accuracy_low": low,
-            "accuracy_high": high,
-        }
-        for test in TESTS:
-            row |= {f"{test}_p": tests[number][test], f"{test}_holm": adjusted[test][number]}
-        yield row
+    for part, said in models.items():
+        chosen = {entry.name: said[entry.name] for entry in stacks[part]}
+        bases = {name: (models.get("development", said)[name], said[name]) for name in backbones}
+        for rival in ("mean", best) if chosen else ():
+            pairs = [(name, rival) for name in chosen]
+            if rival == "mean" or "development" not in models:
+                rows = how.differences(said, pairs, scores=("accuracy",))
+            else:
+                rows = how.over_best(chosen, bases, same_cases=part == "development")
+            by_score = {(row["first"], row["score"]): row for row in rows}
+            joint = gains(how, said, pairs)
+            tests = [compare_pair(said[name], said[rival]) for name in chosen]
+            adjusted = {test: holm([p_values[test] for p_values in tests]) for test in TESTS}
+            for number, name in enumerate(chosen):
+                gain, accuracy = by_score.get((name, "auc")), by_score[name, "accuracy"]
+                low, high = accuracy["interval"] or (None, None)
+                row: dict[str, Any] = {"part": part, "model": name, "rival": rival}
+                row |= joint.row((name, rival)) if gain is None else joint.row_of(name, gain)
+                row |= {"accuracy_difference": accuracy["difference"]}
+                row |= {"accuracy_low": low, "accuracy_high": high}
+                for test in TESTS:
+                    row |= {f"{test}_p": tests[number][test], f"{test}_holm": adjusted[test][number]}
+                yield row
 
 
 def _gains(
