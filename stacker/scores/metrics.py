@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from stacker.scores.predictions import BINS, Predictions, Threshold, bin_of, stated
+from stacker.scores.predictions import BINS, Predictions, bin_of, stated
 
 Scores = dict[str, np.ndarray]
 Wanted = Collection[str] | None
@@ -31,12 +31,10 @@ FEW = 256  # units up to which such a table is faster than running sums over the
 CHUNK = 1_000_000  # weights held at once, replicates x images: few enough to stay near the processor
 
 
-def scores(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, threshold: Threshold = None
-) -> Scores:
+def scores(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> Scores:
     """Return every score for each row of weights; a score that is undefined is NaN."""
     rows = np.arange(len(labels))
-    return weighted_scores(Predictions(labels, rows, probabilities, threshold), rows, weights)
+    return weighted_scores(Predictions(labels, rows, probabilities), rows, weights)
 
 
 def area_within(predictions: Predictions) -> float:
@@ -61,12 +59,12 @@ def weighted_scores(
     step = max(1, CHUNK // max(len(unit), units))
     for start in range(0, len(weights), step):
         some = weights[start : start + step].astype(np.float64)
-        scores = _from_sums(some @ sums, classes)
+        values = _from_sums(some @ sums, classes)
         for names, by_class in rankings.items():
             areas = np.array([_areas(ranking, some) for ranking in by_class])
             area, precision = _mean_of_defined(areas.transpose(1, 2, 0))
-            scores |= {name: precision if name == "average_precision" else area for name in names}
-        pieces.append({s: v for s, v in scores.items() if wanted is None or s in wanted})
+            values |= {name: precision if name == "average_precision" else area for name in names}
+        pieces.append({s: v for s, v in values.items() if wanted is None or s in wanted})
     return {score: np.concatenate([piece[score] for piece in pieces]) for score in pieces[0]}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -102,30 +102,8 @@ class Finish:
         tuples = replace(plain, slopes=tuple(plain.slopes), intercepts=tuple(plain.intercepts))
         return cls(tuples, content["threshold"])
 
-    def everywhere(self) -> Finishes:
-        """Return this finish for rows that are not cut into parts."""
-        return Finishes(({0: self},))
 
-
-@dataclass(frozen=True)
-class Finishes:
-    """A finish for each part of each cut: what is reported of a part comes from the other parts."""
-
-    of: tuple[Mapping[int, Finish], ...]
-
-    def apply(self, raw_RNK: np.ndarray, parts_RN: np.ndarray) -> tuple[np.ndarray, Threshold]:
-        """Return probabilities (N, K) and thresholds (N,) or None, averaged over the cuts."""
-        shares, levels = np.zeros(raw_RNK.shape[1:]), np.zeros(raw_RNK.shape[1])
-        cuts = True
-        for by_part, raw_NK, parts_N in zip(self.of, raw_RNK, parts_RN, strict=True):
-            for part in np.unique(parts_N):
-                rows, finish = parts_N == part, by_part[int(part)]
-                shares[rows] += finish.calibrator.apply(raw_NK[rows]) / len(raw_RNK)
-                cuts = cuts and finish.threshold is not None
-                levels[rows] += (finish.threshold or 0) / len(raw_RNK)
-        if not cuts:
-            return shares, None
-        return shares, float(levels[0]) if len(np.unique(levels)) == 1 else levels
+Finishes: TypeAlias = tuple[Mapping[int, Finish], ...]  # for each part of each cut, from the other parts
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one answer to ==, and hashes go by identity
@@ -134,7 +112,7 @@ class Predictions:
 
     Of two classes, class 1 is predicted from the threshold on; it is one for all, or one for each image.
     `raw` (R, N, K) is what the images are ranked by: R cuts into `parts` (R, N), each with fits of its
-    own. Without them the probabilities are ranked, as one part. `case_finish` is made of the mean raw
+    own. Without them the probabilities are ranked, as one part. `case_finish` is for the mean raw
     probabilities of cases; without it a case has the mean of its images' probabilities and thresholds.
     """
 
@@ -180,11 +158,26 @@ def finished(
     cases: np.ndarray,
     raw: np.ndarray,
     parts: np.ndarray,
-    finish: Finishes,
-    case_finish: Finishes | None,
+    finishes: Finishes,
+    case_finishes: Finishes | None,
 ) -> Predictions:
-    """Return raw probabilities (R, N, K) in parts (R, N) with what a finish makes of them."""
-    return Predictions(labels, cases, *finish.apply(raw, parts), raw, parts, case_finish)
+    """Return raw probabilities (R, N, K) in parts (R, N) with what the finishes of each make of them.
+
+    Calibrated probabilities and thresholds are averaged over the cuts; where some finish has no
+    threshold there is none.
+    """
+    shares, levels = np.zeros(raw.shape[1:]), np.zeros(raw.shape[1])
+    cuts = True
+    for by_part, raw_NK, parts_N in zip(finishes, raw, parts, strict=True):
+        for part in np.unique(parts_N):
+            rows, finish = parts_N == part, by_part[int(part)]
+            shares[rows] += finish.calibrator.apply(raw_NK[rows]) / len(raw)
+            cuts = cuts and finish.threshold is not None
+            levels[rows] += (finish.threshold or 0) / len(raw)
+    threshold: Threshold = None
+    if cuts:
+        threshold = float(levels[0]) if len(np.unique(levels)) == 1 else levels
+    return Predictions(labels, cases, shares, threshold, raw, parts, case_finishes)
 
 
 def by_case(predictions: Predictions) -> Predictions | None:

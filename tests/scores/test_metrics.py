@@ -104,7 +104,7 @@ def test_binary_scores_equal_scikit_learn(seed: int, threshold: float | None) ->
     p = random_predictions(2, seed)
     rng = np.random.default_rng(seed)
     weights = np.stack([np.ones(60), rng.integers(0, 4, 60), rng.random(60)])
-    found = scores(p.labels, p.probabilities, weights, threshold)
+    found = weighted_scores(replace(p, threshold=threshold), np.arange(60), weights)
     share = p.probabilities[:, 1]
     assert len(np.unique(share)) < 60
     guess = p.probabilities.argmax(axis=1) if threshold is None else (share >= threshold).astype(int)
