@@ -75,7 +75,7 @@ def _leaderboard(run: Run, jobs: int, everything: bool, as_json: bool) -> None:
     from stacker.comparison.entries import compare as fit_all
     from stacker.comparison.leaderboard import make_leaderboard
     from stacker.figures.canvas import save_figure
-    from stacker.figures.comparison import leaderboard_figure
+    from stacker.figures.scores import leaderboard_figure
 
     comparison = fit_all(run, jobs)
     board = make_leaderboard(comparison, run)
@@ -102,7 +102,7 @@ def _inflation(run: Run, units: list[str], as_json: bool) -> None:
     from stacker.cli.tables.comparison import inflation_table
     from stacker.comparison.inflation import measure_inflation
     from stacker.figures.canvas import save_figure
-    from stacker.figures.comparison import inflation_figure
+    from stacker.figures.scores import inflation_figure
 
     inflation = measure_inflation(run, units)
     path = run.figures / "inflation.png"

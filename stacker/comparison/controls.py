@@ -19,7 +19,7 @@ from stacker.scores.predictions import Predictions
 from stacker.stacking.blocks import array_of
 from stacker.stacking.fitting import COPIES, Design, fit, out_of_fold, ready
 from stacker.stacking.learners.matrix import whole
-from stacker.stacking.tables import Caches, Table, Tables
+from stacker.stacking.tables import Table, Tables
 
 LABELS, MAPS = "permuted labels", "shuffled maps"
 
@@ -40,8 +40,7 @@ class Control:
 
 def list_controls(entry: str, design: Design) -> list[Control]:
     """Return the controls of an entry; each draw is fitted with one seed."""
-    config = design.config.model_copy(update={"seeds": 1})
-    single = replace(design, config=config)
+    single = replace(design, config=design.config.model_copy(update={"seeds": 1}))
     kinds = [LABELS, *([MAPS] if any(is_of_maps(name, design) for name in design.features) else [])]
     return [Control(entry, kind, single) for kind in kinds]
 
@@ -51,22 +50,21 @@ def is_of_maps(name: str, design: Design) -> bool:
     return array_of(name, design.config.blocks.get(name)).startswith("maps") or name == "map_stats"
 
 
-def run_control(control: Control, caches: Caches, draws: int) -> list[dict[str, float | str]]:
+def run_control(control: Control, tables: Tables, draws: int) -> list[dict[str, float | str]]:
     """Return what every draw comes to: its AUC by image and by case, out of fold where that is known."""
-    config = control.design.config
-    found = caches.tables(control.design.features, config)
-    tables = _held(within(found, config.memory_gb / COPIES, control.design.seed))
-    chosen = np.array(
-        [is_of_maps(name.split("/")[1], control.design) for name in tables.development.columns]
-    )
+    design = control.design
+    tables = _hold(within(tables, design.config.memory_gb / COPIES, design.seed))
+    blocks = [column.split("/")[1] for column in tables.development.columns]
+    of_maps = np.array([is_of_maps(block, design) for block in blocks])
     answers: list[dict[str, float | str]] = []
     for number in range(draws):
-        rng = np.random.default_rng([control.design.seed, number])
-        if control.kind == MAPS:
-            drawn = shuffle_columns(tables, chosen, rng)
-        else:
-            drawn = permute_labels(tables, rng)
-        part, said = _say(control.design, drawn)
+        rng = np.random.default_rng([design.seed, number])
+        drawn = (
+            shuffle_columns(tables, of_maps, rng)
+            if control.kind == MAPS
+            else permute_labels(tables, rng)
+        )
+        part, said = _say(design, drawn)
         areas = {unit: scores.get("auc", np.nan) for unit, scores in points(said, {"auc"}).items()}
         answers.append({"part": part, **areas})
     return answers
@@ -75,12 +73,11 @@ def run_control(control: Control, caches: Caches, draws: int) -> list[dict[str, 
 def _say(design: Design, tables: Tables) -> tuple[str, Predictions]:
     """Return what a design says out of fold, or of the test cases where too few can be cut."""
     centred, _ = ready(design, tables)
-    found = out_of_fold(design, centred)
-    if found is None:
+    estimate = out_of_fold(design, centred)
+    if estimate is None:
         return "test", fit(design, tables).says.test
-    rows = tables.development.rows
-    shares = found.raw.mean(axis=0)
-    said = Predictions(rows.label, rows.case_id, shares, raw=found.raw, parts=found.parts)
+    rows, raw = tables.development.rows, estimate.raw
+    said = Predictions(rows.label, rows.case_id, raw.mean(axis=0), raw=raw, parts=estimate.parts)
     return "development", said
 
 
@@ -98,7 +95,8 @@ def within(tables: Tables, limit_gb: float, seed: int) -> Tables:
         if len(np.unique(development.rows.label)) < len(development.classes):
             raise StackError(
                 f"a control needs cases of every class, and {kept.sum()} cases are all that fit into "
-                "stack.memory_gb; allow more"
+                "stack.memory_gb",
+                "allow more",
             )
         tables = replace(tables, development=development, groups=tables.groups[rows])
     number = len(next(iter(tables.tests.values())).rows)
@@ -109,41 +107,28 @@ def within(tables: Tables, limit_gb: float, seed: int) -> Tables:
     return tables
 
 
-def _held(tables: Tables) -> Tables:
+def _hold(tables: Tables) -> Tables:
     """Return tables with all values in memory, where they can be shuffled."""
-
-    def hold(table: Table) -> Table:
-        return replace(table, values=whole(table, np.inf, "a control"))
-
-    tests = {fold: hold(table) for fold, table in tables.tests.items()}
-    return replace(tables, development=hold(tables.development), tests=tests)
+    tests = {fold: table.hold(np.inf) for fold, table in tables.tests.items()}
+    return replace(tables, development=tables.development.hold(np.inf), tests=tests)
 
 
 def shuffle_columns(tables: Tables, chosen: np.ndarray, rng: np.random.Generator) -> Tables:
     """Give some columns (F,) of every row to another row of its fold; on all folds' test rows alike."""
-    tests = list(tables.tests.values())
-    order = _permute_within(tables.development.source, rng)
-    order_of_tests = rng.permutation(len(tests[0].rows))
-    return replace(
-        tables,
-        development=_shuffled(tables.development, chosen, order),
-        tests={f: _shuffled(table, chosen, order_of_tests) for f, table in tables.tests.items()},
-    )
 
+    def shuffled(table: Table, order: np.ndarray) -> Table:
+        values = whole(table, np.inf, "a control")
+        values[:, chosen] = values[order][:, chosen]
+        return replace(table, values=values)
 
-def _permute_within(strata: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return an order (N,) that leaves every row in its stratum."""
-    order = np.arange(len(strata))
-    for stratum in np.unique(strata):
-        mine = np.flatnonzero(strata == stratum)
-        order[mine] = rng.permutation(mine)
-    return order
-
-
-def _shuffled(table: Table, chosen: np.ndarray, order: np.ndarray) -> Table:
-    values = whole(table, np.inf, "a control").copy()
-    values[:, chosen] = values[order][:, chosen]
-    return replace(table, values=values)
+    source = tables.development.source
+    order = np.arange(len(source))
+    for number in np.unique(source):
+        rows = np.flatnonzero(source == number)
+        order[rows] = rng.permutation(rows)
+    order_of_tests = rng.permutation(len(next(iter(tables.tests.values())).rows))
+    tests = {fold: shuffled(table, order_of_tests) for fold, table in tables.tests.items()}
+    return replace(tables, development=shuffled(tables.development, order), tests=tests)
 
 
 def permute_labels(tables: Tables, rng: np.random.Generator) -> Tables:
@@ -162,14 +147,14 @@ def permuted(
     labels: np.ndarray, groups: np.ndarray, strata: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Return labels (N,) that whole groups have exchanged within strata."""
-    found = labels.copy()
+    exchanged = labels.copy()
     for stratum in np.unique(strata):
-        mine = strata == stratum
-        names, place = np.unique(groups[mine], return_inverse=True)
+        rows = strata == stratum
+        names, place = np.unique(groups[rows], return_inverse=True)
         of_group = np.full(len(names), -1)
-        of_group[place] = labels[mine]
-        if np.array_equal(of_group[place], labels[mine]):
-            found[mine] = of_group[rng.permutation(len(names))][place]
+        of_group[place] = labels[rows]
+        if np.array_equal(of_group[place], labels[rows]):
+            exchanged[rows] = of_group[rng.permutation(len(names))][place]
         else:
-            found[mine] = labels[mine][rng.permutation(int(mine.sum()))]
-    return found
+            exchanged[rows] = labels[rows][rng.permutation(int(rows.sum()))]
+    return exchanged

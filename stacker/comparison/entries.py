@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from stacker.stacking.tables import Caches, Tables
 log = logging.getLogger(__name__)
 METAS = ("logistic", "svm", "random_forest", "xgboost", "mlp", "convnet")
 Task = Callable[[], bool]  # says whether there was anything to do
-Answer = tuple[str, bool, str | None]
 
 
 @dataclass(frozen=True)
@@ -69,58 +69,48 @@ class Comparison:
 
 def compare(run: Run, jobs: int = 0) -> Comparison:
     """Fit what is not fitted yet, in so many processes (0: one per core), and return what all say."""
-    config = run.config
-    caches = open_caches(run, frozen=bool(config.frozen))
-    designs = [
-        Design.of(name, features, config.stack, config.seed, config.device)
-        for name, features in grid(config.stack, list(config.cam.maps), frozen=bool(config.frozen))
-    ]
-    folder, draws = run.path / "compare", config.stack.compare.permutations
-    split = run.folds.label
-    fits: dict[str, Task] = {
-        entry_name(design): _Fit(design, caches, folder / slug(entry_name(design)), split)
-        for design in designs
-    }
+    config, folder, split = run.config, run.path / "compare", run.folds.label
+    frozen, draws = bool(config.frozen), config.stack.compare.permutations
+    caches = open_caches(run, frozen=frozen)
+    designs = {}
+    for name, features in grid(config.stack, list(config.cam.maps), frozen=frozen):
+        design = Design.of(name, features, config.stack, config.seed, config.device)
+        designs[entry_name(design)] = design
+    fits = {n: partial(_fit, d, caches, folder / slug(n), split) for n, d in designs.items()}
     failures = _work("compare", fits, jobs)
-    designs = [design for design in designs if entry_name(design) not in failures]
-    controls = [each for design in designs for each in list_controls(entry_name(design), design)]
-    nulls: dict[str, Task] = {
-        control.name: _Draw(control, caches, draws, _draws_file(folder, control), split)
-        for control in controls
-    }
+    fitted = {name: design for name, design in designs.items() if name not in failures}
+    controls = [control for name, design in fitted.items() for control in list_controls(name, design)]
+    files = {c.name: folder / slug(c.entry) / f"{slug(c.kind)}.json" for c in controls}
+    nulls = {c.name: partial(_draw, c, caches, draws, files[c.name], split) for c in controls}
     failures |= _work("controls", nulls, jobs)
     plain = caches.tables(["logits"], config.stack)
     before = baselines(caches, plain, run)
     entries = [Entry(n, "base", says, {"meta": "", "features": []}) for n, says in before.items()]
-    entries += [_entry(design, folder) for design in designs]
-    done: dict[str, dict[str, list[dict[str, Any]]]] = {LABELS: {}, MAPS: {}}
+    entries += [_entry(design, folder) for design in fitted.values()]
+    answers: dict[str, dict[str, list[dict[str, Any]]]] = {LABELS: {}, MAPS: {}}
     for control in controls:
         if control.name not in failures:
-            found = read_json(_draws_file(folder, control))["draws"]
-            done[control.kind][control.entry] = found
-    done[LABELS] |= null_of_plain(before, plain, config.seed, draws)
+            answers[control.kind][control.entry] = read_json(files[control.name])["draws"]
+    answers[LABELS] |= null_of_plain(before, plain, config.seed, draws)
     tests = next(iter(plain.tests.values()))
-    rows = {"development": plain.development.rows, "test": tests.rows}
-    return Comparison(rows, entries, done, failures)
-
-
-def _draws_file(folder: Path, control: Control) -> Path:
-    return folder / slug(control.entry) / f"{slug(control.kind)}.json"
+    return Comparison(
+        {"development": plain.development.rows, "test": tests.rows}, entries, answers, failures
+    )
 
 
 def null_of_plain(
     before: Mapping[str, Says], tables: Tables, seed: int, draws: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the permuted labels of models that need no fit: the same permutations, scored anew."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    areas: dict[str, list[dict[str, Any]]] = {}
     for number in range(draws):
         rng = np.random.default_rng([seed, number])
         labels = permute_labels(tables, rng).development.rows.label
         for name, says in before.items():
             if says.development is not None and name != "constant":
                 area = area_within(replace(says.development, labels=labels))
-                found.setdefault(name, []).append({"part": "development", "image": area})
-    return found
+                areas.setdefault(name, []).append({"part": "development", "image": area})
+    return areas
 
 
 def grid(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[tuple[str, list[str]]]:
@@ -130,15 +120,15 @@ def grid(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[tuple[s
     """
     metas = config.compare.meta or list(dict.fromkeys([*METAS, *config.custom, *config.meta]))
     choices = config.compare.features or _choices(config, maps, frozen)
-    found = [
+    entries = [
         (name, features)
         for features in choices
         for name in metas
         if name not in RULES and (name != "convnet" or _has_cells(features, config))
     ]
-    if "convnet" in (config.compare.meta or ()) and not any(name == "convnet" for name, _ in found):
+    if "convnet" in (config.compare.meta or ()) and not any(name == "convnet" for name, _ in entries):
         log.warning("convnet: none of stack.compare.features has cells of maps; it is left out")
-    return [*found, *((name, ["probabilities"]) for name in ("vote", "best_base"))]
+    return [*entries, *((name, ["probabilities"]) for name in ("vote", "best_base"))]
 
 
 def _choices(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[list[str]]:
@@ -170,72 +160,51 @@ def slug(name: str) -> str:
     return name.replace(": ", "@").replace(" + ", "+").replace(" ", "_")
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """The task of fitting one entry."""
-
-    design: Design
-    caches: Caches
-    folder: Path
-    split: str
-
-    def __call__(self) -> bool:
-        tables = self.caches.tables(self.design.features, self.design.config)
-        identity = identity_of(self.design, self.caches, tables)
-        if is_current(self.folder, identity):
-            return False
-        (self.folder / "stack.json").unlink(missing_ok=True)
-        fitted = fit(self.design, tables)
-        save_says(self.folder, fitted.says)
-        facts = {
-            "digest": digest(identity),
-            **identity,
-            "split": self.split,
-            **facts_of_fit(fitted),
-        }
-        write_json(self.folder / "stack.json", facts)
-        return True
+def _fit(design: Design, caches: Caches, folder: Path, split: str) -> bool:
+    """Fit one entry; say whether there was anything to do."""
+    tables = caches.tables(design.features, design.config)
+    identity = identity_of(design, caches, tables)
+    if is_current(folder, identity):
+        return False
+    (folder / "stack.json").unlink(missing_ok=True)
+    fitted = fit(design, tables)
+    save_says(folder, fitted.says)
+    facts = {"digest": digest(identity), **identity, "split": split, **facts_of_fit(fitted)}
+    write_json(folder / "stack.json", facts)
+    return True
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """The task of drawing one control."""
-
-    control: Control
-    caches: Caches
-    draws: int
-    path: Path
-    split: str
-
-    def __call__(self) -> bool:
-        tables = self.caches.tables(self.control.design.features, self.control.design.config)
-        identity = identity_of(self.control.design, self.caches, tables)
-        memory = self.control.design.config.memory_gb  # decides how many cases a control has
-        identity |= {"draws": self.draws, "kind": self.control.kind, "memory_gb": memory}
-        if self.path.exists() and read_json(self.path)["digest"] == digest(identity):
-            return False
-        found = run_control(self.control, self.caches, self.draws)
-        write_json(self.path, {"digest": digest(identity), "split": self.split, "draws": found})
-        return True
+def _draw(control: Control, caches: Caches, draws: int, path: Path, split: str) -> bool:
+    """Draw one control; say whether there was anything to do."""
+    design = control.design
+    tables = caches.tables(design.features, design.config)
+    identity = identity_of(design, caches, tables)
+    memory = design.config.memory_gb  # decides how many cases a control has
+    stamp = digest(identity | {"draws": draws, "kind": control.kind, "memory_gb": memory})
+    if path.exists() and read_json(path)["digest"] == stamp:
+        return False
+    answers = run_control(control, tables, draws)
+    write_json(path, {"digest": stamp, "split": split, "draws": answers})
+    return True
 
 
-def _work(what: str, tasks: dict[str, Task], jobs: int) -> dict[str, str]:
+def _work(what: str, tasks: Mapping[str, Task], jobs: int) -> dict[str, str]:
     """Do the tasks, in so many processes (0: one per core); return why some could not be done."""
     failures = {}
     with bar(what, len(tasks)) as advance:
-        for done, (name, fitted, problem) in enumerate(_answers(tasks, jobs), 1):
+        for done, (name, new, problem) in enumerate(_attempts(tasks, jobs), 1):
             advance(1)
-            if problem is None:
-                kept = "" if fitted else ", there already"
-                log.info("%s %d of %d: %s%s", what, done, len(tasks), name, kept)
-            else:
+            if problem is not None:
                 failures[name] = problem
                 log.warning("%s %d of %d: %s: %s", what, done, len(tasks), name, problem)
+            else:
+                kept = "" if new else ", there already"
+                log.info("%s %d of %d: %s%s", what, done, len(tasks), name, kept)
     return failures
 
 
-def _answers(tasks: dict[str, Task], jobs: int) -> Iterator[Answer]:
-    """Yield the tasks as they are done; side by side, each process has one thread."""
+def _attempts(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, bool, str | None]]:
+    """Yield what `_attempt` says of the tasks as they are done; each process has one thread."""
     number = jobs or len(os.sched_getaffinity(0))
     if number == 1:
         yield from (_attempt(name, task) for name, task in tasks.items())
@@ -247,7 +216,7 @@ def _answers(tasks: dict[str, Task], jobs: int) -> Iterator[Answer]:
         yield from work(delayed(_attempt)(name, task) for name, task in tasks.items())
 
 
-def _attempt(name: str, task: Task) -> Answer:
+def _attempt(name: str, task: Task) -> tuple[str, bool, str | None]:
     """Do a task; return its name, whether it was new, and what a user can mend where it failed."""
     try:
         return name, task(), None
@@ -256,7 +225,6 @@ def _attempt(name: str, task: Task) -> Answer:
 
 
 def _entry(design: Design, folder: Path) -> Entry:
-    name = entry_name(design)
+    name, kind = entry_name(design), "rule" if design.meta in RULES else "meta"
     facts = read_json(folder / slug(name) / "stack.json")
-    kind = "rule" if design.meta in RULES else "meta"
     return Entry(name, kind, load_says(folder / slug(name), design.config), facts, design)

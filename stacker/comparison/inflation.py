@@ -8,7 +8,7 @@ are the measure of what such a split pretends, and carry that on their label whe
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stacker import pipeline
@@ -26,27 +26,27 @@ SCORES = ("auc", "accuracy")
 def measure_inflation(run: Run, units: Sequence[str]) -> dict[str, Any]:
     """Repeat a run split by each unit; return scores side by side, and write compare/inflation.*."""
     _require_units(run, units)
-    found = {}
+    metrics = {}
     for unit in units:
         if unit == run.folds.group:
-            found[unit] = pipeline.stack(run, run.config.stack.meta)
+            metrics[unit] = pipeline.stack(run, run.config.stack.meta)
         else:
             config = sibling(run, unit)
             log.info("split by %s: run %s", unit, config.run_path)
-            found[unit] = pipeline.run_all(config)
+            metrics[unit] = pipeline.run_all(config)
     rows = [
         row
         for part in ("development", "test")
-        for model in found[units[0]][part]
+        for model in metrics[units[0]][part]
         if model != "constant"
-        for row in _rows(part, model, found, units)
+        for row in _rows(part, model, metrics)
     ]
     result = {
         "run": run.config.run,
         "units": list(units),
-        "labels": {unit: metrics["split"] for unit, metrics in found.items()},
-        "leaks": {unit: metrics["leaks"] for unit, metrics in found.items()},
-        "intervals": {unit: metrics["intervals"] for unit, metrics in found.items()},
+        "labels": {unit: scored["split"] for unit, scored in metrics.items()},
+        "leaks": {unit: scored["leaks"] for unit, scored in metrics.items()},
+        "intervals": {unit: scored["intervals"] for unit, scored in metrics.items()},
         "rows": rows,
     }
     folder = run.path / "compare"
@@ -82,25 +82,18 @@ def _require_units(run: Run, units: Sequence[str]) -> None:
         )
 
 
-def _rows(
-    part: str, model: str, found: dict[str, dict[str, Any]], units: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return a model's scores by image under each unit, and how far they are above those by case."""
-    rows = []
-    for unit in units:
-        scores = found[unit][part].get(model)
-        honest = found.get("case", {}).get(part, {}).get(model)
-        if scores is None:
+def _rows(part: str, model: str, metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield a model's scores by image under each unit, and how far they are above those by case."""
+    honest = metrics.get("case", {}).get(part, {}).get(model, {}).get("image", {})
+    for unit, of_run in metrics.items():
+        if model not in of_run[part]:
             continue
+        scores = of_run[part][model]["image"]
         row: dict[str, Any] = {"part": part, "model": model, "split_by": unit}
         for score in SCORES:
-            low, high = scores["image"]["interval"][score] or (None, None)
-            row |= {score: scores["image"][score], f"{score}_low": low, f"{score}_high": high}
-            row[f"{score}_withheld"] = scores["image"]["withheld"].get(score)
-            apart = None
-            if honest is not None and None not in (scores["image"][score], honest["image"][score]):
-                apart = round(scores["image"][score] - honest["image"][score], 4)
-            row[f"{score}_inflation"] = apart
-        row |= {"images": scores["image"]["n"], "split": found[unit]["split"]}
-        rows.append(row)
-    return rows
+            low, high = scores["interval"][score] or (None, None)
+            row |= {score: scores[score], f"{score}_low": low, f"{score}_high": high}
+            row[f"{score}_withheld"] = scores["withheld"].get(score)
+            both = (scores[score], honest.get(score))
+            row[f"{score}_inflation"] = None if None in both else round(both[0] - both[1], 4)
+        yield row | {"images": scores["n"], "split": of_run["split"]}

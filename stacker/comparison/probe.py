@@ -8,6 +8,7 @@ that train the fold's base model. What fine-tuning gains over that is then a pai
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 from stacker.backbones.backbone import create
 from stacker.backbones.devices import Machine, autocast
+from stacker.caches.format import Rows
+from stacker.caches.rows import unseen
 from stacker.data.store import Pixels
 from stacker.errors import CacheError, RunError
 from stacker.files import write_json
@@ -41,18 +44,14 @@ def probe(run: Run, strength: float) -> dict[str, Any]:
     answers: dict[str, Answers] = {}
     with bar("probe", len(pixels) * len(config.backbones)) as advance:
         for name in config.backbones:
-            features = _embed(run, name, pixels, advance)
-            answers[f"{name}, frozen"] = _fit(run, features, strength)
+            answers[f"{name}, frozen"] = _fit(run, _embed(run, name, pixels, advance), strength)
     if len(answers) > 1:
-        answers["mean, frozen"] = tuple(
-            np.mean(each, axis=0) for each in zip(*answers.values(), strict=True)
-        )
-    rows = split_rows(run)
-    says = {name: _say(run, rows, *found) for name, found in answers.items()}
+        both = zip(*answers.values(), strict=True)
+        answers["mean, frozen"] = tuple(np.mean(of_backbones, axis=0) for of_backbones in both)
     tuned = _tuned(run)
-    says |= tuned
-    development = {name: found.development for name, found in says.items() if found.development}
-    test = {name: found.test for name, found in says.items()}
+    says = _say(run, answers) | tuned
+    development = {name: model.development for name, model in says.items() if model.development}
+    test = {name: model.test for name, model in says.items()}
     pairs = [(name, f"{name}, frozen") for name in tuned if name in development]
     how = Resampling(config.stack.bootstrap, config.seed, manifest.classes, manifest.unit)
     metrics: dict[str, Any] = {
@@ -79,58 +78,44 @@ def _embed(run: Run, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
     size, classes = config.images.shape, len(run.manifest.classes)
     backbone = create(name, classes, config.backbones[name], size).freeze()
     backbone.model.to(device)
-    found = []
+    grids = []
     for start in range(0, len(pixels), BATCH):
         images_BHWC = torch.from_numpy(pixels[np.arange(start, min(start + BATCH, len(pixels)))])
         with torch.no_grad(), autocast(device, precision):
             grid_BChw = backbone.trunk(backbone.normalise(images_BHWC.to(device))).grid_BChw
-        found.append(grid_BChw.float().mean(dim=(2, 3)).cpu().numpy())
+        grids.append(grid_BChw.float().mean(dim=(2, 3)).cpu().numpy())
         advance(len(images_BHWC))
-    features: np.ndarray = np.concatenate(found)
+    features: np.ndarray = np.concatenate(grids)
     return features
-
-
-def split_rows(run: Run) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the rows that each fold holds out, and the test rows."""
-    folds, rows_of = run.folds, run.manifest.rows_of
-    return [rows_of(folds.group, fold.held_out) for fold in folds.folds], rows_of(
-        folds.group, folds.test
-    )
 
 
 def _fit(run: Run, features: np.ndarray, strength: float) -> Answers:
     """Return out-of-fold probabilities (N, K), fold after fold, and those of test rows (folds, N, K)."""
     manifest, folds = run.manifest, run.folds
-    held_out_rows, tests = split_rows(run)
+    tests, _ = unseen(manifest, folds, None)
     development, test = [], []
-    for fold, rows in zip(folds.folds, held_out_rows, strict=True):
+    for fold in folds.folds:
         trained = manifest.rows_of(folds.group, (*fold.train, *fold.validation))
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
         model.fit(features[trained], manifest.labels[trained])
-        development.append(model.predict_proba(features[rows]))
+        development.append(model.predict_proba(features[unseen(manifest, folds, fold)[0]]))
         test.append(model.predict_proba(features[tests]))
     return np.concatenate(development), np.stack(test)
 
 
-def _say(
-    run: Run, rows: tuple[list[np.ndarray], np.ndarray], development: np.ndarray, test: np.ndarray
-) -> Says:
-    """Return what a probe says, finished and scored as the base models of the run are."""
-    manifest, config = run.manifest, run.config
-    by_fold, tests = rows
-    fold = np.repeat(np.arange(len(by_fold)), [len(each) for each in by_fold])
-    own = np.concatenate(by_fold)
-    cases = np.array([case.encode() for case in manifest.cases])
-    labels, groups = manifest.labels[own], np.array(manifest.groups(run.folds.group))[own]
-    parts = parts_of(labels, groups, fold, len(manifest.classes), config.stack, config.seed)
-    return say_plainly(
-        config.stack,
-        parts,
-        (labels, cases[own]),
-        development,
-        (manifest.labels[tests], cases[tests]),
-        test,
-    )
+def _say(run: Run, answers: Mapping[str, Answers]) -> dict[str, Says]:
+    """Return what the probes say, finished and scored as the base models of the run are."""
+    config, manifest, folds = run.config, run.manifest, run.folds
+    by_fold = [unseen(manifest, folds, fold)[1] for fold in folds.folds]
+    rows, tests = Rows.join(by_fold), unseen(manifest, folds, None)[1]
+    fold = np.repeat(np.arange(len(by_fold)), [len(of_fold) for of_fold in by_fold])
+    groups = np.char.decode(rows.group_id.astype("S"), "utf-8")
+    parts = parts_of(rows.label, groups, fold, len(manifest.classes), config.stack, config.seed)
+    truth, test_truth = (rows.label, rows.case_id), (tests.label, tests.case_id)
+    return {
+        name: say_plainly(config.stack, parts, truth, development, test_truth, test)
+        for name, (development, test) in answers.items()
+    }
 
 
 def _tuned(run: Run) -> dict[str, Says]:
@@ -140,5 +125,5 @@ def _tuned(run: Run) -> dict[str, Says]:
     except (CacheError, RunError) as error:
         log.info("no base models beside the probes: %s", error)
         return {}
-    found = baselines(caches, caches.tables(["logits"], run.config.stack), run)
-    return {name: found[name] for name in caches.backbones}
+    says = baselines(caches, caches.tables(["logits"], run.config.stack), run)
+    return {name: says[name] for name in caches.backbones}

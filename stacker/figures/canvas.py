@@ -1,7 +1,4 @@
-"""Every figure, drawn with matplotlib and without a display.
-
-The functions return a Figure and know nothing of runs: whoever calls them decides what to show.
-"""
+"""What all figures share: how one is saved without a display, and that a leak is red."""
 
 from __future__ import annotations
 

@@ -97,10 +97,10 @@ def _colours(
 ) -> dict[str, tuple[float, float, float, float]]:
     """Give every class a hue and its subtypes shades of it."""
     hues = ("Blues", "Reds", "Greens", "Purples", "Oranges", "Greys")
-    found: dict[str, tuple[float, float, float, float]] = {}
-    for label in classes:
-        own = [kind for kind, of in kinds if of == label]
-        shades = np.linspace(0.45, 0.85, len(own)) if len(own) > 1 else [0.65]
-        ramp = colormaps[hues[classes.index(label) % len(hues)]]
-        found |= {kind: ramp(shade) for kind, shade in zip(own, shades, strict=True)}
-    return found
+    colours: dict[str, tuple[float, float, float, float]] = {}
+    for number, label in enumerate(classes):
+        subtypes = [kind for kind, of in kinds if of == label]
+        shades = np.linspace(0.45, 0.85, len(subtypes)) if len(subtypes) > 1 else [0.65]
+        ramp = colormaps[hues[number % len(hues)]]
+        colours |= {kind: ramp(shade) for kind, shade in zip(subtypes, shades, strict=True)}
+    return colours

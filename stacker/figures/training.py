@@ -1,6 +1,7 @@
-"""The course of a training as a picture: loss and scores on the inner validation images, by epoch.
+"""Figures of stage one: the course of a training, by epoch, and that of a search, by trial.
 
-Figures of a search: how the score rose, and which settings it hung on.
+A training has its loss and its scores on the inner validation images. Of a search there are how the
+score rose, and which settings it hung on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PANELS = {
     "F1": ("val_f1",),
     "learning rate": ("lr",),
 }
-COLOURS = ("#1f77b4", "#d95f02")
+BLUE, ORANGE, GREY = "#1f77b4", "#d95f02", "0.6"
 
 
 def draw_curves(epochs: Sequence[dict[str, Any]], best: int, title: str) -> Figure:
@@ -29,7 +30,7 @@ def draw_curves(epochs: Sequence[dict[str, Any]], best: int, title: str) -> Figu
     figure.suptitle(title, fontsize=11)
     numbers = [epoch["epoch"] for epoch in epochs]
     for axes, (name, keys) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
-        for key, colour in zip(keys, COLOURS, strict=False):
+        for key, colour in zip(keys, (BLUE, ORANGE), strict=False):
             values = [epoch[key] for epoch in epochs]
             label = key.removeprefix("val_").replace("_", " ")
             if name == "loss":
@@ -50,9 +51,6 @@ def draw_curves(epochs: Sequence[dict[str, Any]], best: int, title: str) -> Figu
     return figure
 
 
-BLUE, ORANGE, GREY = "#1f77b4", "#d95f02", "0.6"
-
-
 def draw_history(
     complete: Mapping[int, float], pruned: Sequence[int], failed: Sequence[int], what: str
 ) -> Figure:
@@ -63,10 +61,10 @@ def draw_history(
     """
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axis = figure.subplots()
-    numbers, found = list(complete), list(complete.values())
-    best = np.maximum.accumulate(found)
+    numbers, scores = list(complete), list(complete.values())
+    best = np.maximum.accumulate(scores)
     axis.plot(numbers, best, color=ORANGE, drawstyle="steps-post", linewidth=1.4, label="best so far")
-    axis.scatter(numbers, found, color=BLUE, s=22, zorder=3, label="complete trial")
+    axis.scatter(numbers, scores, color=BLUE, s=22, zorder=3, label="complete trial")
     bottom = {"pruned": (pruned, "|", GREY), "failed": (failed, "x", "black")}
     for label, (trials, marker, colour) in bottom.items():
         if trials:

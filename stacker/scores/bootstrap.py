@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from stacker.scores.influence import (
-    LEVEL,
     Influence,
     around,
     difference_of_areas,
@@ -29,7 +29,6 @@ from stacker.scores.metrics import CHUNK, Scores, Wanted, recognition_rate, weig
 from stacker.scores.predictions import Predictions, aligned, by_case
 
 FEWEST = 5  # cases of a class, below which nobody can say how far the next ones will differ
-NEGLIGIBLE = 0.01  # a gain in AUC below which two models are as good as each other
 
 
 def draw_cases(cases: np.ndarray, replicates: int, seed: int) -> np.ndarray:
@@ -61,9 +60,9 @@ def replicate(
 
 def points(predictions: Predictions, wanted: Wanted = None) -> dict[str, dict[str, float]]:
     """Return the scores by unit, without draws."""
-    found = replicate(predictions, np.ones((1, len(np.unique(predictions.cases)))), wanted)
+    by_unit = replicate(predictions, np.ones((1, len(np.unique(predictions.cases)))), wanted)
     return {
-        unit: {name: float(value[0]) for name, value in scores.items()} for unit, scores in found.items()
+        unit: {s: float(value[0]) for s, value in scores.items()} for unit, scores in by_unit.items()
     }
 
 
@@ -77,22 +76,21 @@ class Carriers:
 
     def why_not(self, score: str) -> str | None:
         """Return why a score has no interval, if so: too few cases of a class that it depends on."""
-        few = [k for k in self._of(score) if self.counts[k] < FEWEST]
-        if not few:
-            return None
-        k = min(few, key=lambda each: self.counts[each])
+        k = self._rarest(score)
         number = self.counts[k]
+        if number >= FEWEST:
+            return None
         return f"{number} {self.unit}{'' if number == 1 else 's'} of {self.names[k]}"
 
     def freedom(self, score: str) -> int:
         """Return the degrees of freedom of a score's error: the cases of its rarest class, less one."""
-        return max(1, min(self.counts[k] for k in self._of(score)) - 1)
+        return max(1, self.counts[self._rarest(score)] - 1)
 
-    def _of(self, score: str) -> list[int]:
-        """Return the classes whose cases a score depends on."""
-        one = {"sensitivity": [1], "specificity": [0]} if len(self.counts) == 2 else {}
+    def _rarest(self, score: str) -> int:
+        """Return the class of the fewest cases that a score depends on."""
+        one = {"sensitivity": 1, "specificity": 0} if len(self.counts) == 2 else {}
         present = [k for k, count in enumerate(self.counts) if count]  # a subtype is of one class
-        return one.get(score, present)
+        return one.get(score, min(present, key=lambda k: self.counts[k]))
 
 
 @dataclass(frozen=True)
@@ -112,19 +110,27 @@ class Resampling:
             f"influence), none below {FEWEST} {self.unit}s of a class"
         )
 
+    def carriers(self, predictions: Predictions) -> Carriers:
+        """Return how many cases have images of each class."""
+        cases, labels = predictions.cases, predictions.labels
+        counts = (len(np.unique(cases[labels == k])) for k in range(len(self.classes)))
+        return Carriers(tuple(counts), self.classes, self.unit)
+
     def evaluate(self, models: Mapping[str, Predictions]) -> dict[str, dict[str, Any]]:
         """Return {model: {unit: {score: value, "n": N, "interval": {...}, "withheld": {...}}}}."""
-        drawn, result = _Draws(self), {}
-        for name, found in models.items():
-            scores, carriers = drawn.replicate(found), self.carriers(found)
-            sizes = {"image": len(found.labels), "case": len(drawn.weights[0])}
-            areas = drawn.influences(found)
-            by_unit: dict[str, Any] = {
-                unit: _with_intervals(of_unit, unit, sizes[unit], carriers, areas[unit])
-                for unit, of_unit in scores.items()
+        draws, result = _Draws(self.replicates, self.seed), {}
+        for name, predictions in models.items():
+            numbers, weights = draws.of(predictions)
+            numbered, units = replace(predictions, cases=numbers), np.arange(len(weights[0]))
+            by_image, by_cases = replicate(numbered, weights).values()
+            area, whole = influence(numbered, numbers, len(units)), by_case(numbered)
+            of_cases = None if whole is None else influence(whole, units, len(units))
+            carriers = self.carriers(predictions)
+            result[name] = {
+                "image": _with_intervals(by_image, "image", len(numbers), carriers, area),
+                "case": _with_intervals(by_cases, "case", len(units), carriers, of_cases),
+                "constant_prediction": len(np.unique(predictions.predicted)) == 1,
             }
-            constant = len(np.unique(found.predicted)) == 1
-            result[name] = {**by_unit, "constant_prediction": constant}
         return result
 
     def evaluate_subsets(
@@ -137,12 +143,6 @@ class Resampling:
             if mask.any()
         }
 
-    def carriers(self, found: Predictions) -> Carriers:
-        """Return how many cases have images of each class."""
-        classes = range(len(self.classes))
-        counts = tuple(len(np.unique(found.cases[found.labels == k])) for k in classes)
-        return Carriers(counts, self.classes, self.unit)
-
     def differences(
         self,
         models: Mapping[str, Predictions],
@@ -151,13 +151,28 @@ class Resampling:
         unit: str = "image",
     ) -> list[dict[str, Any]]:
         """Return the paired differences first - second of some scores by image or case."""
-        rows, drawn = [], _Draws(self)
+        rows, draws = [], _Draws(self.replicates, self.seed)
         for first, second in pairs:
-            one, other = pair_of(models[first], models[second], unit)
+            one, other = models[first], models[second]
+            voted = (one, other) if unit == "image" else (by_case(one), by_case(other))
             for score in scores:
                 row = {"first": first, "second": second, "score": score, "unit": unit}
-                rows.append(row | self._difference(drawn, one, other, score))
+                rows.append(row | self._difference(draws, *voted, score))
         return rows
+
+    def _difference(
+        self, draws: _Draws, one: Predictions | None, other: Predictions | None, score: str
+    ) -> dict[str, Any]:
+        if one is None or other is None:  # such as a vote of cases with two labels
+            return {"difference": None, "interval": None, "withheld": "cases of several classes"}
+        carriers = self.carriers(one)
+        if score == "auc":
+            gain = difference_of_areas(one, other)
+            if gain is None:
+                return {"difference": None, "interval": None, "withheld": "not defined"}
+            return _summary(gain.area, gain.error, gain.freedom, carriers.why_not(score))
+        one, other = aligned(one, other)
+        return _summary_of_draws(draws.score(one, score) - draws.score(other, score), carriers, score)
 
     def over_best(
         self,
@@ -171,134 +186,84 @@ class Resampling:
         `bases` are what each says of the development images, by which it is chosen, and of the images
         that the models are judged by. Where these are other cases, they are drawn apart.
         """
-        chosen_by = _Draws(self)
-        judged_by = chosen_by if same_cases else _Draws(replace(self, seed=self.seed + 1))
-        names = list(bases)
-        merit = np.stack([chosen_by.of_images(bases[n][0], "auc") for n in names])
+        chosen_by = _Draws(self.replicates, self.seed)
+        judged_by = chosen_by if same_cases else _Draws(self.replicates, self.seed + 1)
+        merit = np.stack([chosen_by.score(base, "auc") for base, _ in bases.values()])
         best = np.argmax(np.where(np.isfinite(merit), merit, -1), axis=0)
-        rows = []
+        ask, rows = (
+            lru_cache(maxsize=32)(judged_by.score),
+            [],
+        )  # in equal parts, `aligned` copies nothing
         for name, model in models.items():
-            pairs = [aligned(model, bases[base][1]) for base in names]
-            carriers = self.carriers(model)
+            pairs = [aligned(model, base) for _, base in bases.values()]
             for score in scores:
-                gains = np.stack([_gain(judged_by, *pair, score) for pair in pairs])
+                gains = np.stack([ask(one, score) - ask(other, score) for one, other in pairs])
                 gain = gains[best, np.arange(len(best))]
-                error = _error(gain, sum(carriers.counts))
-                row = {"first": name, "second": names[best[0]], "score": score, "unit": "image"}
-                freedom = carriers.freedom(score)
-                rows.append(row | _summary(float(gain[0]), error, freedom, carriers.why_not(score)))
+                row = {"first": name, "second": list(bases)[best[0]], "score": score, "unit": "image"}
+                rows.append(row | _summary_of_draws(gain, self.carriers(model), score))
         return rows
 
-    def _difference(
-        self, drawn: _Draws, one: Predictions | None, other: Predictions | None, score: str
-    ) -> dict[str, Any]:
-        if one is None or other is None:  # such as a vote of cases with two labels
-            return {"difference": None, "interval": None, "withheld": "cases of several classes"}
-        carriers = self.carriers(one)
-        if score == "auc":
-            found = difference_of_areas(one, other)
-            if found is None:
-                return {"difference": None, "interval": None, "withheld": "not defined"}
-            return _summary(found.area, found.error, found.freedom, carriers.why_not(score))
-        gain = _gain(drawn, one, other, score)
-        error = _error(gain, sum(carriers.counts))
-        return _summary(float(gain[0]), error, carriers.freedom(score), carriers.why_not(score))
+
+class _Draws:
+    """Draws of cases, made once for all models of the same cases; the first row is ones."""
+
+    def __init__(self, replicates: int, seed: int) -> None:
+        self.replicates, self.seed = replicates, seed
+        self.cases: np.ndarray | None = None
+
+    def of(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cases as numbers, which sort as their names do and faster, and their weights."""
+        if self.cases is None or not np.array_equal(self.cases, predictions.cases):
+            self.cases = predictions.cases
+            _, self.numbers = np.unique(self.cases, return_inverse=True)
+            drawn = draw_cases(self.numbers, self.replicates, self.seed)
+            self.weights = np.concatenate([np.ones_like(drawn[:1]), drawn])
+        return self.numbers, self.weights
+
+    def score(self, predictions: Predictions, score: str) -> np.ndarray:
+        """Return one score by image: first itself, then its replicates."""
+        return weighted_scores(predictions, *self.of(predictions), {score})[score]
 
 
-def _gain(drawn: _Draws, one: Predictions, other: Predictions, score: str) -> np.ndarray:
-    """Return the difference of a score by image, and its replicates."""
-    found: np.ndarray = drawn.of_images(one, score) - drawn.of_images(other, score)
-    return found
+def _summary_of_draws(gain: np.ndarray, carriers: Carriers, score: str) -> dict[str, Any]:
+    """Return a difference with its interval from the difference itself and its replicates."""
+    error, freedom = _error(gain, sum(carriers.counts)), carriers.freedom(score)
+    return _summary(float(gain[0]), error, freedom, carriers.why_not(score))
 
 
 def _summary(value: float, error: float, freedom: float, why: str | None) -> dict[str, Any]:
     """Return a difference with its interval, or with the reason why it has none."""
     if not error > 0:
         why = why or "nothing varies"
-    bounds = None if why else around(value, error, quantile(freedom))
-    found = {"difference": number(value), "interval": rounded(bounds), "withheld": why}
-    return found | {"error": round(error, 6) if error > 0 else None}
-
-
-def pair_of(
-    first: Predictions, second: Predictions, unit: str
-) -> tuple[Predictions | None, Predictions | None]:
-    """Return two models' predictions by image or by case, ranked within the same parts."""
-    if unit == "image":
-        return aligned(first, second)
-    one, other = by_case(first), by_case(second)
-    return (None, None) if one is None or other is None else aligned(one, other)
-
-
-class _Draws:
-    """The draws for all models, made once as long as their cases are the same; the first row is ones."""
-
-    def __init__(self, how: Resampling) -> None:
-        self.how = how
-        self.cases: np.ndarray | None = None
-
-    def replicate(self, predictions: Predictions, wanted: Wanted = None) -> dict[str, Scores]:
-        """Return the scores by unit: first themselves, then their replicates."""
-        self._number(predictions)
-        return replicate(replace(predictions, cases=self.numbers), self.weights, wanted)
-
-    def of_images(self, predictions: Predictions, score: str) -> np.ndarray:
-        """Return one score by image: first itself, then its replicates."""
-        self._number(predictions)
-        return weighted_scores(predictions, self.numbers, self.weights, {score})[score]
-
-    def influences(self, predictions: Predictions) -> dict[str, Influence | None]:
-        """Return what each case adds to the area by image and by case."""
-        self._number(predictions)
-        units = len(self.weights[0])
-        whole = by_case(replace(predictions, cases=self.numbers))
-        return {
-            "image": influence(predictions, self.numbers, units),
-            "case": None if whole is None else influence(whole, np.arange(units), units),
-        }
-
-    def _number(self, predictions: Predictions) -> None:
-        """Give the cases numbers, which sort as their names do, and faster; draw them."""
-        if self.cases is None or not np.array_equal(self.cases, predictions.cases):
-            self.cases = predictions.cases
-            _, self.numbers = np.unique(self.cases, return_inverse=True)
-            drawn = draw_cases(self.numbers, self.how.replicates, self.how.seed)
-            self.weights = np.concatenate([np.ones_like(drawn[:1]), drawn])
+    bounds = None if why else rounded(around(value, error, quantile(freedom)))
+    row = {"difference": number(value), "interval": bounds, "withheld": why}
+    return row | {"error": round(error, 6) if error > 0 else None}
 
 
 def _with_intervals(
     scores: Scores, unit: str, size: int, carriers: Carriers, area: Influence | None
 ) -> dict[str, Any]:
     """Return a model's scores with their intervals, or with the reasons why they have none."""
-    found: dict[str, Any] = {score: number(values[0]) for score, values in scores.items()}
-    intervals: dict[str, list[float] | None] = {}
+    intervals: dict[str, list[float] | None] = dict.fromkeys(scores)
     withheld: dict[str, str] = {}
     for score, values in scores.items():
-        intervals[score] = None
         if not np.isfinite(values[0]):
             continue
         why = carriers.why_not(score)
         if (unit, score) == ("case", "ece"):
             why = "bins of few cases"  # it is mostly noise: no interval was found that covers
+        value, error = float(values[0]), _error(values, sum(carriers.counts))
+        freedom = carriers.freedom(score)
+        if score == "auc" and area is not None:
+            error, freedom = area.error, area.freedom
+        if why is None and (not error > 0 or not 0 < value < 1):
+            why = "all cases alike"
         if why is None:
-            bounds, why = _interval(score, values, carriers, area)
-            intervals[score] = rounded(bounds)
-        if why is not None:
+            intervals[score] = rounded(on_log_odds(value, error, freedom))
+        else:
             withheld[score] = why
-    return found | {"n": size, "interval": intervals, "withheld": withheld}
-
-
-def _interval(
-    score: str, values: np.ndarray, carriers: Carriers, area: Influence | None
-) -> tuple[list[float] | None, str | None]:
-    """Return a score's interval, or why there is none; the score itself comes before its replicates."""
-    value = float(values[0])
-    error, freedom = _error(values, sum(carriers.counts)), float(carriers.freedom(score))
-    if score == "auc" and area is not None:
-        error, freedom = area.error, area.freedom
-    if not error > 0 or not 0 < value < 1:
-        return None, "all cases alike"
-    return on_log_odds(value, error, freedom, LEVEL), None
+    plain = {score: number(values[0]) for score, values in scores.items()}
+    return plain | {"n": size, "interval": intervals, "withheld": withheld}
 
 
 def _error(values: np.ndarray, cases: int) -> float:
@@ -306,13 +271,13 @@ def _error(values: np.ndarray, cases: int) -> float:
     defined = values[1:][np.isfinite(values[1:])]
     if len(defined) < len(values) / 2:
         return 0.0
-    found = float(defined.std(ddof=1) * np.sqrt(cases / max(1, cases - 1)))
-    return found if found > 1e-12 else 0.0
+    error = float(defined.std(ddof=1) * np.sqrt(cases / max(1, cases - 1)))
+    return error if error > 1e-12 else 0.0
 
 
-def rounded(bounds: Sequence[float] | None) -> list[float] | None:
+def rounded(bounds: Sequence[float]) -> list[float]:
     """Return an interval as JSON can hold it."""
-    return None if bounds is None else [round(float(bound), 4) for bound in bounds]
+    return [round(float(bound), 4) for bound in bounds]
 
 
 def number(value: float | None) -> float | None:

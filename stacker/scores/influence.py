@@ -22,6 +22,7 @@ from scipy.special import expit, logit
 from stacker.scores.predictions import Predictions, aligned
 
 LEVEL, POWER = 0.95, 0.8
+DRAWS = 20_000  # of the largest of several t-statistics
 ROUNDING = 1e-15  # a variance below this is nought, computed in floating point
 
 
@@ -45,20 +46,20 @@ class Influence:
     @property
     def of_unit(self) -> np.ndarray:
         """What each unit adds in all, (U,)."""
-        found: np.ndarray = self.positive + self.negative
-        return found
+        total: np.ndarray = self.positive + self.negative
+        return total
 
     @property
     def variance(self) -> float:
         """The variance of the area when whole units are independent (Obuchowski 1997)."""
         sides = (self.positive, self.negative)
-        found = sum(
+        variance = sum(
             n / (n - 1) * float(side @ side) if n > 1 else math.nan
             for n, side in zip(self.carriers, sides, strict=True)
         )
         units = len(self.positive)
-        found += 2 * float(self.positive @ self.negative) * units / max(1, units - 1)
-        return found if not found < ROUNDING else 0.0
+        variance += 2 * float(self.positive @ self.negative) * units / max(1, units - 1)
+        return variance if not variance < ROUNDING else 0.0
 
     @property
     def error(self) -> float:
@@ -80,75 +81,72 @@ class Influence:
         return 1.0 if abs(self.area) < ROUNDING else None
 
 
-def influence(found: Predictions, unit: np.ndarray, units: int) -> Influence | None:
+def influence(predictions: Predictions, unit: np.ndarray, units: int) -> Influence | None:
     """Return the area of some predictions, images of one `unit` (N,) going together.
 
     Beyond two classes it is the mean area of one class against the rest. None where it is not defined.
     """
-    classes = found.probabilities.shape[1]
-    each = [_of_class(found, k, unit, units) for k in ([1] if classes == 2 else range(classes))]
-    known = [one for one in each if one is not None]
+    classes = predictions.probabilities.shape[1]
+    if classes == 2:
+        return _of_class(predictions, 1, unit, units)
+    by_class = [_of_class(predictions, k, unit, units) for k in range(classes)]
+    known = [of_class for of_class in by_class if of_class is not None]
     if not known:
         return None
-    if classes == 2:
-        return known[0]
     # An image is a positive of one class and a negative of all others: only their sum has a meaning.
-    total = np.mean([one.of_unit for one in known], axis=0)
-    fewest = min(min(one.carriers) for one in known)
-    area = float(np.mean([one.area for one in known]))
+    total = np.mean([of_class.of_unit for of_class in known], axis=0)
+    fewest = min(min(of_class.carriers) for of_class in known)
+    area = float(np.mean([of_class.area for of_class in known]))
     return Influence(area, total, np.zeros_like(total), (units, max(2, fewest)))
 
 
-def _of_class(found: Predictions, k: int, unit: np.ndarray, units: int) -> Influence | None:
-    raw, parts = found.ranked
-    positive = found.labels == k
+def _of_class(predictions: Predictions, k: int, unit: np.ndarray, units: int) -> Influence | None:
+    positive = predictions.labels == k
     wins, pairs = 0.0, 0
     gained, lost = np.zeros((2, units)), np.zeros((2, units))  # won pairs, and all pairs, by unit
-    for raw_NK, parts_N in zip(raw, parts, strict=True):
+    for raw_NK, parts_N in zip(*predictions.ranked, strict=True):
         for part in np.unique(parts_N):
-            mine = np.flatnonzero(parts_N == part)
-            ours, theirs = mine[positive[mine]], mine[~positive[mine]]
-            if not len(ours) or not len(theirs):
+            rows = np.flatnonzero(parts_N == part)
+            above, below = rows[positive[rows]], rows[~positive[rows]]
+            if not len(above) or not len(below):
                 continue
-            beaten, by = _beaten(raw_NK[ours, k], raw_NK[theirs, k])
-            wins, pairs = wins + float(beaten.sum()), pairs + len(ours) * len(theirs)
-            gained += _by_unit(unit[ours], beaten, len(theirs), units)
-            lost += _by_unit(unit[theirs], by, len(ours), units)
+            beaten, by = _beaten(raw_NK[above, k], raw_NK[below, k])
+            wins, pairs = wins + float(beaten.sum()), pairs + len(above) * len(below)
+            gained += _by_unit(unit[above], beaten, len(below), units)
+            lost += _by_unit(unit[below], by, len(above), units)
     if not pairs:
         return None
     area = wins / pairs
-    carriers = tuple(len(np.unique(unit[side])) for side in (positive, ~positive))
-    ours, theirs = ((side[0] - area * side[1]) / pairs for side in (gained, lost))
-    return Influence(area, ours, theirs, (carriers[0], carriers[1]))
+    won, beaten = ((side[0] - area * side[1]) / pairs for side in (gained, lost))
+    carriers = (len(np.unique(unit[positive])), len(np.unique(unit[~positive])))
+    return Influence(area, won, beaten, carriers)
 
 
-def _beaten(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _beaten(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return how many negatives each positive beats, and how many positives beat each negative.
 
     From midranks (Sun & Xu 2014, algorithm 2): ties count half.
     """
-    ranks = stats.rankdata(np.concatenate([ours, theirs]))
-    beaten = ranks[: len(ours)] - stats.rankdata(ours)
-    by = len(ours) - (ranks[len(ours) :] - stats.rankdata(theirs))
-    return beaten, by
+    count, ranks = len(positives), stats.rankdata(np.concatenate([positives, negatives]))
+    beaten = ranks[:count] - stats.rankdata(positives)
+    return beaten, count - (ranks[count:] - stats.rankdata(negatives))
 
 
 def _by_unit(unit: np.ndarray, won: np.ndarray, against: int, units: int) -> np.ndarray:
     pairs = np.full(len(unit), float(against))
-    return np.stack([np.bincount(unit, each, units) for each in (won, pairs)])
+    return np.stack([np.bincount(unit, pairs_or_wins, units) for pairs_or_wins in (won, pairs)])
 
 
 def difference_of_areas(first: Predictions, second: Predictions) -> Influence | None:
     """Return the influence of cases on the difference of two models' areas; None if not defined."""
-    one, other = aligned(first, second)
-    names, unit = np.unique(one.cases, return_inverse=True)
-    ours, theirs = influence(one, unit, len(names)), influence(other, unit, len(names))
-    return None if ours is None or theirs is None else ours.less(theirs)
+    names, unit = np.unique(first.cases, return_inverse=True)
+    one, other = (influence(side, unit, len(names)) for side in aligned(first, second))
+    return None if one is None or other is None else one.less(other)
 
 
-def quantile(freedom: float, level: float = LEVEL) -> float:
-    """Return the t-quantile of a two-sided interval."""
-    return float(stats.t.ppf((1 + level) / 2, freedom))
+def quantile(freedom: float) -> float:
+    """Return the t-quantile of a two-sided interval of 95 %."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def detectable(error: float, freedom: float) -> float:
@@ -156,11 +154,10 @@ def detectable(error: float, freedom: float) -> float:
     return error * (quantile(freedom) + float(stats.t.ppf(POWER, freedom)))
 
 
-def on_log_odds(value: float, error: float, freedom: float, level: float = LEVEL) -> list[float]:
+def on_log_odds(value: float, error: float, freedom: float) -> list[float]:
     """Return the interval of a share, by a t-quantile on the scale of log-odds."""
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error / (value * (1 - value))
-    centre = float(logit(value))
-    return [float(expit(centre - half)), float(expit(centre + half))]
+    half = quantile(freedom) * error / (value * (1 - value))
+    return [float(expit(logit(value) - half)), float(expit(logit(value) + half))]
 
 
 def around(value: float, error: float, quantile: float) -> list[float]:
@@ -168,25 +165,19 @@ def around(value: float, error: float, quantile: float) -> list[float]:
     return [value - quantile * error, value + quantile * error]
 
 
-def joint_quantile(
-    found: Sequence[Influence], level: float = LEVEL, draws: int = 20_000, seed: int = 0
-) -> float:
+def joint_quantile(gains: Sequence[Influence]) -> float:
     """Return the quantile by which all of some intervals hold the truth together, 95 times of 100.
 
     It is that of the largest of several t-statistics that are correlated as the influences are (Hothorn
     et al. 2008), with the fewest degrees of freedom among them.
     """
-    varying = [one for one in found if one.variance > 0]
+    varying = [gain for gain in gains if gain.variance > 0]
     if not varying:
         return math.nan
-    scaled = np.stack([one.of_unit / np.linalg.norm(one.of_unit) for one in varying])
-    freedom = min(one.freedom for one in varying)
-    rng = np.random.default_rng(seed)
-    largest = np.concatenate(
-        [
-            np.abs(rng.standard_normal((draws // 10, scaled.shape[1])) @ scaled.T).max(axis=1)
-            for _ in range(10)
-        ]
-    )
+    scaled = np.stack([gain.of_unit / np.linalg.norm(gain.of_unit) for gain in varying])
+    freedom = min(gain.freedom for gain in varying)
+    rng = np.random.default_rng(0)
+    pieces = (rng.standard_normal((DRAWS // 10, scaled.shape[1])) @ scaled.T for _ in range(10))
+    largest = np.concatenate([np.abs(piece).max(axis=1) for piece in pieces])
     spread = np.sqrt(rng.chisquare(freedom, len(largest)) / freedom)
-    return float(np.quantile(largest / spread, level))
+    return float(np.quantile(largest / spread, LEVEL))

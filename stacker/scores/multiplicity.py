@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from stacker.scores.bootstrap import NEGLIGIBLE, Carriers, draw_cases, number, rounded
+from stacker.scores.bootstrap import Carriers, Resampling, draw_cases, number, rounded
 from stacker.scores.influence import (
     Influence,
     around,
@@ -28,27 +28,41 @@ from stacker.scores.metrics import weighted_scores
 from stacker.scores.predictions import Predictions
 
 CHANCE, LEAST_LEAK, SURE = 0.5, 0.02, 0.9995
+NEGLIGIBLE = 0.01  # a gain in AUC below which two models are as good as each other
+COLUMNS = (
+    *("auc_low", "auc_high", "auc_low_alone", "auc_high_alone"),
+    *("auc_withheld", "auc_negligible", "auc_detectable"),
+)
 
 
 @dataclass(frozen=True)
 class Gains:
     """Paired differences in AUC by image, and the quantile by which their intervals hold together."""
 
-    found: dict[tuple[str, str], Influence | None]
-    joint: float
+    of_pair: Mapping[tuple[str, str], Influence | None]
+    carriers: Mapping[str, Carriers]
+    quantile: float
 
-    def row(self, pair: tuple[str, str], carriers: Carriers) -> dict[str, Any]:
+    def row(self, pair: tuple[str, str]) -> dict[str, Any]:
         """Return a difference as columns; the interval is that of one among many."""
-        gain = self.found[pair]
+        gain, carriers = self.of_pair[pair], self.carriers[pair[0]]
         if gain is None:
-            return row_of_gain(None, None, 1, self.joint, carriers)
-        return row_of_gain(gain.area, gain.error, gain.freedom, self.joint, carriers)
+            return row_of_gain(None, None, 1, self.quantile, carriers)
+        return row_of_gain(gain.area, gain.error, gain.freedom, self.quantile, carriers)
+
+    def row_of(self, first: str, gain: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the same columns of a model's difference whose error was had by draws."""
+        carriers = self.carriers[first]
+        freedom = carriers.freedom("auc")
+        return row_of_gain(gain["difference"], gain["error"], freedom, self.quantile, carriers)
 
 
-def gains(models: Mapping[str, Predictions], pairs: Sequence[tuple[str, str]]) -> Gains:
+def gains(how: Resampling, models: Mapping[str, Predictions], pairs: Sequence[tuple[str, str]]) -> Gains:
     """Return what the first of each pair gains over the second."""
-    found = {pair: difference_of_areas(models[pair[0]], models[pair[1]]) for pair in pairs}
-    return Gains(found, joint_quantile([one for one in found.values() if one is not None]))
+    of_pair = {pair: difference_of_areas(models[pair[0]], models[pair[1]]) for pair in pairs}
+    carriers = {first: how.carriers(models[first]) for first, _ in pairs}
+    known = [gain for gain in of_pair.values() if gain is not None]
+    return Gains(of_pair, carriers, joint_quantile(known))
 
 
 def row_of_gain(
@@ -59,26 +73,19 @@ def row_of_gain(
     `auc_negligible` is whether it is shown to be below 0.01, `auc_detectable` the gain that these cases
     would have shown four times of five.
     """
+    row: dict[str, Any] = {"auc_difference": number(value), **dict.fromkeys(COLUMNS)}
     why = carriers.why_not("auc")
     if value is None or error is None or not error > 0:
-        why = why or "nothing varies"
-    alone: list[float] | None = None
-    together: list[float] | None = None
-    least = None
-    if why is None and value is not None and error is not None:
-        alone = rounded(around(value, error, quantile(freedom)))
-        together = rounded(around(value, error, max(joint, quantile(freedom))))
-        least = round(detectable(error, freedom), 4)
-    return {
-        "auc_difference": number(value),
-        "auc_low": together[0] if together else None,
-        "auc_high": together[1] if together else None,
-        "auc_low_alone": alone[0] if alone else None,
-        "auc_high_alone": alone[1] if alone else None,
-        "auc_withheld": why,
-        "auc_negligible": None if together is None else bool(together[1] < NEGLIGIBLE),
-        "auc_detectable": least,
-    }
+        return row | {"auc_withheld": why or "nothing varies"}
+    if why is not None:
+        return row | {"auc_withheld": why}
+    alone = rounded(around(value, error, quantile(freedom)))
+    together = rounded(around(value, error, max(joint, quantile(freedom))))
+    row |= {"auc_low": together[0], "auc_high": together[1]}
+    row |= {"auc_low_alone": alone[0], "auc_high_alone": alone[1]}
+    row["auc_negligible"] = together[1] < NEGLIGIBLE
+    row["auc_detectable"] = round(detectable(error, freedom), 4)
+    return row
 
 
 def null_rows(
@@ -93,7 +100,10 @@ def null_rows(
     for kind, by_entry in draws.items():
         known = {name: np.asarray(values, dtype=float) for name, values in by_entry.items()}
         counts = {len(values) for values in known.values()}
-        largest = _largest(list(known.values())) if len(counts) == 1 else None
+        largest = None
+        if len(counts) == 1:
+            every = np.stack(list(known.values()))  # where some entry has a value
+            largest = np.nanmax(every[:, np.isfinite(every).any(axis=0)], axis=0)
         for name, values in known.items():
             row = {"control": kind, "model": name, "draws": len(values), "auc": observed.get(name)}
             some = values[np.isfinite(values)]
@@ -105,13 +115,6 @@ def null_rows(
             row["p_of_many"] = None if largest is None else p_of(observed.get(name), largest)
             rows.append(row)
     return rows
-
-
-def _largest(draws: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the largest value of every draw in which some entry has one."""
-    every = np.stack(draws)
-    found: np.ndarray = np.nanmax(every[:, np.isfinite(every).any(axis=0)], axis=0)
-    return found
 
 
 def p_of(observed: float | None, null: np.ndarray) -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -23,14 +23,6 @@ BINS = 10  # of the calibration error
 LEAST = 1e-7  # probabilities are kept this far from nought and one before their logarithm is taken
 SURELY = 1e-4  # the same where fits are averaged: one that is too sure must not decide alone
 FARTHEST = 30.0  # a sigmoid is not followed further out, where it is one or nought
-
-
-class Reliability(NamedTuple):
-    """A reliability diagram by bin of confidence; a bin without images has NaN in it."""
-
-    confidence: np.ndarray
-    frequency: np.ndarray
-    images: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,16 +46,6 @@ class Calibrator:
             return sigmoids(log_odds(probabilities), self.slopes, self.intercepts)
         return probabilities
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
-        return {**asdict(self), "slopes": list(self.slopes), "intercepts": list(self.intercepts)}
-
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Calibrator:
-        """Return the calibrator that `as_dict` wrote down."""
-        both = {name: tuple(found[name]) for name in ("slopes", "intercepts")}
-        return cls(**{**found, **both})
-
 
 def sigmoids(values: np.ndarray, slopes: Any, intercepts: Any) -> np.ndarray:
     """Return probabilities (N, K) of one value a row (N, 1) for class 1 of two, or of one a class."""
@@ -77,16 +59,16 @@ def sigmoids(values: np.ndarray, slopes: Any, intercepts: Any) -> np.ndarray:
 
 def log_of(probabilities: np.ndarray, least: float = LEAST) -> np.ndarray:
     """Return the logarithm of probabilities, none of them nought."""
-    found: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), least, 1))
-    return found
+    logs: np.ndarray = np.log(np.clip(probabilities.astype(np.float64), least, 1))
+    return logs
 
 
 def log_odds(probabilities: np.ndarray) -> np.ndarray:
     """Return the log-odds of class 1 of two (N, 1), else of each class against the rest (N, K)."""
     shares = probabilities[:, 1:] if probabilities.shape[1] == 2 else probabilities
     shares = np.clip(shares.astype(np.float64), LEAST, 1 - LEAST)
-    found: np.ndarray = np.log(shares) - np.log1p(-shares)
-    return found
+    odds: np.ndarray = np.log(shares) - np.log1p(-shares)
+    return odds
 
 
 def mean_over_folds(shares: np.ndarray) -> np.ndarray:
@@ -98,8 +80,8 @@ def mean_over_folds(shares: np.ndarray) -> np.ndarray:
     if len(shares) == 1:
         only: np.ndarray = shares[0]
         return only
-    found: np.ndarray = softmax(log_of(shares, SURELY).mean(axis=0), axis=1)
-    return found
+    mean: np.ndarray = softmax(log_of(shares, SURELY).mean(axis=0), axis=1)
+    return mean
 
 
 @dataclass(frozen=True)
@@ -111,47 +93,26 @@ class Finish:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
-        return {"calibrator": self.calibrator.as_dict(), "threshold": self.threshold}
+        return asdict(self)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Finish:
-        """Return the finish that `as_dict` wrote down."""
-        return cls(Calibrator.from_dict(found["calibrator"]), found["threshold"])
-
-    def everywhere(self) -> Finishes:
-        """Return this finish for rows that are not cut into parts."""
-        return Finishes(({0: self},))
+    def from_dict(cls, content: Mapping[str, Any]) -> Finish:
+        """Return the finish that JSON holds, where tuples are lists."""
+        plain = Calibrator(**content["calibrator"])
+        tuples = replace(plain, slopes=tuple(plain.slopes), intercepts=tuple(plain.intercepts))
+        return cls(tuples, content["threshold"])
 
 
-@dataclass(frozen=True)
-class Finishes:
-    """A finish for each part of each cut: what is reported of a part comes from the other parts."""
-
-    of: tuple[Mapping[int, Finish], ...]
-
-    def apply(self, raw_RNK: np.ndarray, parts_RN: np.ndarray) -> tuple[np.ndarray, Threshold]:
-        """Return probabilities (N, K) and thresholds (N,) or None, averaged over the cuts."""
-        shares, levels = np.zeros(raw_RNK.shape[1:]), np.zeros(raw_RNK.shape[1])
-        cuts = True
-        for by_part, raw_NK, parts_N in zip(self.of, raw_RNK, parts_RN, strict=True):
-            for part in np.unique(parts_N):
-                own, finish = parts_N == part, by_part[int(part)]
-                shares[own] += finish.calibrator.apply(raw_NK[own]) / len(raw_RNK)
-                cuts = cuts and finish.threshold is not None
-                levels[own] += (finish.threshold or 0) / len(raw_RNK)
-        if not cuts:
-            return shares, None
-        one = np.unique(levels)
-        return shares, float(one[0]) if len(one) == 1 else levels
+Finishes: TypeAlias = tuple[Mapping[int, Finish], ...]  # for each part of each cut, from the other parts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one answer to ==, and hashes go by identity
 class Predictions:
     """Class probabilities (N, K) of some images, with their labels and cases.
 
     Of two classes, class 1 is predicted from the threshold on; it is one for all, or one for each image.
     `raw` (R, N, K) is what the images are ranked by: R cuts into `parts` (R, N), each with fits of its
-    own. Without them the probabilities are ranked, as one part. `case_finish` is made of the mean raw
+    own. Without them the probabilities are ranked, as one part. `case_finish` is for the mean raw
     probabilities of cases; without it a case has the mean of its images' probabilities and thresholds.
     """
 
@@ -197,48 +158,61 @@ def finished(
     cases: np.ndarray,
     raw: np.ndarray,
     parts: np.ndarray,
-    finish: Finishes,
-    case_finish: Finishes | None,
+    finishes: Finishes,
+    case_finishes: Finishes | None,
 ) -> Predictions:
-    """Return raw probabilities (R, N, K) in parts (R, N) with what a finish makes of them."""
-    return Predictions(labels, cases, *finish.apply(raw, parts), raw, parts, case_finish)
+    """Return raw probabilities (R, N, K) in parts (R, N) with what the finishes of each make of them.
+
+    Calibrated probabilities and thresholds are averaged over the cuts; where some finish has no
+    threshold there is none.
+    """
+    shares, levels = np.zeros(raw.shape[1:]), np.zeros(raw.shape[1])
+    cuts = True
+    for by_part, raw_NK, parts_N in zip(finishes, raw, parts, strict=True):
+        for part in np.unique(parts_N):
+            rows, finish = parts_N == part, by_part[int(part)]
+            shares[rows] += finish.calibrator.apply(raw_NK[rows]) / len(raw)
+            cuts = cuts and finish.threshold is not None
+            levels[rows] += (finish.threshold or 0) / len(raw)
+    threshold: Threshold = None
+    if cuts:
+        threshold = float(levels[0]) if len(np.unique(levels)) == 1 else levels
+    return Predictions(labels, cases, shares, threshold, raw, parts, case_finishes)
 
 
-def by_case(found: Predictions) -> Predictions | None:
+def by_case(predictions: Predictions) -> Predictions | None:
     """Return one row per case, its mean probability; None when some case carries two labels."""
-    cases, position = np.unique(found.cases, return_inverse=True)
-    labels = np.empty(len(cases), dtype=np.int64)
-    labels[position] = found.labels
-    if (labels[position] != found.labels).any():
+    cases, position = np.unique(predictions.cases, return_inverse=True)
+    labels = _of_cases(predictions.labels, position)
+    if labels is None:
         return None
     count = np.bincount(position)
 
     def mean(values: np.ndarray) -> np.ndarray:
         # Equal probabilities stay ties whatever the number of images: their sums differ in the last bit.
+        if values.ndim > 1:
+            return np.stack([mean(column) for column in values.T], axis=1)
         return np.round(np.bincount(position, values) / count, 12)
 
-    def means(values: np.ndarray) -> np.ndarray:
-        return np.stack([mean(column) for column in values.T], axis=1)
-
     raw, parts = None, None
-    if found.raw is not None and found.parts is not None:
-        raw = np.stack([means(each) for each in found.raw])
-        parts = np.stack([_of_cases(each, position) for each in found.parts])
-        if found.case_finish is not None and (parts >= 0).all():
-            return finished(labels, cases, raw, parts, found.case_finish, None)
-    threshold = found.threshold
-    if isinstance(threshold, np.ndarray):
-        threshold = mean(threshold)
-    elif threshold is not None:
-        threshold = round(threshold, 12)
-    return Predictions(labels, cases, means(found.probabilities), threshold, raw, parts)
+    if predictions.raw is not None and predictions.parts is not None:
+        raw = np.stack([mean(raw_NK) for raw_NK in predictions.raw])
+        of_cases = [_of_cases(parts_N, position) for parts_N in predictions.parts]
+        # One part for all where a split lets cases straddle it.
+        parts = np.stack([np.full(len(cases), -1) if of is None else of for of in of_cases])
+        if predictions.case_finish is not None and (parts >= 0).all():
+            return finished(labels, cases, raw, parts, predictions.case_finish, None)
+    threshold = predictions.threshold
+    if threshold is not None:
+        threshold = mean(threshold) if isinstance(threshold, np.ndarray) else round(threshold, 12)
+    return Predictions(labels, cases, mean(predictions.probabilities), threshold, raw, parts)
 
 
-def _of_cases(parts: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Return the part (C,) of every case, or one part for all where a split lets cases straddle it."""
-    found = np.empty(position.max() + 1, dtype=np.int64)
-    found[position] = parts
-    return found if (found[position] == parts).all() else np.full(len(found), -1)
+def _of_cases(values: np.ndarray, position: np.ndarray) -> np.ndarray | None:
+    """Return the value (C,) that all images of a case have, None where some have several."""
+    of_cases = np.empty(position.max() + 1, dtype=np.int64)
+    of_cases[position] = values
+    return of_cases if (of_cases[position] == values).all() else None
 
 
 def aligned(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
@@ -253,33 +227,37 @@ def aligned(first: Predictions, second: Predictions) -> tuple[Predictions, Predi
     if np.array_equal(parts_1, parts_2):
         return first, second
     cuts = max(len(parts_1), len(parts_2))
-    codes = [np.resize(each, (cuts, each.shape[1])).astype(np.int64) for each in (parts_1, parts_2)]
-    both = codes[0] * (codes[1].max() + 2) + codes[1]
-    one, other = (np.stack([raw[r % len(raw)] for r in range(cuts)]) for raw in (raw_1, raw_2))
+    one, other = (
+        np.resize(parts, (cuts, parts.shape[1])).astype(np.int64) for parts in (parts_1, parts_2)
+    )
+    both = one * (other.max() + 2) + other
     return (
-        replace(first, raw=one, parts=both, case_finish=None),
-        replace(second, raw=other, parts=both, case_finish=None),
+        replace(first, raw=np.resize(raw_1, (cuts, *raw_1.shape[1:])), parts=both, case_finish=None),
+        replace(second, raw=np.resize(raw_2, (cuts, *raw_2.shape[1:])), parts=both, case_finish=None),
     )
 
 
-def stated(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+def stated(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Return stated probabilities, and whether they came true: of class 1, or of the likeliest class."""
-    shares, labels = found.probabilities, found.labels
+    shares, labels = predictions.probabilities, predictions.labels
     if shares.shape[1] == 2:
         return shares[:, 1], (labels == 1).astype(np.float64)
     return shares.max(axis=1), (shares.argmax(axis=1) == labels).astype(np.float64)
 
 
-def bin_of(confidence: np.ndarray, bins: int) -> np.ndarray:
+def bin_of(confidence: np.ndarray) -> np.ndarray:
     """Return in which of the bins of equal width each probability lies; one is in the last."""
-    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
 
 
-def reliability(found: Predictions, bins: int = BINS) -> Reliability:
-    """Return mean confidence, frequency and number of images in bins of equal width, each (bins,)."""
-    confidence, came_true = stated(found)
-    place = bin_of(confidence, bins)
-    images = np.bincount(place, minlength=bins)
+def reliability(predictions: Predictions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean confidence, frequency and number of images in bins of equal width, each (bins,).
+
+    A bin without images has NaN for its means.
+    """
+    confidence, came_true = stated(predictions)
+    place = bin_of(confidence)
+    images = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):
-        mean, frequency = (np.bincount(place, v, bins) / images for v in (confidence, came_true))
-    return Reliability(mean, frequency, images)
+        mean, frequency = (np.bincount(place, v, BINS) / images for v in (confidence, came_true))
+    return mean, frequency, images

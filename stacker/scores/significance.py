@@ -9,15 +9,21 @@ test swaps the two models' answers for whole cases. Areas are those of pairs wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from stacker.scores.influence import influence
+from stacker.scores.influence import Influence, influence
 from stacker.scores.predictions import Predictions, aligned, by_case
 
+TESTS = {
+    "delong": "DeLong's test of the AUC by image",
+    "clustered_delong": "the same with the variance by case (Obuchowski 1997)",
+    "mcnemar": "McNemar's test of right and wrong by image",
+    "exchange": "answers of whole cases exchanged",
+    "case_delong": "DeLong's test of the AUC by case",
+    "case_mcnemar": "McNemar's test by case",
+}
 CAVEAT = (
     "DeLong's and McNemar's tests take images as independent, which images of one case are not: "
     "by image, their p-values are too small."
@@ -25,78 +31,37 @@ CAVEAT = (
 FEW_DISCORDANT = 25  # fewer discordant pairs than this are tested exactly
 
 
-@dataclass(frozen=True)
-class AreaTest:
-    """Two areas under the ROC curve of the same images; z and p are None where nothing varies."""
-
-    method: str
-    first: float
-    second: float
-    difference: float
-    variance: float
-    z: float | None
-    p: float | None
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """How often only the first model is right, how often only the second, and how likely by chance.
-
-    The statistic is None when the test is exact.
-    """
-
-    method: str
-    only_first_right: int
-    only_second_right: int
-    statistic: float | None
-    p: float
-
-
-@dataclass(frozen=True)
-class ExchangeTest:
-    """The difference of two accuracies, and how often swapping whole cases gives as large a one."""
-
-    difference: float
-    discordant_cases: int
-    p: float
-
-
-def delong(first: Predictions, second: Predictions) -> AreaTest | None:
+def delong(first: Predictions, second: Predictions) -> float | None:
     """Compare two AUCs by DeLong et al. 1988; None beyond two classes or without two of each."""
-    return _compare_areas(first, second, np.arange(len(first.labels)), "DeLong")
+    gain = _gain_in_area(first, second, np.arange(len(first.labels)))
+    if gain is None or not gain.variance > 0:
+        return None if gain is None else gain.p
+    return float(2 * stats.norm.sf(abs(gain.area / gain.error)))
 
 
-def clustered_delong(first: Predictions, second: Predictions) -> AreaTest | None:
+def clustered_delong(first: Predictions, second: Predictions) -> float | None:
     """Compare two AUCs by Obuchowski 1997, whole cases being independent; None as in `delong`.
 
     Two cases with images of class 1 and two with images of class 0 are needed; p comes from a
     t-distribution, because a normal one promises too much of a score of cases.
     """
     _, unit = np.unique(first.cases, return_inverse=True)
-    return _compare_areas(first, second, unit, "Obuchowski")
+    gain = _gain_in_area(first, second, unit)
+    return None if gain is None else gain.p
 
 
-def _compare_areas(
-    first: Predictions, second: Predictions, unit: np.ndarray, method: str
-) -> AreaTest | None:
+def _gain_in_area(first: Predictions, second: Predictions, unit: np.ndarray) -> Influence | None:
     one, other = aligned(first, second)
     if first.probabilities.shape[1] != 2:
         return None
     units = int(unit.max()) + 1
-    ours, theirs = influence(one, unit, units), influence(other, unit, units)
-    if ours is None or theirs is None or min(ours.carriers) < 2:
+    of_one, of_other = influence(one, unit, units), influence(other, unit, units)
+    if of_one is None or of_other is None or min(of_one.carriers) < 2:
         return None
-    found = ours.less(theirs)
-    z, p = None, found.p
-    if found.variance > 0:
-        z = found.area / found.error
-        p = p if method == "Obuchowski" else float(2 * stats.norm.sf(abs(z)))
-    elif p is not None:
-        z = 0.0
-    return AreaTest(method, ours.area, theirs.area, found.area, found.variance, z, p)
+    return of_one.less(of_other)
 
 
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
     """Compare two lists (N,) of right and wrong answers by McNemar 1947.
 
     Fewer than 25 discordant pairs are tested by the binomial distribution, more by chi-square with the
@@ -105,14 +70,11 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
     b = int((first_right & ~second_right).sum())
     c = int((second_right & ~first_right).sum())
     if b + c < FEW_DISCORDANT:
-        p = float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
-        return McNemar("exact binomial", b, c, None, p)
-    statistic = max(abs(b - c) - 1, 0) ** 2 / (b + c)
-    p = float(stats.chi2.sf(statistic, 1))
-    return McNemar("chi-square with continuity correction", b, c, statistic, p)
+        return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+    return float(stats.chi2.sf(max(abs(b - c) - 1, 0) ** 2 / (b + c), 1))
 
 
-def exchange_test(first: Predictions, second: Predictions) -> ExchangeTest:
+def exchange_test(first: Predictions, second: Predictions) -> float:
     """Compare two accuracies by swapping the models' answers for whole cases, in all possible ways.
 
     Were the models alike, a case's surplus of right answers would as well be the other's. The surpluses
@@ -131,8 +93,7 @@ def exchange_test(first: Predictions, second: Predictions) -> ExchangeTest:
         # What leaves at one end of the array comes in at the other, where it can only be nought.
         chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
     as_large = np.abs(np.arange(-total, total + 1)) >= abs(int(surplus.sum()))
-    p = min(1.0, float(chances[as_large].sum()))
-    return ExchangeTest(float(gain.mean()), len(sizes), p)
+    return min(1.0, float(chances[as_large].sum()))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -146,25 +107,20 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def compare_pair(first: Predictions, second: Predictions) -> dict[str, Any]:
-    """Return every test of two models, as JSON can hold them, by image and by case.
+def compare_pair(first: Predictions, second: Predictions) -> dict[str, float | None]:
+    """Return the p-value of every one of `TESTS`, None where it cannot be made.
 
-    By case, each model has the mean probability of a case's images for an answer; it is None when some
-    case carries two labels.
+    By case, each model has the mean probability of a case's images for an answer; where some case
+    carries two labels there is none.
     """
-    by_image = {
+    p_values: dict[str, float | None] = {
         "delong": delong(first, second),
         "clustered_delong": clustered_delong(first, second),
         "mcnemar": mcnemar(first.predicted == first.labels, second.predicted == second.labels),
         "exchange": exchange_test(first, second),
     }
-    result: dict[str, Any] = {"image": _plain(by_image), "case": None, "caveat": CAVEAT}
     one, other = by_case(first), by_case(second)
-    if one is not None and other is not None:
-        right = (one.predicted == one.labels, other.predicted == other.labels)
-        result["case"] = _plain({"delong": delong(one, other), "mcnemar": mcnemar(*right)})
-    return result
-
-
-def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if test is None else asdict(test) for name, test in found.items()}
+    if one is None or other is None:
+        return p_values | {"case_delong": None, "case_mcnemar": None}
+    right = (one.predicted == one.labels, other.predicted == other.labels)
+    return p_values | {"case_delong": delong(one, other), "case_mcnemar": mcnemar(*right)}

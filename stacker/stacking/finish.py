@@ -160,16 +160,14 @@ def cross_finish(
     parts: np.ndarray,
 ) -> Finishes:
     """Return a finish for each part of each cut (R, N), fitted on raw probabilities of the others."""
-    return Finishes(
-        tuple(
-            {
-                int(part): fit_finish(
-                    kind, rule, sensitivity, raw_NK[parts_N != part], labels[parts_N != part]
-                )
-                for part in np.unique(parts_N)
-            }
-            for raw_NK, parts_N in zip(raw, parts, strict=True)
-        )
+    return tuple(
+        {
+            int(part): fit_finish(
+                kind, rule, sensitivity, raw_NK[parts_N != part], labels[parts_N != part]
+            )
+            for part in np.unique(parts_N)
+        }
+        for raw_NK, parts_N in zip(raw, parts, strict=True)
     )
 
 
@@ -231,9 +229,9 @@ def conclude(
         reported = finished(*truth, raw, parts, crossed, crossed_cases)
         if finish.calibrator.slopes and not any(finish.calibrator.slopes):
             log.warning("platt: its probabilities tell nothing out of fold, all images get the same one")
-    of_cases = None if case_finish is None else case_finish.everywhere()
+    of_cases = None if case_finish is None else ({0: case_finish},)
     parts_of_test = np.zeros((1, len(test)), dtype=np.int64)
-    tested = finished(*test_truth, test[None], parts_of_test, finish.everywhere(), of_cases)
+    tested = finished(*test_truth, test[None], parts_of_test, ({0: finish},), of_cases)
     areas = () if development is None else development.areas
     return Says(reported, tested, finish, case_finish, areas)
 

@@ -24,7 +24,7 @@ from stacker.config.root import Config
 from stacker.config.stacking import StackConfig
 from stacker.errors import ConfigError
 from stacker.figures.canvas import LEAK_COLOUR
-from stacker.figures.comparison import inflation_figure
+from stacker.figures.scores import inflation_figure
 from stacker.run import open_run
 from stacker.scores.multiplicity import at_chance
 from stacker.stacking.fitting import Design

@@ -16,7 +16,7 @@ from stacker.config.root import Config
 from stacker.data.formats.registry import read_manifest
 from stacker.errors import ConfigError, DataError
 from stacker.figures import heatmaps
-from stacker.figures.heatmaps import Picture, draw, heatmap_sheet, upsample
+from stacker.figures.heatmaps import SheetRow, draw, heatmap_sheet, upsample
 from stacker.run import BaseModel, reopen
 from stacker.stacking.stage import pointing_and_mass
 
@@ -59,11 +59,11 @@ def test_upsampling_keeps_sign_and_range() -> None:
 
 def test_unsigned_sheet_hides_what_speaks_against() -> None:
     """A negative map leaves the picture as it is, and colours it when signs are asked for."""
-    picture = Picture("grey", np.full((32, 32, 3), 128, np.uint8))
+    row = SheetRow("grey", np.full((32, 32, 3), 128, np.uint8))
     panels = {"net": [-np.ones((2, 2))]}
-    plain = canvas(heatmap_sheet([picture], {"net": [np.zeros((2, 2))]}, signed=False))
-    unsigned = canvas(heatmap_sheet([picture], panels, signed=False))
-    signed = canvas(heatmap_sheet([picture], panels, signed=True))
+    plain = canvas(heatmap_sheet([row], {"net": [np.zeros((2, 2))]}, signed=False))
+    unsigned = canvas(heatmap_sheet([row], panels, signed=False))
+    signed = canvas(heatmap_sheet([row], panels, signed=True))
     blue = (signed[..., 2] - signed[..., 0] > 60).mean()
     assert blue > 0.05
     assert (unsigned[..., 2] - unsigned[..., 0] > 60).mean() < blue / 5

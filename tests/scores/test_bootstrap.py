@@ -12,12 +12,10 @@ from scipy import stats
 from scipy.special import expit, logit
 from sklearn import metrics as sk
 
-from stacker.scores import bootstrap, ranking
+from stacker.scores import bootstrap, metrics
 from stacker.scores.bootstrap import Carriers, Resampling, draw_cases, points, replicate
 from stacker.scores.predictions import Predictions, by_case
-from tests.scores.test_metrics import parted_predictions, random_predictions
-from tests.scores.test_predictions import two
-from tests.scores.test_significance import brute_variance
+from tests.predictions import brute_variance, parted_predictions, random_predictions, two
 
 NAMES = ("benign", "malignant")
 
@@ -45,14 +43,14 @@ def test_few_cases_and_many_give_the_same_replicates(monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as changed:
             drawn = draw_cases(p.cases, 50, 1)
             table = replicate(p, drawn)
-            changed.setattr(ranking, "FEW", 0)
+            changed.setattr(metrics, "FEW", 0)
             running = replicate(p, drawn)
-            changed.setattr("stacker.scores.metrics.CHUNK", 1)
+            changed.setattr(metrics, "CHUNK", 1)
             slowly = replicate(p, drawn)
             changed.setattr(bootstrap, "CHUNK", 1)
             np.testing.assert_array_equal(draw_cases(p.cases, 50, 1), drawn)
-        for unit, found in table.items():
-            for name, values in found.items():
+        for unit, scored in table.items():
+            for name, values in scored.items():
                 np.testing.assert_allclose(running[unit][name], values, rtol=1e-6, err_msg=name)
                 np.testing.assert_allclose(slowly[unit][name], values, rtol=1e-6, err_msg=name)
 
@@ -62,28 +60,28 @@ def test_bootstrap_draws_whole_cases() -> None:
     p = random_predictions(2, 0)
     drawn = draw_cases(p.cases, 20, 5)
     assert (drawn.sum(axis=1) == len(np.unique(p.cases))).all()
-    found = replicate(p, drawn)
+    scored = replicate(p, drawn)
     names, position = np.unique(p.cases, return_inverse=True)
     for r, counts in enumerate(drawn):
         rows = np.repeat(np.arange(len(position)), counts[position])
         expected = sk.accuracy_score(p.labels[rows], p.probabilities[rows].argmax(axis=1))
-        assert found["image"]["accuracy"][r] == pytest.approx(expected)
+        assert scored["image"]["accuracy"][r] == pytest.approx(expected)
         area = sk.roc_auc_score(p.labels[rows], p.probabilities[rows, 1])
-        assert found["image"]["auc"][r] == pytest.approx(area)
+        assert scored["image"]["auc"][r] == pytest.approx(area)
     assert len(names) == drawn.shape[1]
 
 
 def test_points_are_scores_without_draws() -> None:
     """Each unit's scores are those of one row of ones, or some of them."""
     p = random_predictions(2, 3)
-    found, ones = points(p), replicate(p, np.ones((1, 12)))
+    scored, ones = points(p), replicate(p, np.ones((1, 12)))
     for unit in ("image", "case"):
-        assert found[unit] == {name: values[0] for name, values in ones[unit].items()}
+        assert scored[unit] == {name: values[0] for name, values in ones[unit].items()}
     assert set(points(p, {"auc", "brier"})["image"]) == {"auc", "brier"}
     whole = by_case(p)
     assert whole is not None
     area = sk.roc_auc_score(whole.labels, whole.probabilities[:, 1])
-    assert found["case"]["auc"] == pytest.approx(area)
+    assert scored["case"]["auc"] == pytest.approx(area)
 
 
 def test_an_interval_is_that_of_the_draws() -> None:
@@ -92,19 +90,19 @@ def test_an_interval_is_that_of_the_draws() -> None:
     Models of other cases have draws of their own.
     """
     models = {"a": random_predictions(2, 0), "b": random_predictions(2, 1, images=200).at(np.arange(90))}
-    found = Resampling(15, 3, NAMES).evaluate(models)
+    scored = Resampling(15, 3, NAMES).evaluate(models)
     for name, p in models.items():
         spread, point = replicate(p, draw_cases(p.cases, 15, 3)), points(p)
         cases = [len(np.unique(p.cases[p.labels == k])) for k in range(2)]
         freedom = {"sensitivity": cases[1] - 1, "specificity": cases[0] - 1}
         for unit in ("image", "case"):
-            for score, bounds in found[name][unit]["interval"].items():
+            for score, bounds in scored[name][unit]["interval"].items():
                 if score == "auc" or (unit, score) == ("case", "ece"):
                     continue  # of which two tests below
                 value, values = point[unit][score], spread[unit][score]
                 error = np.nanstd(values, ddof=1) * np.sqrt(sum(cases) / (sum(cases) - 1))
                 if value == 1:
-                    assert (bounds, found[name][unit]["withheld"][score]) == (None, "all cases alike")
+                    assert (bounds, scored[name][unit]["withheld"][score]) == (None, "all cases alike")
                     continue
                 expected = by_log_odds(value, error, freedom.get(score, min(cases) - 1))
                 np.testing.assert_allclose(bounds, expected, atol=1e-4, err_msg=score)
@@ -116,34 +114,34 @@ def test_the_interval_of_an_area_needs_no_draws(unit: str) -> None:
     p = of_cases(9, 14, seed=2)
     rows = by_case(p) if unit == "case" else p
     assert rows is not None
-    found = [Resampling(20, seed, NAMES).evaluate({"m": p})["m"][unit] for seed in (0, 1)]
-    assert found[0]["interval"]["auc"] == found[1]["interval"]["auc"]
-    assert found[0]["interval"]["brier"] != found[1]["interval"]["brier"]
+    scored = [Resampling(20, seed, NAMES).evaluate({"m": p})["m"][unit] for seed in (0, 1)]
+    assert scored[0]["interval"]["auc"] == scored[1]["interval"]["auc"]
+    assert scored[0]["interval"]["brier"] != scored[1]["interval"]["brier"]
     level = replace(rows, probabilities=np.full((len(rows.labels), 2), 0.5))
     error = brute_variance(rows, level, rows.cases) ** 0.5
     area = sk.roc_auc_score(rows.labels, rows.probabilities[:, 1])
-    np.testing.assert_allclose(found[0]["interval"]["auc"], by_log_odds(area, error, 8), atol=1e-4)
+    np.testing.assert_allclose(scored[0]["interval"]["auc"], by_log_odds(area, error, 8), atol=1e-4)
 
 
 def test_ece_by_case_has_no_interval() -> None:
     """Of few cases in ten bins it is mostly noise; by image it has one."""
-    found = Resampling(50, 0, NAMES).evaluate({"m": of_cases(30, 30)})["m"]
-    assert found["case"]["interval"]["ece"] is None
-    assert found["case"]["withheld"] == {"ece": "bins of few cases"}
-    assert found["image"]["interval"]["ece"] is not None
-    assert found["image"]["withheld"] == {}
+    scored = Resampling(50, 0, NAMES).evaluate({"m": of_cases(30, 30)})["m"]
+    assert scored["case"]["interval"]["ece"] is None
+    assert scored["case"]["withheld"] == {"ece": "bins of few cases"}
+    assert scored["image"]["interval"]["ece"] is not None
+    assert scored["image"]["withheld"] == {}
 
 
 def test_few_cases_of_a_class_have_no_interval() -> None:
     """Below five cases of a class the reason stands in the interval's place, also in differences."""
     how = Resampling(50, 0, NAMES)
-    found = how.evaluate({"m": of_cases(4, 20)})["m"]["image"]
+    scored = how.evaluate({"m": of_cases(4, 20)})["m"]["image"]
     for score in ("auc", "accuracy", "specificity", "brier", "average_precision", "precision"):
-        assert found["interval"][score] is None
-        assert found["withheld"][score] == "4 cases of benign"
-        assert 0 < found[score] < 1
-    assert found["interval"]["sensitivity"] is not None
-    assert "sensitivity" not in found["withheld"]
+        assert scored["interval"][score] is None
+        assert scored["withheld"][score] == "4 cases of benign"
+        assert 0 < scored[score] < 1
+    assert scored["interval"]["sensitivity"] is not None
+    assert "sensitivity" not in scored["withheld"]
     case = how.evaluate({"m": of_cases(4, 20)})["m"]["case"]
     assert case["withheld"]["recognition_rate"] == "4 cases of benign"
     assert how.evaluate({"m": of_cases(5, 5)})["m"]["image"]["withheld"] == {}
@@ -162,10 +160,10 @@ def test_a_class_is_counted_in_cases_that_have_images_of_it() -> None:
     """Cases of several classes carry each of them; beyond two classes the rarest counts for all."""
     labels, cases = np.array([0, 1, 0, 0, 1, 2]), np.array(["a", "a", "b", "b", "c", "c"])
     p = Predictions(labels, cases, np.full((6, 3), 1 / 3))
-    found = Resampling(10, 0, ("x", "y", "z")).carriers(p)
-    assert found.counts == (2, 2, 1)
-    assert found.why_not("sensitivity") == "1 case of z"
-    assert found.freedom("auc") == 1
+    carriers = Resampling(10, 0, ("x", "y", "z")).carriers(p)
+    assert carriers.counts == (2, 2, 1)
+    assert carriers.why_not("sensitivity") == "1 case of z"
+    assert carriers.freedom("auc") == 1
     both = Carriers((9, 6), NAMES, "case")
     assert [both.freedom(score) for score in ("auc", "sensitivity", "specificity")] == [5, 5, 8]
     assert both.why_not("auc") is None
@@ -175,13 +173,13 @@ def test_perfect_scores_have_no_interval() -> None:
     """Where all cases are alike nothing is known of the next one; what differs has its interval."""
     p = of_cases(12, 12)
     right = replace(p, probabilities=two(0.25 + 0.5 * p.labels + 0.1 * p.probabilities[:, 1]))
-    found = Resampling(50, 0, NAMES).evaluate({"m": right})["m"]
+    scored = Resampling(50, 0, NAMES).evaluate({"m": right})["m"]
     for unit in ("image", "case"):
         for score in ("auc", "auc_pooled", "average_precision", "accuracy", "sensitivity", "f1"):
-            assert found[unit][score] == 1
-            assert found[unit]["interval"][score] is None
-            assert found[unit]["withheld"][score] == "all cases alike"
-        assert found[unit]["interval"]["brier"] is not None
+            assert scored[unit][score] == 1
+            assert scored[unit]["interval"][score] is None
+            assert scored[unit]["withheld"][score] == "all cases alike"
+        assert scored[unit]["interval"]["brier"] is not None
     level = replace(p, probabilities=two(np.full(72, 0.7)))
     flat = Resampling(50, 0, NAMES).evaluate({"m": level})["m"]["image"]
     assert flat["auc"] == 0.5
@@ -190,14 +188,14 @@ def test_perfect_scores_have_no_interval() -> None:
 
 def test_what_is_said_of_a_model_can_be_stored() -> None:
     """Plain numbers: JSON gives back what it was given, and the ends lie around the score."""
-    found = Resampling(50, 0, NAMES).evaluate({"m": parted_predictions(2, 0), "few": of_cases(2, 9)})
-    assert json.loads(json.dumps(found)) == found
+    scored = Resampling(50, 0, NAMES).evaluate({"m": parted_predictions(2, 0), "few": of_cases(2, 9)})
+    assert json.loads(json.dumps(scored)) == scored
     for unit in ("image", "case"):
-        for score, bounds in found["m"][unit]["interval"].items():
+        for score, bounds in scored["m"][unit]["interval"].items():
             if bounds is not None:
-                assert 0 <= bounds[0] < found["m"][unit][score] < bounds[1] <= 1
-    assert found["m"]["image"]["n"] == 60
-    assert found["m"]["case"]["n"] == 12
+                assert 0 <= bounds[0] < scored["m"][unit][score] < bounds[1] <= 1
+    assert scored["m"]["image"]["n"] == 60
+    assert scored["m"]["case"]["n"] == 12
     said = Resampling(50, 0, NAMES, "slide").description
     assert "50 bootstrap draws" in said
     assert "none below 5 slides of a class" in said
@@ -214,8 +212,8 @@ def test_intervals_by_case_are_wider_than_by_image() -> None:
     for score in ("accuracy", "auc"):
         widths = []
         for unit in (cases, np.arange(300)):
-            found = how.evaluate({"m": Predictions(labels, unit, shares)})["m"]["image"]
-            low, high = found["interval"][score]
+            scored = how.evaluate({"m": Predictions(labels, unit, shares)})["m"]["image"]
+            low, high = scored["interval"][score]
             widths.append(high - low)
         assert widths[0] > 2 * widths[1]
 
@@ -292,8 +290,8 @@ def test_what_cannot_differ_says_why() -> None:
     mixed = replace(p, labels=np.arange(48) % 2)
     for row in how.differences({"a": mixed, "b": mixed}, [("a", "b")], unit="case"):
         assert (row["difference"], row["withheld"]) == (None, "cases of several classes")
-    found = how.evaluate({"m": mixed})["m"]["case"]
-    assert set(found) == {"recognition_rate", "n", "interval", "withheld"}
+    scored = how.evaluate({"m": mixed})["m"]["case"]
+    assert set(scored) == {"recognition_rate", "n", "interval", "withheld"}
 
 
 def test_a_subset_is_scored_as_if_it_were_all() -> None:
@@ -307,17 +305,17 @@ def test_a_subset_is_scored_as_if_it_were_all() -> None:
         "none": np.zeros(200, dtype=bool),
     }
     how = Resampling(200, 1, NAMES)
-    found = how.evaluate_subsets({"m": p}, masks)
-    assert set(found) == {"even", "one class", "one case"}
-    assert found["even"] == how.evaluate({"m": p.at(masks["even"])})
-    image: dict[str, Any] = found["one class"]["m"]["image"]
+    scored = how.evaluate_subsets({"m": p}, masks)
+    assert set(scored) == {"even", "one class", "one case"}
+    assert scored["even"] == how.evaluate({"m": p.at(masks["even"])})
+    image: dict[str, Any] = scored["one class"]["m"]["image"]
     undefined = {name for name, value in image.items() if value is None}
     areas = {"auc", "auc_pooled", "average_precision"}
     assert undefined == areas | {"specificity", "balanced_accuracy"}
     assert image["accuracy"] == image["sensitivity"] > 0
     assert image["interval"]["sensitivity"] is not None
     assert image["interval"]["auc"] is None
-    alone = found["one case"]["m"]
+    alone = scored["one case"]["m"]
     assert alone["case"]["n"] == 1
     for unit in ("image", "case"):
         assert alone[unit]["accuracy"] is not None
@@ -375,8 +373,8 @@ def test_a_gain_over_the_best_is_seen_where_there_is_one() -> None:
     bases = [of_cases(20, 20, seed, gain=0.4) for seed in range(3)]
     known = {f"base {k}": (p, p) for k, p in enumerate(bases)}
     models = {"same": bases[1], "better": of_cases(20, 20, 30, gain=2.5)}
-    found = Resampling(200, 0, NAMES).over_best(models, known, same_cases=True)
-    rows = {(row["first"], row["score"]): row for row in found}
+    scored = Resampling(200, 0, NAMES).over_best(models, known, same_cases=True)
+    rows = {(row["first"], row["score"]): row for row in scored}
     for score in ("accuracy", "auc"):
         assert rows["same", score]["interval"][0] <= 0 <= rows["same", score]["interval"][1]
         assert rows["better", score]["interval"][0] > 0
@@ -427,13 +425,13 @@ def test_interval_needs_enough_defined_replicates(monkeypatch: pytest.MonkeyPatc
             return drawn
 
         monkeypatch.setattr(bootstrap, "draw_cases", one_sided)
-        found = Resampling(100, 0, NAMES).evaluate({"m": p})["m"]["image"]
-        assert found["interval"]["sensitivity"] is not None
-        assert (found["interval"]["specificity"] is not None) == known
+        scored = Resampling(100, 0, NAMES).evaluate({"m": p})["m"]["image"]
+        assert scored["interval"]["sensitivity"] is not None
+        assert (scored["interval"]["specificity"] is not None) == known
     values = replicate(p, draw_cases(p.cases, 100, 0)[40:])["image"]["specificity"]
     error = values.std(ddof=1) * np.sqrt(12 / 11)
-    expected = by_log_odds(found["specificity"], error, 5)
-    np.testing.assert_allclose(found["interval"]["specificity"], expected, atol=1e-3)
+    expected = by_log_odds(scored["specificity"], error, 5)
+    np.testing.assert_allclose(scored["interval"]["specificity"], expected, atol=1e-3)
 
 
 def normal_images(rng: np.random.Generator, labels: np.ndarray, cases: np.ndarray) -> Predictions:
@@ -463,9 +461,9 @@ def test_intervals_by_case_hold_the_truth_and_those_by_image_do_not(cases: int) 
     alone: dict[str, list[bool]] = {}
     for seed in range(300):
         p, how = normal_images(rng, of % 2, of), Resampling(150, seed, NAMES)
-        found = how.evaluate({"m": p})["m"]
+        scored = how.evaluate({"m": p})["m"]
         for unit in ("image", "case"):
-            for name, bounds in found[unit]["interval"].items():
+            for name, bounds in scored[unit]["interval"].items():
                 if bounds is not None:
                     inside = bounds[0] <= truth[unit][name] <= bounds[1]
                     held.setdefault((unit, name), []).append(inside)

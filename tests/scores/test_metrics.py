@@ -11,48 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from stacker.scores import ranking
+from stacker.scores import metrics
 from stacker.scores.bootstrap import Resampling, points, replicate
 from stacker.scores.metrics import (
-    area_under_curve,
     area_within,
     recognition_rate,
     scores,
     weighted_scores,
 )
 from stacker.scores.predictions import Predictions
+from tests.predictions import parted_predictions, random_predictions
 
 HOW = Resampling(100, 0, ("benign", "malignant"))
 RANKED = ("auc", "auc_pooled", "average_precision")
-
-
-def random_predictions(classes: int, seed: int, images: int = 60) -> Predictions:
-    """Return predictions with ties, better than chance, of twelve cases of one class each."""
-    rng = np.random.default_rng(seed)
-    cases = rng.integers(12, size=images)
-    labels = cases % classes
-    logits = rng.normal(size=(images, classes)).round(1)
-    logits[np.arange(images), labels] += 0.7
-    powers = np.exp(logits)
-    return Predictions(labels, cases, powers / powers.sum(axis=1, keepdims=True))
-
-
-def parted_predictions(
-    classes: int, seed: int, cuts: int = 2, images: int = 60, by_case: bool = False
-) -> Predictions:
-    """Return the same with raw scores in eighths of an own scale for each of three parts a cut.
-
-    The last part of the first cut has one class alone, unless parts hold whole cases.
-    """
-    p, rng = random_predictions(classes, seed, images), np.random.default_rng(seed + 1000)
-    parts = (
-        rng.integers(3, size=(cuts, 12))[:, p.cases] if by_case else rng.integers(3, size=(cuts, images))
-    )
-    if not by_case:
-        parts[0, (parts[0] == 2) & (p.labels != 0)] = 0
-    raw = rng.integers(0, 6, size=(cuts, images, classes)) / 8
-    raw[:, np.arange(images), p.labels] += 1 / 8
-    return replace(p, raw=raw + parts[..., None], parts=parts)
 
 
 def ranked_pairs(p: Predictions) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -77,15 +48,15 @@ def area_by_two_loops(p: Predictions, weights: np.ndarray) -> float:
 
 def precision_by_part(p: Predictions, weights: np.ndarray) -> float:
     """Return scikit-learn's average precision of each part, weighed by its positives."""
-    found: dict[int, list[tuple[float, float]]] = {}
+    precisions: dict[int, list[tuple[float, float]]] = {}
     for k, score, part in ranked_pairs(p):
         for each in np.unique(part):
             own = (part == each) & (weights > 0)
             positive = p.labels[own] == k
             if positive.any() and not positive.all():
                 value = sk.average_precision_score(positive, score[own], sample_weight=weights[own])
-                found.setdefault(k, []).append((value, weights[own][positive].sum()))
-    means = [np.average(values, weights=w) for values, w in (np.array(v).T for v in found.values())]
+                precisions.setdefault(k, []).append((value, weights[own][positive].sum()))
+    means = [np.average(values, weights=w) for values, w in (np.array(v).T for v in precisions.values())]
     return float(np.mean(means))
 
 
@@ -122,7 +93,7 @@ def expected_scores(p: Predictions, guess: np.ndarray, w: np.ndarray) -> dict[st
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work out the areas as for few cases, and as for many."""
     if request.param == "running sums":
-        monkeypatch.setattr(ranking, "FEW", 0)
+        monkeypatch.setattr(metrics, "FEW", 0)
 
 
 @pytest.mark.usefixtures("_both_ways")
@@ -133,15 +104,15 @@ def test_binary_scores_equal_scikit_learn(seed: int, threshold: float | None) ->
     p = random_predictions(2, seed)
     rng = np.random.default_rng(seed)
     weights = np.stack([np.ones(60), rng.integers(0, 4, 60), rng.random(60)])
-    found = scores(p.labels, p.probabilities, weights, threshold)
+    scored = weighted_scores(replace(p, threshold=threshold), np.arange(60), weights)
     share = p.probabilities[:, 1]
     assert len(np.unique(share)) < 60
     guess = p.probabilities.argmax(axis=1) if threshold is None else (share >= threshold).astype(int)
     for r, w in enumerate(weights):
         expected = expected_scores(p, guess, w)
-        assert list(found) == list(expected)
+        assert list(scored) == list(expected)
         for name, value in expected.items():
-            assert found[name][r] == pytest.approx(value), name
+            assert scored[name][r] == pytest.approx(value), name
 
 
 @pytest.mark.usefixtures("_both_ways")
@@ -150,7 +121,7 @@ def test_multiclass_scores_equal_scikit_learn(seed: int) -> None:
     """Beyond two classes, means over classes of one against the rest, with and without weights."""
     p = random_predictions(4, seed)
     weights = np.stack([np.ones(60), np.random.default_rng(seed).random(60)])
-    found = scores(p.labels, p.probabilities, weights)
+    scored = scores(p.labels, p.probabilities, weights)
     guess, hot = p.probabilities.argmax(axis=1), np.eye(4)[p.labels]
     for r, w in enumerate(weights):
         how = {"sample_weight": w, "average": "macro"}
@@ -168,9 +139,9 @@ def test_multiclass_scores_equal_scikit_learn(seed: int) -> None:
             "brier": np.average(((p.probabilities - hot) ** 2).sum(axis=1) / 2, weights=w),
             "ece": calibration_error(p.probabilities.max(axis=1), guess == p.labels, w),
         }
-        assert list(found) == list(expected)
+        assert list(scored) == list(expected)
         for name, value in expected.items():
-            assert found[name][r] == pytest.approx(value), name
+            assert scored[name][r] == pytest.approx(value), name
 
 
 @pytest.mark.usefixtures("_both_ways")
@@ -181,14 +152,14 @@ def test_areas_within_parts_equal_a_count_of_all_pairs(classes: int, cuts: int) 
     p = parted_predictions(classes, 10 * classes + cuts, cuts)
     rng = np.random.default_rng(cuts)
     weights = np.stack([np.ones(60), rng.integers(0, 3, 60), rng.random(60)])
-    found = weighted_scores(p, np.arange(60), weights)
+    scored = weighted_scores(p, np.arange(60), weights)
     for r, w in enumerate(weights):
-        assert found["auc"][r] == pytest.approx(area_by_two_loops(p, w))
+        assert scored["auc"][r] == pytest.approx(area_by_two_loops(p, w))
         whole = replace(p, parts=np.zeros((cuts, 60), dtype=int))
-        assert found["auc_pooled"][r] == pytest.approx(area_by_two_loops(whole, w))
-        assert found["average_precision"][r] == pytest.approx(precision_by_part(p, w))
-    assert area_within(p) == pytest.approx(found["auc"][0])
-    assert found["auc"][0] != pytest.approx(found["auc_pooled"][0], abs=0.01)
+        assert scored["auc_pooled"][r] == pytest.approx(area_by_two_loops(whole, w))
+        assert scored["average_precision"][r] == pytest.approx(precision_by_part(p, w))
+    assert area_within(p) == pytest.approx(scored["auc"][0])
+    assert scored["auc"][0] != pytest.approx(scored["auc_pooled"][0], abs=0.01)
 
 
 @pytest.mark.usefixtures("_both_ways")
@@ -197,11 +168,11 @@ def test_cases_weigh_pairs_within_parts(by_case: bool) -> None:
     """Counts of cases give what the same weights of their images give, whole in parts or not."""
     p = parted_predictions(2, 5, 2, by_case=by_case)
     counts = np.random.default_rng(0).integers(0, 3, size=(4, 12)).astype(np.uint16)
-    found = replicate(p, counts)["image"]
+    scored = replicate(p, counts)["image"]
     for r, weights in enumerate(counts[:, p.cases].astype(float)):
-        assert found["auc"][r] == pytest.approx(area_by_two_loops(p, weights))
+        assert scored["auc"][r] == pytest.approx(area_by_two_loops(p, weights))
         expected = precision_by_part(p, weights)
-        assert found["average_precision"][r] == pytest.approx(expected, rel=1e-5)
+        assert scored["average_precision"][r] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -223,9 +194,9 @@ def test_parts_that_are_one_change_nothing() -> None:
     """One part a cut, whatever its number: the area within is the pooled one, and scikit-learn's."""
     p = random_predictions(2, 8)
     same = replace(p, raw=np.stack([p.probabilities] * 2), parts=np.repeat([[7], [3]], 60, axis=1))
-    found = points(same)["image"]
-    assert found == pytest.approx(points(p)["image"])
-    assert found["auc"] == found["auc_pooled"]
+    scored = points(same)["image"]
+    assert scored == pytest.approx(points(p)["image"])
+    assert scored["auc"] == scored["auc_pooled"]
 
 
 def test_a_constant_out_of_fold_is_at_chance_only_within_parts() -> None:
@@ -233,10 +204,10 @@ def test_a_constant_out_of_fold_is_at_chance_only_within_parts() -> None:
     labels, parts = np.array([1] * 15 + [0] * 5 + [1] * 5 + [0] * 15), np.repeat([0, 1], 20)
     raw = np.array([labels[parts != part].mean() for part in parts])
     p = Predictions(labels, np.arange(40), np.stack([1 - raw, raw], axis=1))
-    found = points(replace(p, raw=p.probabilities[None], parts=parts[None]))["image"]
-    assert found["auc"] == 0.5
-    assert found["average_precision"] == pytest.approx((15 * 0.75 + 5 * 0.25) / 20)
-    assert found["auc_pooled"] == pytest.approx(1 / 16 + 0.5 * 6 / 16)
+    scored = points(replace(p, raw=p.probabilities[None], parts=parts[None]))["image"]
+    assert scored["auc"] == 0.5
+    assert scored["average_precision"] == pytest.approx((15 * 0.75 + 5 * 0.25) / 20)
+    assert scored["auc_pooled"] == pytest.approx(1 / 16 + 0.5 * 6 / 16)
 
 
 def test_scores_without_signal_are_at_chance_and_with_it_above() -> None:
@@ -304,26 +275,26 @@ def test_a_threshold_decides_everywhere() -> None:
     assert list(replace(p, threshold=np.array([0.1, 0.4, 0.4, 0.7])).predicted) == [1, 0, 1, 0]
     three = Predictions(p.labels, p.cases, np.eye(3)[[0, 1, 2, 1]], 0.0)
     assert list(three.predicted) == [0, 1, 2, 1]
-    found = HOW.evaluate({"m": p, "low": replace(p, threshold=0.1)})
-    assert found["m"]["image"]["accuracy"] == 0.75
-    assert found["m"]["case"]["accuracy"] == 0.75
-    assert found["m"]["case"]["recognition_rate"] == 0.75
+    scored = HOW.evaluate({"m": p, "low": replace(p, threshold=0.1)})
+    assert scored["m"]["image"]["accuracy"] == 0.75
+    assert scored["m"]["case"]["accuracy"] == 0.75
+    assert scored["m"]["case"]["recognition_rate"] == 0.75
     assert recognition_rate(replace(p, threshold=0.1), np.ones((1, 4)))[0] == 0.5
-    assert not found["m"]["constant_prediction"]
-    assert found["low"]["constant_prediction"]
+    assert not scored["m"]["constant_prediction"]
+    assert scored["low"]["constant_prediction"]
 
 
 def test_undefined_scores_are_null_not_numbers() -> None:
     """One class among the test images, or in every part, leaves the AUC undefined."""
     p = Predictions(np.zeros(4, int), np.arange(4), np.full((4, 2), 0.5))
-    assert np.isnan(area_under_curve(p.labels, p.probabilities))
-    found = HOW.evaluate({"m": p})["m"]["image"]
-    assert found["auc"] is None
-    assert found["interval"]["auc"] is None
+    assert np.isnan(area_within(p))
+    scored = HOW.evaluate({"m": p})["m"]["image"]
+    assert scored["auc"] is None
+    assert scored["interval"]["auc"] is None
     labels = np.array([0, 0, 1, 1])
     apart = replace(p, labels=labels, raw=p.probabilities[None], parts=labels[None])
-    found = HOW.evaluate({"m": apart})["m"]["image"]
-    assert [found[name] for name in RANKED] == [None, 0.5, None]
+    scored = HOW.evaluate({"m": apart})["m"]["image"]
+    assert [scored[name] for name in RANKED] == [None, 0.5, None]
     assert np.isnan(area_within(apart))
 
 
@@ -331,27 +302,27 @@ def test_recognition_rate_weighs_cases_not_images() -> None:
     """A case of one image counts as much as a case of three (Spanhol et al. 2016)."""
     labels, cases = np.array([0, 0, 0, 1]), np.array(["a", "a", "a", "b"])
     shares = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.1]])
-    found = HOW.evaluate({"m": Predictions(labels, cases, shares)})["m"]
-    assert found["case"]["recognition_rate"] == pytest.approx((2 / 3 + 0) / 2, abs=1e-4)
-    assert found["image"]["accuracy"] == 0.5
+    scored = HOW.evaluate({"m": Predictions(labels, cases, shares)})["m"]
+    assert scored["case"]["recognition_rate"] == pytest.approx((2 / 3 + 0) / 2, abs=1e-4)
+    assert scored["image"]["accuracy"] == 0.5
 
 
 def test_a_model_of_one_class_is_called_out() -> None:
     """A predictor that never changes its mind is marked."""
     p = random_predictions(2, 2)
     constant = Predictions(p.labels, p.cases, np.tile([0.4, 0.6], (60, 1)))
-    found = HOW.evaluate({"a": p, "b": constant})
-    assert not found["a"]["constant_prediction"]
-    assert found["b"]["constant_prediction"]
-    assert found["b"]["image"]["auc"] == 0.5
+    scored = HOW.evaluate({"a": p, "b": constant})
+    assert not scored["a"]["constant_prediction"]
+    assert scored["b"]["constant_prediction"]
+    assert scored["b"]["image"]["auc"] == 0.5
 
 
 def test_a_constant_has_no_auc_by_case_either() -> None:
     """Means of equal probabilities over cases of different size are ties, not noise in the last bit."""
     cases = np.repeat(np.arange(20), np.arange(1, 21))
     constant = Predictions(cases % 2, cases, np.tile([0.1 + 0.2, 0.7], (len(cases), 1)))
-    found = HOW.evaluate({"m": constant})["m"]["case"]
-    assert found["auc"] == found["auc_pooled"] == 0.5
+    scored = HOW.evaluate({"m": constant})["m"]["case"]
+    assert scored["auc"] == scored["auc_pooled"] == 0.5
     ranked = replace(constant, raw=constant.probabilities[None], parts=(cases // 2 % 3)[None])
     assert HOW.evaluate({"m": ranked})["m"]["case"]["auc"] == 0.5
 
@@ -362,15 +333,15 @@ def test_what_is_ranked_may_be_another_thing_than_what_is_stated() -> None:
     labels, cases = np.arange(60) % 2, np.arange(60) // 2 * 2 + np.arange(60) % 2
     stated, other = (np.column_stack([1 - p, p]) for p in rng.uniform(size=(2, 60)))
     both = Predictions(labels, cases, stated, None, other[None], np.zeros((1, 60), dtype=int))
-    found = HOW.evaluate({"a": both})["a"]
+    scored = HOW.evaluate({"a": both})["a"]
     ranked = HOW.evaluate({"a": Predictions(labels, cases, other)})["a"]
     plain = HOW.evaluate({"a": Predictions(labels, cases, stated)})["a"]
     for unit in ("image", "case"):
-        for score, value in found[unit].items():
+        for score, value in scored[unit].items():
             expected = ranked if score in RANKED else plain
             if score not in ("interval", "withheld"):
                 assert value == expected[unit][score], score
-        for score, bounds in found[unit]["interval"].items():
+        for score, bounds in scored[unit]["interval"].items():
             expected = ranked if score in RANKED else plain
             assert bounds == expected[unit]["interval"][score], score
     raw, parts = both.at(np.arange(10)).ranked

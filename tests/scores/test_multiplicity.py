@@ -11,15 +11,15 @@ from scipy import stats
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from stacker.scores.bootstrap import Carriers, draw_cases
+from stacker.scores.bootstrap import Carriers, Resampling, draw_cases
 from stacker.scores.influence import difference_of_areas, joint_quantile, quantile
 from stacker.scores.metrics import area_within
 from stacker.scores.multiplicity import at_chance, choose, gains, null_rows, p_of, row_of_gain
 from stacker.scores.predictions import Predictions
-from tests.scores.test_metrics import parted_predictions
-from tests.scores.test_predictions import two
+from tests.predictions import parted_predictions, two
 
-ENOUGH = Carriers((20, 20), ("benign", "malignant"), "case")
+HOW = Resampling(10, 0, ("benign", "malignant"))
+ENOUGH = Carriers((20, 20), HOW.classes, "case")
 
 
 def some_models(count: int, seed: int, gain: float = 1.0, cases: int = 40) -> dict[str, Predictions]:
@@ -45,13 +45,13 @@ def test_a_gain_has_an_interval_alone_and_one_among_many() -> None:
     """Both by hand from area, error and quantiles; what is negligible and detectable follows."""
     models = some_models(5, 0)
     pairs = [(f"model {k}", "model 0") for k in range(1, 5)]
-    found = gains(models, pairs)
+    found = gains(HOW, models, pairs)
     each = [difference_of_areas(models[first], models["model 0"]) for first, _ in pairs]
     known = [one for one in each if one is not None]
-    assert found.joint == joint_quantile(known) > quantile(19)
+    assert found.quantile == joint_quantile(known) > quantile(19)
     for pair, one in zip(pairs, known, strict=True):
-        row = found.row(pair, ENOUGH)
-        ends = {"_alone": quantile(19), "": found.joint}
+        row = found.row(pair)
+        ends = {"_alone": quantile(19), "": found.quantile}
         for end, factor in ends.items():
             assert row[f"auc_low{end}"] == pytest.approx(one.area - factor * one.error, abs=1e-4)
             assert row[f"auc_high{end}"] == pytest.approx(one.area + factor * one.error, abs=1e-4)
@@ -59,7 +59,7 @@ def test_a_gain_has_an_interval_alone_and_one_among_many() -> None:
         assert row["auc_detectable"] == pytest.approx(detectable, abs=1e-4)
         assert row["auc_difference"] == pytest.approx(one.area, abs=1e-4)
         assert row["auc_withheld"] is None
-        assert row["auc_negligible"] == (one.area + found.joint * one.error < 0.01)
+        assert row["auc_negligible"] == (one.area + found.quantile * one.error < 0.01)
         assert json.loads(json.dumps(row)) == row
 
 
@@ -67,7 +67,7 @@ def test_gains_are_those_of_pairs_within_common_parts() -> None:
     """Models in other parts are compared where both have a pair in one part."""
     p = parted_predictions(2, 3)
     q = replace(parted_predictions(2, 8), labels=p.labels, cases=p.cases)
-    found = gains({"p": p, "q": q}, [("p", "q")]).row(("p", "q"), ENOUGH)
+    found = gains(HOW, {"p": p, "q": q}, [("p", "q")]).row(("p", "q"))
     expected = difference_of_areas(p, q)
     assert expected is not None
     assert found["auc_difference"] == pytest.approx(expected.area, abs=1e-4)
@@ -91,11 +91,11 @@ def test_a_gain_without_an_interval_says_why() -> None:
         found = row_of_gain(0.02, error, 19, 3.0, ENOUGH)
         assert found == {"auc_difference": 0.02, "auc_withheld": "nothing varies", **empty}
     models = some_models(1, 0)
-    same = gains(models, [("model 0", "model 0")])
-    assert same.row(("model 0", "model 0"), ENOUGH)["auc_withheld"] == "nothing varies"
+    same = gains(HOW, models, [("model 0", "model 0")])
+    assert same.row(("model 0", "model 0"))["auc_withheld"] == "nothing varies"
     one = {"a": models["model 0"].at(models["model 0"].labels == 1)}
-    undefined = gains(one, [("a", "a")]).row(("a", "a"), few)
-    assert undefined == {"auc_difference": None, "auc_withheld": "3 slides of malignant", **empty}
+    undefined = gains(HOW, one, [("a", "a")]).row(("a", "a"))
+    assert undefined == {"auc_difference": None, "auc_withheld": "nothing varies", **empty}
 
 
 def test_a_gain_is_negligible_only_where_that_is_shown() -> None:
@@ -115,12 +115,12 @@ def test_equal_models_gain_nothing_and_a_better_one_does() -> None:
     for seed in range(40):
         models = some_models(9, seed)
         pairs = [(f"model {k}", "model 0") for k in range(1, 9)]
-        found = gains(models, pairs)
-        rows = [found.row(pair, ENOUGH) for pair in pairs]
+        found = gains(HOW, models, pairs)
+        rows = [found.row(pair) for pair in pairs]
         wrong += any(row["auc_low"] > 0 or row["auc_high"] < 0 for row in rows)
     assert wrong <= 5
     better = some_models(9, 0) | {"better": some_models(1, 50, gain=5)["model 0"]}
-    row = gains(better, [*pairs, ("better", "model 0")]).row(("better", "model 0"), ENOUGH)
+    row = gains(HOW, better, [*pairs, ("better", "model 0")]).row(("better", "model 0"))
     assert row["auc_low"] > 0
 
 

@@ -14,7 +14,6 @@ from stacker.scores.metrics import area_within, scores
 from stacker.scores.predictions import (
     Calibrator,
     Finish,
-    Finishes,
     Predictions,
     aligned,
     by_case,
@@ -22,13 +21,7 @@ from stacker.scores.predictions import (
     mean_over_folds,
     reliability,
 )
-from tests.scores.test_metrics import parted_predictions
-
-
-def two(share: np.ndarray) -> np.ndarray:
-    """Return the probabilities of two classes from those of class 1, along a new last axis."""
-    share = np.asarray(share, dtype=float)
-    return np.stack([1 - share, share], axis=-1)
+from tests.predictions import parted_predictions, two
 
 
 def shift(intercept: float, threshold: float | None = None) -> Finish:
@@ -46,16 +39,12 @@ def test_each_part_has_its_finish_and_cuts_are_averaged() -> None:
     """Two cuts by hand: each row is moved by the mean of what its two parts' finishes say."""
     raw = two(np.array([[0.2, 0.5, 0.7], [0.3, 0.5, 0.9]]))
     parts = np.array([[0, 0, 1], [1, 0, 1]])
-    finish = Finishes(
-        ({0: shift(1.0, 0.2), 1: shift(-1.0, 0.4)}, {0: shift(0.0, 0.6), 1: shift(2.0, 0.8)})
-    )
-    shares, threshold = finish.apply(raw, parts)
+    finish = ({0: shift(1.0, 0.2), 1: shift(-1.0, 0.4)}, {0: shift(0.0, 0.6), 1: shift(2.0, 0.8)})
     expected = expit(logit(raw[..., 1]) + np.array([[1, 1, -1], [2, 0, 2]])).mean(axis=0)
-    np.testing.assert_allclose(shares, two(expected))
-    np.testing.assert_allclose(np.asarray(threshold), [0.5, 0.4, 0.6])
     cases = np.array(["a", "b", "c"])
     found = finished(np.array([0, 1, 1]), cases, raw, parts, finish, None)
-    np.testing.assert_array_equal(found.probabilities, shares)
+    np.testing.assert_allclose(found.probabilities, two(expected))
+    np.testing.assert_allclose(np.asarray(found.threshold), [0.5, 0.4, 0.6])
     assert list(found.predicted) == list((expected >= [0.5, 0.4, 0.6]).astype(int))
     assert found.ranked[0] is raw
     assert found.ranked[1] is parts
@@ -64,11 +53,17 @@ def test_each_part_has_its_finish_and_cuts_are_averaged() -> None:
 def test_a_threshold_of_all_rows_is_one_number() -> None:
     """Equal thresholds are one; a cut without any leaves the decision to the likeliest class."""
     raw, parts = two(np.array([[0.2, 0.5, 0.7]] * 2)), np.zeros((2, 3), dtype=int)
-    assert Finishes(({0: shift(0, 0.3)}, {0: shift(1, 0.3)})).apply(raw, parts)[1] == 0.3
-    assert Finishes(({0: shift(0, 0.3)}, {0: shift(1)})).apply(raw, parts)[1] is None
-    shares, threshold = shift(0.7, 0.4).everywhere().apply(raw[:1], parts[:1])
-    np.testing.assert_allclose(shares, two(expit(logit(raw[0, :, 1]) + 0.7)))
-    assert threshold == 0.4
+    rows = np.arange(3)
+
+    def thresholds(*finishes: Finish) -> object:
+        of_cuts = tuple({0: finish} for finish in finishes)
+        return finished(rows, rows, raw, parts, of_cuts, None).threshold
+
+    assert thresholds(shift(0, 0.3), shift(1, 0.3)) == 0.3
+    assert thresholds(shift(0, 0.3), shift(1)) is None
+    one = finished(rows, rows, raw[:1], parts[:1], ({0: shift(0.7, 0.4)},), None)
+    np.testing.assert_allclose(one.probabilities, two(expit(logit(raw[0, :, 1]) + 0.7)))
+    assert one.threshold == 0.4
 
 
 def test_steep_sigmoids_leave_a_probability() -> None:
@@ -127,10 +122,8 @@ def test_a_case_has_a_finish_of_its_own() -> None:
     cases = np.array(["a", "a", "b", "b", "c"])
     raw = two(np.array([[0.2, 0.4, 0.9, 0.5, 0.6], [0.1, 0.1, 0.6, 0.6, 0.8]]))
     parts = np.array([[0, 0, 1, 1, 0], [2, 2, 0, 0, 0]])
-    of_cases = Finishes(
-        ({0: shift(1.0, 0.2), 1: shift(-1.0, 0.4)}, {0: shift(0, 0.6), 2: shift(2, 0.8)})
-    )
-    images = Finishes(({0: shift(0, 0.5), 1: shift(3, 0.5)}, {0: shift(0, 0.5), 2: shift(-1, 0.5)}))
+    of_cases = ({0: shift(1.0, 0.2), 1: shift(-1.0, 0.4)}, {0: shift(0, 0.6), 2: shift(2, 0.8)})
+    images = ({0: shift(0, 0.5), 1: shift(3, 0.5)}, {0: shift(0, 0.5), 2: shift(-1, 0.5)})
     p = finished(np.array([0, 0, 1, 1, 1]), cases, raw, parts, images, of_cases)
     found = by_case(p)
     assert found is not None
@@ -152,7 +145,7 @@ def test_cases_that_straddle_parts_are_ranked_as_one_part() -> None:
     cases = np.array(["a", "a", "b", "b"])
     raw = two(np.array([[0.2, 0.4, 0.9, 0.5], [0.1, 0.3, 0.6, 0.8]]))
     parts = np.array([[0, 1, 1, 1], [0, 0, 1, 1]])
-    images = Finishes(({0: shift(1, 0.2), 1: shift(-1, 0.4)}, {0: shift(0, 0.6), 1: shift(2, 0.8)}))
+    images = ({0: shift(1, 0.2), 1: shift(-1, 0.4)}, {0: shift(0, 0.6), 1: shift(2, 0.8)})
     p = finished(np.array([0, 0, 1, 1]), cases, raw, parts, images, images)
     found = by_case(p)
     assert found is not None
@@ -247,19 +240,19 @@ def test_reliability_adds_up_to_the_calibration_error(classes: int) -> None:
     rng = np.random.default_rng(9)
     shares = np.exp(log_softmax(rng.normal(size=(500, classes)) * 2, axis=1))
     p = Predictions(rng.integers(classes, size=500), np.arange(500), shares)
-    found = reliability(p)
-    assert found.images.sum() == 500
-    filled = found.images > 0
-    assert (np.isfinite(found.confidence) == filled).all()
-    gaps = np.abs(found.confidence - found.frequency)[filled]
+    confidence, frequency, images = reliability(p)
+    assert images.sum() == 500
+    filled = images > 0
+    assert (np.isfinite(confidence) == filled).all()
+    gaps = np.abs(confidence - frequency)[filled]
     expected = scores(p.labels, p.probabilities, np.ones((1, 500)))["ece"][0]
-    assert (gaps * found.images[filled]).sum() / 500 == pytest.approx(expected)
+    assert (gaps * images[filled]).sum() / 500 == pytest.approx(expected)
 
 
 def test_reliability_by_hand() -> None:
-    """Bins are closed below; a probability of one is in the last."""
-    p = Predictions(np.array([1, 0, 1]), np.arange(3), two(np.array([0.5, 0.75, 1.0])))
-    found = reliability(p, bins=2)
-    np.testing.assert_allclose(found.confidence, [np.nan, 0.75])
-    np.testing.assert_allclose(found.frequency, [np.nan, 2 / 3])
-    assert list(found.images) == [0, 3]
+    """Ten bins are closed below; a probability of one is in the last."""
+    p = Predictions(np.array([1, 0, 1]), np.arange(3), two(np.array([0.5, 0.95, 1.0])))
+    confidence, frequency, images = reliability(p)
+    np.testing.assert_allclose(confidence, [*[np.nan] * 5, 0.5, *[np.nan] * 3, 0.975])
+    np.testing.assert_allclose(frequency, [*[np.nan] * 5, 1, *[np.nan] * 3, 0.5])
+    assert list(images) == [0] * 5 + [1] + [0] * 3 + [2]

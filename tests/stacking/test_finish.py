@@ -14,7 +14,7 @@ from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_curve
 
-from stacker.scores.predictions import Calibrator, Finish, Finishes, Kind, finished
+from stacker.scores.predictions import Calibrator, Finish, Finishes, Kind, Threshold, finished
 from stacker.stacking.finish import (
     Rule,
     choose_threshold,
@@ -23,7 +23,14 @@ from stacker.stacking.finish import (
     fit_finish,
     fit_sigmoid,
 )
-from tests.scores.test_predictions import two
+from tests.predictions import two
+
+
+def applied(finish: Finishes, raw: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, Threshold]:
+    """Return the probabilities and thresholds of raw probabilities, once they are finished."""
+    rows = np.arange(raw.shape[1])
+    model = finished(rows, rows, raw, parts, finish, None)
+    return model.probabilities, model.threshold
 
 
 def drawn_labels(probabilities: np.ndarray, seed: int) -> np.ndarray:
@@ -129,7 +136,8 @@ def test_calibrated_probabilities_are_probabilities(
     np.testing.assert_allclose(found.sum(axis=1), 1)
     if classes == 2:
         assert (np.diff(found[:, 1]) >= 0).all()
-    assert Calibrator.from_dict(json.loads(json.dumps(calibrator.as_dict()))) == calibrator
+    finish = Finish(calibrator)
+    assert Finish.from_dict(json.loads(json.dumps(finish.as_dict()))) == finish
 
 
 def test_one_class_alone_leaves_probabilities_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
@@ -232,13 +240,13 @@ def test_a_part_is_finished_by_the_others_alone(kind: Kind) -> None:
     labels = (rng.random(90) < share**2).astype(int)
     raw, cut = two(share)[None], parts[None]
     finish = cross_finish(kind, "youden", 0.95, raw, labels, cut)
-    assert [sorted(by_part) for by_part in finish.of] == [[1, 2, 4]]
+    assert [sorted(by_part) for by_part in finish] == [[1, 2, 4]]
     own = parts == 1
     turned = np.where(own, 1 - labels, labels)
     again = cross_finish(kind, "youden", 0.95, raw, turned, cut)
-    assert again.of[0][1] == finish.of[0][1]
-    assert again.of[0][2] != finish.of[0][2]
-    (shares, thresholds), (others, _) = finish.apply(raw, cut), again.apply(raw, cut)
+    assert again[0][1] == finish[0][1]
+    assert again[0][2] != finish[0][2]
+    (shares, thresholds), (others, _) = applied(finish, raw, cut), applied(again, raw, cut)
     np.testing.assert_array_equal(others[own], shares[own])
     assert not np.allclose(others[~own], shares[~own])
     by_others = fit_calibrator(kind, two(share)[~own], labels[~own])
@@ -256,9 +264,9 @@ def test_each_cut_is_finished_by_itself() -> None:
     raw = two(expit(rng.normal(size=(2, 60)) + labels))
     both = cross_finish("platt", "youden", 0.95, raw, labels, parts)
     alone = [cross_finish("platt", "youden", 0.95, raw[[r]], labels, parts[[r]]) for r in range(2)]
-    assert both == Finishes((alone[0].of[0], alone[1].of[0]))
-    one, other = (each.apply(raw[[r]], parts[[r]]) for r, each in enumerate(alone))
-    shares, thresholds = both.apply(raw, parts)
+    assert both == (alone[0][0], alone[1][0])
+    one, other = (applied(finish, raw[[r]], parts[[r]]) for r, finish in enumerate(alone))
+    shares, thresholds = applied(both, raw, parts)
     np.testing.assert_allclose(shares, (one[0] + other[0]) / 2)
     np.testing.assert_allclose(np.asarray(thresholds), (np.asarray(one[1]) + np.asarray(other[1])) / 2)
 
@@ -285,7 +293,7 @@ def test_noise_is_calibrated_to_its_frequency_and_signal_is_kept() -> None:
     for gain, lowest, highest in ((0, 0, 0.03), (3, 0.1, 1)):
         raw = two(expit(noise + gain * labels))[None]
         finish = cross_finish("platt", "none", 0.95, raw, labels, parts)
-        shares = finish.apply(raw, parts)[0][:, 1]
+        shares = applied(finish, raw, parts)[0][:, 1]
         assert shares.mean() == pytest.approx(0.3, abs=0.02)
         assert lowest <= shares.std() < highest
 
@@ -296,7 +304,8 @@ def test_there_is_no_threshold_beyond_two_classes(rule: Rule) -> None:
     rng = np.random.default_rng(8)
     shares, labels = rng.dirichlet([1, 1, 1], 60), np.arange(60) % 3
     raw, parts = shares[None], np.arange(60)[None] % 4
-    found, threshold = cross_finish("temperature", rule, 0.9, raw, labels, parts).apply(raw, parts)
+    finish = cross_finish("temperature", rule, 0.9, raw, labels, parts)
+    found, threshold = applied(finish, raw, parts)
     assert threshold is None
     np.testing.assert_array_equal(found.argmax(axis=1), shares.argmax(axis=1))
     assert not np.allclose(found, shares)
@@ -306,7 +315,8 @@ def test_one_part_alone_is_left_as_it_is() -> None:
     """Without others there is nothing to learn from."""
     raw, labels = two(np.array([0.2, 0.9, 0.4]))[None], np.array([0, 1, 1])
     parts = np.zeros((1, 3), dtype=int)
-    found, threshold = cross_finish("platt", "youden", 0.95, raw, labels, parts).apply(raw, parts)
+    finish = cross_finish("platt", "youden", 0.95, raw, labels, parts)
+    found, threshold = applied(finish, raw, parts)
     assert (found == raw[0]).all()
     assert threshold == 0.5
 

@@ -21,7 +21,7 @@ from stacker.comparison.controls import (
 from stacker.comparison.controls import within as fitting_into
 from stacker.config.stacking import StackConfig
 from stacker.errors import StackError
-from stacker.scores.metrics import area_under_curve, area_within
+from stacker.scores.metrics import area_within
 from stacker.scores.multiplicity import at_chance
 from stacker.scores.predictions import by_case
 from stacker.stacking import fitting
@@ -118,7 +118,7 @@ def test_a_signal_is_found_and_the_estimate_agrees_with_the_test() -> None:
     found = fit(design(), some_tables(strength=1.5, cases=60))
     assert found.says.development is not None
     for part in (found.says.development, found.says.test):  # the mean over two folds has less noise
-        assert 0.75 < area_under_curve(part.labels, part.probabilities) < 0.99
+        assert 0.75 < area_within(replace(part, raw=None)) < 0.99
     assert found.columns == 6
     assert set(found.members) == {"all"}
 
@@ -129,7 +129,7 @@ def test_bases_that_differ_get_fits_of_their_own() -> None:
     apart = fit(design(), tables)
     assert set(apart.members) == {"fold0", "fold1"}
     pooled = fit(design(), replace(tables, mixed=False))
-    scores = [area_under_curve(f.says.test.labels, f.says.test.probabilities) for f in (apart, pooled)]
+    scores = [area_within(replace(f.says.test, raw=None)) for f in (apart, pooled)]
     assert scores[0] > 0.9
     assert scores[1] < 0.7
 
@@ -328,20 +328,14 @@ def test_every_entry_has_its_controls() -> None:
     assert all(control.design.features == full.features for control in list_controls("x", full))
 
 
-class Made:
-    """Stands for caches, whose tables are made here."""
-
-    def __init__(self, tables: Tables) -> None:
-        columns = tuple(f"a/maps/malignant/r0c{number}" for number in range(6))
-        self.made = replace(
-            tables,
-            development=replace(tables.development, columns=columns),
-            tests={fold: replace(table, columns=columns) for fold, table in tables.tests.items()},
-        )
-
-    def tables(self, *_: object) -> Tables:
-        """Return the tables, whatever is asked for."""
-        return self.made
+def tables_of_maps(tables: Tables) -> Tables:
+    """Return the tables, their columns being called cells of maps."""
+    columns = tuple(f"a/maps/malignant/r0c{number}" for number in range(6))
+    return replace(
+        tables,
+        development=replace(tables.development, columns=columns),
+        tests={fold: replace(table, columns=columns) for fold, table in tables.tests.items()},
+    )
 
 
 @pytest.mark.parametrize("folds", [1, 4])
@@ -349,17 +343,17 @@ def test_controls_land_at_chance_and_find_a_planted_leak(
     folds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shuffled maps that do tell, and permuted labels, tell nothing; maps left in place do."""
-    caches: Any = Made(some_tables(strength=3, cases=40, folds=folds))
+    tables = tables_of_maps(some_tables(strength=3, cases=40, folds=folds))
     config = CONFIG.model_copy(update={"seeds": 1, "parts": 3, "centre": True})
     controls = list_controls("x", Design.of("logistic", ["maps"], config, 0, "cpu"))
     for control in controls:
-        draws = run_control(control, caches, 12)
+        draws = run_control(control, tables, 12)
         row = at_chance(control.name, "development", [float(draw["image"]) for draw in draws])
         assert row is not None
         assert not row["leaks"], row
         assert abs(row["auc"] - 0.5) < 0.12, row
     monkeypatch.setattr("stacker.comparison.controls.shuffle_columns", lambda tables, *_: tables)
-    leaking = [float(draw["image"]) for draw in run_control(controls[1], caches, 5)]
+    leaking = [float(draw["image"]) for draw in run_control(controls[1], tables, 5)]
     row = at_chance("x", "development", leaking)
     assert row is not None
     assert row["leaks"]

@@ -43,17 +43,15 @@ def some_says(rows: Rows, classes: int, cuts: int, seed: int) -> Predictions:
     parts = rng.permutation(np.arange(8) % 2)[case] + np.arange(cuts)[:, None] % 2
 
     def finishes(bolder: float) -> Finishes:
-        return Finishes(
-            tuple(
-                {
-                    part: Finish(
-                        Calibrator("temperature", bolder + 0.1 * part + 0.3 * cut),
-                        rng.random() if classes == 2 else None,
-                    )
-                    for part in range(3)
-                }
-                for cut in range(cuts)
-            )
+        return tuple(
+            {
+                part: Finish(
+                    Calibrator("temperature", bolder + 0.1 * part + 0.3 * cut),
+                    rng.random() if classes == 2 else None,
+                )
+                for part in range(3)
+            }
+            for cut in range(cuts)
         )
 
     return finished(rows.label, rows.case_id, raw, parts, finishes(1.1), finishes(0.7))

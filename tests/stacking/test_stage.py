@@ -22,7 +22,7 @@ from stacker.prediction.inputs import Input
 from stacker.prediction.predictor import open_predictor
 from stacker.prediction.rows import Prediction
 from stacker.run import open_run, reopen
-from stacker.scores.predictions import Calibrator
+from stacker.scores.predictions import Finish
 from stacker.stacking.admission import open_caches
 from stacker.stacking.saved import stack_facts
 from tests.conftest import MakeConfig
@@ -70,7 +70,7 @@ def test_metrics_are_those_of_the_predictions(finished_artifacts: Path) -> None:
         assert metrics["test"][name]["image"]["n"] == len(mine)
         shares[name] = [float(row["p_malignant"]) for row in mine]
     _, base = open_caches(run, frozen=False).base()
-    calibrator = Calibrator.from_dict(metrics["finish"]["mean"]["calibrator"])
+    calibrator = Finish.from_dict(metrics["finish"]["mean"]).calibrator
     (mean,) = np.mean(list(base.values()), axis=0)
     np.testing.assert_allclose(shares["mean"], calibrator.apply(mean)[:, 1], atol=1e-5)
 
