@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stacker.config.training import TrainConfig, WeightsConfig
 from stacker.errors import BackboneError, LeakError
+from stacker.files import file_sha256
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -60,6 +61,12 @@ def weights_file(name: str, settings: WeightsConfig) -> Path | None:
             "expected 'hub', 'random', a file, or a folder of files named after backbones"
         )
     return path
+
+
+def weights_sha256(name: str, settings: WeightsConfig) -> str | None:
+    """Return what stands for the file that a backbone starts from, if it starts from one."""
+    path = weights_file(name, settings)
+    return file_sha256(path) if path else None
 
 
 def require_files(backbones: Mapping[str, WeightsConfig]) -> None:

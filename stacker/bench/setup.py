@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from stacker.backbones.backbone import Backbone, create
-from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import load_checkpoint
-from stacker.backbones.devices import Machine
+from stacker.backbones.devices import Machine, Subset
 from stacker.caches.format import Provenance, Rows, describe_preprocessing, fixed_text
 from stacker.config.root import Config
 from stacker.data.formats.registry import read_manifest

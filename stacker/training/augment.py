@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from stacker.backbones.batches import Subset
-from stacker.backbones.devices import constant
+from stacker.backbones.devices import Subset, constant
 from stacker.config.training import AugmentConfig, Balance
 
 # Optical densities of haematoxylin, eosin and their complement: Ruifrok and Johnston 2001.

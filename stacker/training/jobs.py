@@ -19,9 +19,8 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import Backbone, create, require_linear
-from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import read_facts, save_checkpoint
-from stacker.backbones.devices import Machine
+from stacker.backbones.devices import Machine, Subset
 from stacker.backbones.stages import require_stages
 from stacker.backbones.weights import build, drop_settings, trained_on, weights_file
 from stacker.config.training import BackboneConfig

@@ -22,8 +22,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import one_hot
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Batch, Subset
-from stacker.backbones.devices import Machine, autocast
+from stacker.backbones.devices import Batch, Machine, Subset, autocast
 from stacker.backbones.stages import set_trainable
 from stacker.config.training import TrainConfig
 from stacker.errors import BackboneError

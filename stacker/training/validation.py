@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Subset
-from stacker.backbones.devices import autocast
+from stacker.backbones.devices import Subset, autocast
 from stacker.config.training import TrainConfig
 from stacker.scores.metrics import scores
 from stacker.training.losses import Loss

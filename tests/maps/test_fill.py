@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from stacker import pipeline
-from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import load_checkpoint
+from stacker.backbones.devices import Subset
 from stacker.caches.format import part_file
 from stacker.caches.reader import open_cache
 from stacker.config.root import Config

@@ -14,8 +14,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from stacker.backbones.backbone import Backbone, create
-from stacker.backbones.batches import Subset
-from stacker.backbones.devices import Machine
+from stacker.backbones.devices import Machine, Subset
 from stacker.config.training import AugmentConfig, BackboneConfig, TrainConfig
 from stacker.errors import BackboneError
 from stacker.training.augment import draw_order

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Subset
-from stacker.backbones.devices import Machine
+from stacker.backbones.devices import Machine, Subset
 from stacker.config.root import Config
 from stacker.config.training import TuneConfig
 from stacker.data.folds import Folds, make_folds

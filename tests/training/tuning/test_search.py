@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 from optuna.trial import FrozenTrial, TrialState
 
-from stacker.backbones.batches import Subset
+from stacker.backbones.devices import Subset
 from stacker.cli.train import tune as command
 from stacker.config.load import load_config
 from stacker.config.root import Config
