@@ -29,7 +29,7 @@ from stacker.backbones.weights import model_settings
 from stacker.data.folds import fold_name
 from stacker.errors import BackboneError, ConfigError, require_one_of
 from stacker.files import digest, file_sha256, publish, write_json
-from stacker.run import Run, open_run
+from stacker.run import Run
 
 Form = Literal["timm", "onnx"]
 Facts = dict[str, Any]
@@ -75,8 +75,8 @@ def export(
     with publish(path) as temporary:
         deviation = _compare(path, base, write(temporary, base, about))
     if form == "timm":
-        own = {"file": path.name, "sha256": file_sha256(path), "load": _load_line(path, base, about)}
-        write_json(path.with_suffix(".json"), own | about)
+        file = {"file": path.name, "sha256": file_sha256(path), "load": _load_line(path, base, about)}
+        write_json(path.with_suffix(".json"), file | about)
     size, classes = path.stat().st_size, about["classes"]
     return Exported(path, form, backbone, fold, classes, base.size, size, deviation)
 
@@ -84,7 +84,7 @@ def export(
 def _choose(run: Run, backbone: str | None, fold: str | None) -> tuple[str, str]:
     """Return backbone and fold by name; raise ConfigError for an unknown one or an open choice."""
     fold = None if fold is None else fold_name(fold)
-    folds = [each.name for each in open_run(run.path).folds.folds]
+    folds = [known.name for known in run.folds.folds]
     chosen = []
     for kind, name, known in (("backbone", backbone, list(run.config.backbones)), ("fold", fold, folds)):
         if name is None and len(known) > 1:
@@ -121,8 +121,8 @@ def _write_timm(path: Path, base: Backbone, about: Facts) -> Ask:
     with path.open("wb") as file:  # given a name, torch would write it into the file
         torch.save(state, file)
     model = timm.create_model(base.name, checkpoint_path=str(path), **_settings(base, about))
-    answer: Ask = model.eval().requires_grad_(False)
-    return answer
+    ask: Ask = model.eval().requires_grad_(False)
+    return ask
 
 
 def _load_line(path: Path, base: Backbone, about: Facts) -> str:
@@ -181,17 +181,17 @@ def _trace(base: Backbone) -> Any:
     return proto
 
 
-def _compare(path: Path, base: Backbone, answer: Ask) -> float:
+def _compare(path: Path, base: Backbone, ask: Ask) -> float:
     """Return the largest deviation of the logits; raise BackboneError where it is no rounding."""
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in (1, 3):
         pixels = torch.randint(256, (count, *base.size, 3), dtype=torch.uint8, generator=generator)
         images_BCHW = base.normalise(pixels).contiguous()
         with torch.no_grad():
-            expected, found = base.model(images_BCHW), answer(images_BCHW)
+            expected, logits = base.model(images_BCHW), ask(images_BCHW)
         allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-        deviation = float((found - expected).abs().max())
-        if found.shape != expected.shape or not deviation <= allowed:  # nan is no rounding either
+        deviation = float((logits - expected).abs().max())
+        if logits.shape != expected.shape or not deviation <= allowed:  # nan is no rounding either
             raise BackboneError(
                 f"{path}: not written, as its logits deviate from the base model's by {deviation:.2g}, "
                 f"and {allowed:.2g} is allowed; try other versions of torch and timm, or the other --to"

@@ -27,10 +27,9 @@ from stacker.backbones.stages import set_trainable
 from stacker.config.training import TrainConfig
 from stacker.errors import BackboneError
 from stacker.training.augment import draw_order, mix, vary
-from stacker.training.losses import Loss, to_two_logits
+from stacker.training.measures import Epoch, Loss, merit, settle, to_two_logits, validate
 from stacker.training.optimizer import Schedule, make_optimizer
 from stacker.training.snapshot import Snapshot, State, optimizer_state, restore_optimizer
-from stacker.training.validation import Epoch, merit, settle, validate
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def finetune(
         epoch = {
             "epoch": number,
             "train_loss": round(train_loss, 6),
-            **training.validate(validation),
+            **validate(training.judged, backbone, validation, training.loss, recipe.batch_size, machine),
             "lr": training.schedule.rate(training.step - 1),
             "accumulate": training.accumulate,
             "images_per_second": round(len(order) / seconds, 1),
@@ -113,8 +112,8 @@ class Training:
     @property
     def judged(self) -> nn.Module:
         """The model that is validated and kept: the moving average where there is one."""
-        found: nn.Module = self.ema.module if self.ema else self.model
-        return found
+        model: nn.Module = self.ema.module if self.ema else self.model
+        return model
 
     def set_trainable(self, epoch: int) -> None:
         """Freeze and unfreeze as the recipe has it for an epoch."""
@@ -128,10 +127,8 @@ class Training:
         losses = []
         for pixels_BHWC, labels_B in batches:
             targets_BK = one_hot(labels_B, self.loss.classes).float()
-            colours_BHWC = vary(pixels_BHWC, self.recipe.augment, self.augment_rng)
-            colours_BHWC, targets_BK = mix(
-                colours_BHWC, targets_BK, self.recipe.augment, self.augment_rng
-            )
+            how = (self.recipe.augment, self.augment_rng)
+            colours_BHWC, targets_BK = mix(vary(pixels_BHWC, *how), targets_BK, *how)
             images_BCHW = self.backbone.scale(colours_BHWC)
             self.schedule.apply(self.optimizer, self.step)
             losses.append(self._gradient(images_BCHW, targets_BK))
@@ -187,13 +184,6 @@ class Training:
             loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
-
-    def validate(self, part: Subset) -> Epoch:
-        """Return the scores of the judged model."""
-        machine, size = self.machine, self.recipe.batch_size
-        return validate(
-            self.judged, self.backbone, part, self.loss, size, machine.device, machine.precision
-        )
 
     def end_epoch(self, epoch: Epoch) -> None:
         """Remember an epoch, and its weights when it is the best so far."""

@@ -13,14 +13,13 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stacker.figures.canvas import save_figure
 from stacker.figures.training import draw_curves
 from stacker.files import publish
+from stacker.training.measures import Epoch
 
 log = logging.getLogger(__name__)
-Epoch = dict[str, Any]
 COLLAPSED = 3  # epochs in a row with one answer for all images before it is called a collapse
 
 

@@ -207,7 +207,7 @@ def test_a_cache_of_an_older_schema_is_made_again(finished: Config) -> None:
         with h5py.File(path, "a") as file:
             file.attrs["schema_version"] = 1
     sign(folder)
-    with pytest.raises(CacheError, match="schema 1, this program reads 2"):
+    with pytest.raises(CacheError, match="schema 1, this program reads 3"):
         pipeline.stack(run, ["logistic"])
     pipeline.cache(run)
     assert file_sha256(part_file(folder, 0)) == before

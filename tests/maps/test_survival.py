@@ -34,7 +34,7 @@ def test_killed_at_thirty_random_moments(write_config: Callable[..., Path]) -> N
     """What is visible after a kill is whole; the next call ends with the undisturbed bytes."""
     config = write_config(cam={"part_rows": 2})
     assert call("train", config).exit_code == 0
-    script = Path(__file__).with_name("killing.py")
+    script = Path(__file__).parents[1] / "killing.py"
     done = subprocess.run(
         [sys.executable, str(script), str(config), str(TRIALS), "7"],
         capture_output=True,

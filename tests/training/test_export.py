@@ -89,7 +89,9 @@ def test_alexnet_s_line_registers_it(run: Run) -> None:
     with torch.device("meta"):
         base = replace(base, name="alexnet", model=AlexNet(num_classes=2))
     line = exports._load_line(Path("folder/a.pth"), base, facts)  # noqa: SLF001
-    assert line.startswith("import timm, stacker.alexnet; model = timm.create_model('alexnet', num_c")
+    assert line.startswith(
+        "import timm, stacker.backbones.alexnet; model = timm.create_model('alexnet', num_c"
+    )
     assert line.endswith("checkpoint_path='a.pth').eval()")
 
 
@@ -210,18 +212,15 @@ def test_only_a_trained_base_model_is_exported(run: Run) -> None:
         export(run, "test_resnet", "holdout", "timm")
 
 
-def test_folds_go_by_number_or_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_go_by_number_or_name(run: Run) -> None:
     """`2` is fold2; of several folds one is to be chosen."""
-
-    class Run:
-        class folds:  # noqa: N801
-            folds = tuple(type("Fold", (), {"name": f"fold{i}"}) for i in range(3))
-
-    monkeypatch.setattr(exports, "open_run", lambda _: Run)
+    folds = tuple(replace(run.folds.folds[0], name=f"fold{i}") for i in range(3))
+    run = run.with_split(run.manifest, replace(run.folds, folds=folds))
     for given in ("2", "fold2"):
-        assert exports._choose(run, "test_resnet", given) == ("test_resnet", "fold2")  # noqa: SLF001
+        with pytest.raises(BackboneError, match=r"test_resnet/fold2/model.safetensors.*'stacker train"):
+            export(run, "test_resnet", given, "timm")
     with pytest.raises(ConfigError, match="3 folds; choose with --fold: fold0, fold1, fold2"):
-        exports._choose(run, "test_resnet", None)  # noqa: SLF001
+        export(run, "test_resnet", None, "timm")
 
 
 def test_the_command_prints_what_it_wrote(run: Run, tmp_path: Path) -> None:

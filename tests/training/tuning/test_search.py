@@ -27,8 +27,9 @@ from stacker.errors import BackboneError, ConfigError, DataError, RunError
 from stacker.files import held
 from stacker.training.begin import begin
 from stacker.training.loop import finetune
+from stacker.training.measures import logits_of
 from stacker.training.tuning import score as tune_score
-from stacker.training.tuning.score import DivergedError, Search, predict
+from stacker.training.tuning.score import DivergedError, Search
 from stacker.training.tuning.search import Tuned, tune
 from stacker.training.tuning.space import Space
 from tests.conftest import MakeConfig
@@ -69,7 +70,7 @@ def skills(monkeypatch: pytest.MonkeyPatch) -> Skills:
         chance = skill * labels + (1 - skill) * noise
         return np.stack([1 - chance, chance], axis=1)
 
-    monkeypatch.setattr(tune_score, "_answer", answer)
+    monkeypatch.setattr(tune_score, "probabilities_of", answer)
     return wanted
 
 
@@ -205,12 +206,12 @@ def test_only_development_cases_are_looked_at(
         seen.append([fit.rows, validation.rows])
         return finetune(backbone, fit, validation, *rest)
 
-    def spy_on_answers(backbone: Any, part: Subset, *rest: Any) -> Any:
-        seen[-1].append(part.rows)
-        return predict(backbone, part, *rest)
+    def spy_on_answers(model: Any, backbone: Any, subset: Subset, *rest: Any) -> Any:
+        seen[-1].append(subset.rows)
+        return logits_of(model, backbone, subset, *rest)
 
     monkeypatch.setattr(tune_score, "finetune", spy_on_training)
-    monkeypatch.setattr(tune_score, "predict", spy_on_answers)
+    monkeypatch.setattr(tune_score, "logits_of", spy_on_answers)
     tune(config, 2, [])
     run = begin(config)
     manifest, groups = run.manifest, np.array(run.manifest.groups(group))
@@ -255,11 +256,12 @@ def test_models_of_two_scales_lose_nothing(make_search: MakeSearch, skills: Skil
     search = tune_score.prepare(run, TuneConfig(space=SPACE, folds=2), ("test_resnet",))
     rows = [run.manifest.rows_of("case", fold.held_out) for fold in search.inner.folds]
     rng = np.random.default_rng(0)
-    chances = [0.2 * run.manifest.labels[each] + 0.2 * rng.random(len(each)) for each in rows]
+    labels = [run.manifest.labels[held_out] for held_out in rows]
+    chances = [0.2 * of_fold + 0.2 * rng.random(len(of_fold)) for of_fold in labels]
     asked = [np.stack([1 - chance, chance], axis=1) for chance in chances]
     raised = [asked[0], asked[1] + np.array([-0.5, 0.5])]
     assert search.score(rows, raised) == pytest.approx(search.score(rows, asked))
-    pairs = [np.prod(np.bincount(run.manifest.labels[each])) for each in rows]
+    pairs = [np.prod(np.bincount(of_fold)) for of_fold in labels]
     alone = [search.score([r], [a]) for r, a in zip(rows, asked, strict=True)]
     assert search.score(rows, asked) == pytest.approx(np.average(alone, weights=pairs))
 
@@ -331,7 +333,7 @@ def test_answers_that_are_not_numbers_are_a_failure(
 ) -> None:
     """Where every trial fails there is no best one, and the last reason is told."""
     config = make_search()
-    monkeypatch.setattr(tune_score, "predict", lambda *a: predict(*a) * np.nan)
+    monkeypatch.setattr(tune_score, "logits_of", lambda *a: logits_of(*a) * np.nan)
     with pytest.raises(BackboneError, match=r"none of 2 trials .* not numbers"):
         tune(config, 2, [])
     assert not (config.run_path / "tune" / "best.yaml").exists()
@@ -443,7 +445,9 @@ def test_cases_of_two_classes_have_no_score(make_search: MakeSearch, skills: Ski
         tune_score.prepare(run.with_split(make_manifest(mixed), run.folds), asked, ("test_resnet",))
     rows = np.arange(len(images))
     with pytest.raises(DataError, match="only the images"):
-        tune_score.by_unit(make_manifest(unknown), rows, np.ones((len(rows), 1)), "case", 0 * rows)
+        tune_score.predictions_of(
+            make_manifest(unknown), rows, np.ones((len(rows), 1)), "case", 0 * rows
+        )
 
 
 def test_too_many_inner_folds_are_refused(make_search: MakeSearch) -> None:
