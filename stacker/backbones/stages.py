@@ -23,14 +23,14 @@ def stages(model: Any) -> list[list[str]]:
     names = [name for name, _ in model.named_parameters()]
     if isinstance(model, VGG | AlexNet):
         return _stages_between_pools(model, names)
-    found = group_parameters(model, model.group_matcher(coarse=True))
-    groups = [found[key] for key in sorted(found)]
+    grouped = group_parameters(model, model.group_matcher(coarse=True))
+    groups = [grouped[key] for key in sorted(grouped)]
     classifier = {id(p) for p in model.get_classifier().parameters()}
-    own = {name for name, p in model.named_parameters() if id(p) in classifier}
-    if groups and own <= set(groups[-1]):
+    head = [name for name, p in model.named_parameters() if id(p) in classifier]
+    if groups and set(head) <= set(groups[-1]):
         return groups
-    rest = [[name for name in group if name not in own] for group in groups]
-    return [group for group in rest if group] + [[name for name in names if name in own]]
+    rest = [[name for name in group if name not in head] for group in groups]
+    return [*filter(None, rest), head]
 
 
 def require_stages(backbone: str, model: Any, recipe: TrainConfig) -> None:
@@ -59,18 +59,13 @@ def _stages_between_pools(model: Any, names: list[str]) -> list[list[str]]:
 def set_trainable(model: Any, wanted: Trainable) -> int:
     """Freeze all but the wanted part, and put that in training mode; return its number of parameters."""
     groups = stages(model)
-    if wanted == "all":
-        chosen = groups
-    elif wanted == "head":
-        chosen = groups[-1:]
-    else:
-        chosen = groups[-1 - wanted :]
-    names = {name for group in chosen for name in group}
+    count = len(groups) if wanted == "all" else 1 if wanted == "head" else 1 + wanted
+    names = {name for group in groups[-count:] for name in group}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
     model.train()
     for module in model.modules():
-        own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -223,7 +223,7 @@ class Training:
             "best": self.best["epoch"],
             "step": self.step,
             "accumulate": self.accumulate,
-            "schedule": self.schedule.state(),
+            "schedule": dict(self.schedule.memory),
             "order_rng": self.order_rng.bit_generator.state,
             "optimizer": plain,
         }
@@ -241,7 +241,7 @@ class Training:
         if self.ema:
             self.ema.module.load_state_dict(tensors["ema"])
         self.order_rng.bit_generator.state = facts["order_rng"]
-        self.schedule.restore(facts["schedule"])
+        self.schedule.memory = facts["schedule"]
         self.step, self.accumulate = facts["step"], facts["accumulate"]
         self.epochs = facts["epochs"]
         self.best = self.epochs[facts["best"] - 1]
