@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -62,7 +62,9 @@ def export(
     Backbone and fold may be left out where the run has one. Raise BackboneError, and write nothing,
     where the base model is not trained yet or the export does not answer as it does.
     """
-    backbone, fold = _choose(run, backbone, fold)
+    backbone = _choose(run, "backbone", backbone, list(run.config.backbones))
+    folds = [known.name for known in run.folds.folds]
+    fold = _choose(run, "fold", fold and fold_name(fold), folds)
     path = out or run.path / "export" / f"{backbone}-{fold}{SUFFIXES[form]}"
     if path.suffix != SUFFIXES[form]:
         raise ConfigError(f"--out: {path} is to be a file for {form}; end its name in {SUFFIXES[form]}")
@@ -81,18 +83,14 @@ def export(
     return Exported(path, form, backbone, fold, classes, base.size, size, deviation)
 
 
-def _choose(run: Run, backbone: str | None, fold: str | None) -> tuple[str, str]:
-    """Return backbone and fold by name; raise ConfigError for an unknown one or an open choice."""
-    fold = None if fold is None else fold_name(fold)
-    folds = [known.name for known in run.folds.folds]
-    chosen = []
-    for kind, name, known in (("backbone", backbone, list(run.config.backbones)), ("fold", fold, folds)):
-        if name is None and len(known) > 1:
-            names = ", ".join(known)
-            raise ConfigError(f"{run.path} has {len(known)} {kind}s; choose with --{kind}: {names}")
-        chosen.append(known[0] if name is None else name)
-        require_one_of(f"{kind} of this run", chosen[-1:], known)
-    return chosen[0], chosen[1]
+def _choose(run: Run, kind: str, name: str | None, known: Sequence[str]) -> str:
+    """Return the name of a backbone or fold; raise ConfigError for an unknown one or an open choice."""
+    if name is None and len(known) > 1:
+        names = ", ".join(known)
+        raise ConfigError(f"{run.path} has {len(known)} {kind}s; choose with --{kind}: {names}")
+    chosen = known[0] if name is None else name
+    require_one_of(f"{kind} of this run", [chosen], known)
+    return chosen
 
 
 def _about(base: Backbone, facts: Facts) -> Facts:

@@ -21,7 +21,6 @@ import torch
 from stacker.backbones.backbone import Backbone, create, require_linear
 from stacker.backbones.checkpoint import read_facts, save_checkpoint
 from stacker.backbones.devices import Machine, Subset
-from stacker.backbones.stages import require_stages
 from stacker.backbones.weights import build, drop_settings, trained_on, weights_sha256
 from stacker.config.training import BackboneConfig, TrainConfig
 from stacker.data.folds import Fold, fold_name
@@ -32,6 +31,7 @@ from stacker.progress import bar
 from stacker.run import BaseModel, Run
 from stacker.training.loop import finetune
 from stacker.training.measures import Epoch
+from stacker.training.optimizer import require_stages
 from stacker.training.snapshot import Snapshot, load_snapshot
 from stacker.training.watch import Watch
 
@@ -98,14 +98,14 @@ class Job:
         return create(self.backbone, len(run.manifest.classes), settings, config.images.shape, drop)
 
     def parts(self, pixels: Pixels) -> tuple[Subset, Subset]:
-        """Return what the model is fitted on, and what its best epoch is chosen by."""
+        """Return what the model is trained on, and what its best epoch is chosen by."""
         manifest, group = self.run.manifest, self.run.folds.group
         cases = np.array(manifest.cases)
-        fit, validation = (
+        train, validation = (
             Subset(pixels, manifest.labels, manifest.rows_of(group, groups), cases)
             for groups in (self.fold.train, self.fold.validation)
         )
-        return fit, validation
+        return train, validation
 
     def is_done(self) -> bool:
         """Say whether the base model is there; raise RunError when another run's is."""
@@ -203,7 +203,7 @@ def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
     resume_file = folder / "resume.safetensors"
     snapshot = load_snapshot(resume_file, job.identity)
     before: list[Epoch] = snapshot.facts["epochs"] if snapshot else []
-    fit, validation = job.parts(job.run.pixels())
+    train, validation = job.parts(job.run.pixels())
     if before:
         log.info("train %s: goes on after epoch %d", job.base, len(before))
 
@@ -220,10 +220,10 @@ def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
             taken.save(resume_file)
 
     with closing(Watch(folder, str(job.base), recipe.epochs, before)) as watch:
-        on_images(len(before) * len(fit.rows))
-        best = finetune(backbone, fit, validation, recipe, machine, on_epoch, on_images, snapshot)
+        on_images(len(before) * len(train.rows))
+        best = finetune(backbone, train, validation, recipe, machine, on_epoch, on_images, snapshot)
         watch.end(best)
-    trained = np.concatenate([fit.rows, validation.rows])
+    trained = np.concatenate([train.rows, validation.rows])
     save_checkpoint(job.path, backbone, _facts(job, machine, best, trained))
     resume_file.unlink(missing_ok=True)
     advance(job.images - shown)

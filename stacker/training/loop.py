@@ -23,12 +23,11 @@ from torch.nn.functional import one_hot
 
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.devices import Batch, Machine, Subset, autocast
-from stacker.backbones.stages import set_trainable
 from stacker.config.training import TrainConfig
 from stacker.errors import BackboneError
 from stacker.training.augment import draw_order, mix, vary
 from stacker.training.measures import Epoch, Loss, merit, settle, to_two_logits, validate
-from stacker.training.optimizer import Schedule, make_optimizer
+from stacker.training.optimizer import Schedule, make_optimizer, set_trainable
 from stacker.training.snapshot import Snapshot, State, optimizer_state, restore_optimizer
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def finetune(
     backbone: Backbone,
-    fit: Subset,
+    train: Subset,
     validation: Subset,
     recipe: TrainConfig,
     machine: Machine,
@@ -51,7 +50,7 @@ def finetune(
     BackboneError when the loss is not a number any more.
     """
     recipe = settle(recipe, validation, backbone.name)
-    training = Training(backbone, fit, recipe, machine)
+    training = Training(backbone, train, recipe, machine)
     if snapshot is not None:
         training.restore(snapshot)
     for number in range(len(training.epochs) + 1, recipe.epochs + 1):
@@ -59,8 +58,8 @@ def finetune(
             break
         training.set_trainable(number)
         started = time.perf_counter()
-        order = draw_order(fit, recipe.balance, training.order_rng)[: training.images]
-        batches = fit.batches(order, recipe.batch_size, machine.device)
+        order = draw_order(train, recipe.balance, training.order_rng)[: training.images]
+        batches = train.batches(order, recipe.batch_size, machine.device)
         train_loss = training.run_epoch(batches, on_images)
         seconds = time.perf_counter() - started
         if not math.isfinite(train_loss):
@@ -85,22 +84,22 @@ def finetune(
 class Training:
     """What changes while a backbone is trained."""
 
-    def __init__(self, backbone: Backbone, fit: Subset, recipe: TrainConfig, machine: Machine) -> None:
+    def __init__(self, backbone: Backbone, train: Subset, recipe: TrainConfig, machine: Machine) -> None:
         torch.manual_seed(machine.seed)
         if machine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(machine.device)
         self.order_rng = np.random.default_rng(machine.seed)
         self.augment_rng = torch.Generator().manual_seed(machine.seed)
         self.backbone, self.recipe, self.machine = backbone, recipe, machine
-        classes = int(fit.labels.max()) + 1
-        self.loss = Loss(recipe, fit.labels[fit.rows], classes, machine.device)
+        classes = int(train.labels.max()) + 1
+        self.loss = Loss(recipe, train.labels[train.rows], classes, machine.device)
         self.model = backbone.model
         if recipe.loss == "bce":
             self.model.reset_classifier(1)
         self.model.requires_grad_(True).to(machine.device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.model) if machine.compile else self.model
         self.optimizer = make_optimizer(self.model, recipe)
-        self.images = len(fit.rows) - (len(fit.rows) % recipe.batch_size == 1)  # BatchNorm needs two
+        self.images = len(train.rows) - (len(train.rows) % recipe.batch_size == 1)  # BatchNorm needs two
         self.schedule = Schedule(recipe, math.ceil(self.images / recipe.batch_size))
         self.ema = ModelEmaV3(self.model, recipe.ema, use_warmup=True) if recipe.ema else None
         self.accumulate = recipe.accumulate

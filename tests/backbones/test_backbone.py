@@ -13,10 +13,10 @@ from stacker.backbones import backbone as backbones
 from stacker.backbones.backbone import create
 from stacker.backbones.checkpoint import load_checkpoint, save_checkpoint
 from stacker.backbones.devices import choose_device, choose_precision
-from stacker.backbones.stages import stages
 from stacker.config.training import BackboneConfig
 from stacker.errors import BackboneError, ConfigError
 from stacker.maps.cam import look
+from stacker.training.optimizer import stages
 
 RANDOM = BackboneConfig(weights="random")
 SIZE = (64, 96)  # not square: rows and columns of the grid cannot be mistaken for each other

@@ -59,13 +59,9 @@ class Search:
     @property
     def what(self) -> str:
         """Say for people what a score is a score of."""
-        leak = (
-            "" if self.inner.group == "case" else f" (split by {self.inner.group}: leaks across cases)"
-        )
-        score = f"{SCORES[self.tune.score]} by {self.tune.unit}"
-        return (
-            f"{score}, out of fold on {len(self.inner.folds)} inner folds of the development cases{leak}"
-        )
+        leak = f" (split by {self.inner.group}: leaks across cases)" if self.inner.leaks else ""
+        where = f"{len(self.inner.folds)} inner folds of the development cases{leak}"
+        return f"{SCORES[self.tune.score]} by {self.tune.unit}, out of fold on {where}"
 
     def score(self, rows: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> float:
         """Return the score of the answers for the images of some inner folds, fold by fold.

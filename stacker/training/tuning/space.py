@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
-from stacker.backbones.weights import require_files
 from stacker.config.load import explain
 from stacker.config.root import Config
 from stacker.config.training import AugmentConfig, Range, TrainConfig
 from stacker.errors import ConfigError, require_one_of
-from stacker.training.optimizer import require_optimizer
+from stacker.training.begin import require_usable
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -147,12 +146,10 @@ class Space:
 
 def _require_usable(config: Config) -> None:
     """Raise for an optimizer that is not known or a weights file that is not there."""
-    require_files(config.backbones)
-    for name in config.backbones:
-        try:
-            require_optimizer(name, config.recipe(name))
-        except ConfigError as error:
-            raise ConfigError(f"tune.space: {error}") from None
+    try:
+        require_usable(config)
+    except ConfigError as error:
+        raise ConfigError(f"tune.space: {error}") from None
 
 
 def _is_within(value: Any, r: Range) -> bool:

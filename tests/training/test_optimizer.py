@@ -10,10 +10,16 @@ import torch
 from torch import nn
 
 from stacker.backbones.backbone import create
-from stacker.backbones.stages import require_stages, set_trainable, stages
 from stacker.config.training import BackboneConfig, TrainConfig
 from stacker.errors import BackboneError, ConfigError
-from stacker.training.optimizer import Schedule, make_optimizer, require_optimizer
+from stacker.training.optimizer import (
+    Schedule,
+    make_optimizer,
+    require_optimizer,
+    require_stages,
+    set_trainable,
+    stages,
+)
 
 
 def model(name: str = "resnet34") -> Any:
