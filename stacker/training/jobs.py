@@ -147,21 +147,17 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     """
     if not jobs:
         return []
-    config = jobs[0].run.config
-    machine = Machine.of(config).set_up()
+    machine = Machine.of(jobs[0].run.config).set_up()
     for job in {job.backbone: job for job in jobs}.values():
         _require_usable(job)
     elsewhere, failures = [], []
     with bar("train", sum(job.images for job in jobs)) as advance:
         for job in jobs:
             with held(job.path.with_name(".lock")) as locked:
-                if not locked:
-                    log.info("train %s: another process trains it", job.base)
-                    elsewhere.append(job)
-                    advance(job.images)
-                    continue
-                if job.is_done():  # asked with the lock in hand: the other may have just ended
-                    log.info("train %s: done already", job.base)
+                if not locked or job.is_done():  # asked with the lock in hand: it may just be done
+                    state = "done already" if locked else "another process trains it"
+                    log.info("train %s: %s", job.base, state)
+                    elsewhere += [] if locked else [job]
                     advance(job.images)
                     continue
                 try:
@@ -170,9 +166,8 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
                     log.error("train %s: %s", job.base, error)  # noqa: TRY400  # a message, not a bug
                     failures.append(f"{job.base}: {error}")
     if failures:
-        raise BackboneError(
-            "\n  ".join([f"{len(failures)} of {len(jobs)} base models failed:", *failures])
-        )
+        count = f"{len(failures)} of {len(jobs)} base models failed:"
+        raise BackboneError("\n  ".join([count, *failures]))
     return [job for job in elsewhere if not job.path.exists()]
 
 

@@ -25,17 +25,17 @@ from stacker.prediction.predictor import predict
 from stacker.run import reopen
 from stacker.training import jobs
 from stacker.training.begin import begin
-from tests.training.test_resume import start
+from tests.conftest import MakeConfig
+from tests.processes import start
 
-MakeConfig = Callable[..., Config]
 CROSSFIT = {"protocol": "crossfit", "k": 3, "test": 0.25, "validation": 0.25}
 ONE = {"test_resnet": {"weights": "random"}}
 
 
 def trained(config: Config) -> set[str]:
     """Return the base models that are there."""
-    found = config.run_path.glob("models/*/*/model.safetensors")
-    return {f"{path.parts[-3]}/{path.parts[-2]}" for path in found}
+    paths = config.run_path.glob("models/*/*/model.safetensors")
+    return {f"{path.parts[-3]}/{path.parts[-2]}" for path in paths}
 
 
 def test_one_job_by_backbone_and_fold(make_config: MakeConfig) -> None:
@@ -58,8 +58,8 @@ def test_a_job_in_other_hands_is_left_to_them(make_config: MakeConfig) -> None:
     """Several processes share the list; a run that needs all of them says who is missing."""
     config = make_config()
     run = begin(config)
-    with held(run.model_file("test_resnet", "holdout").with_name(".lock")) as mine:
-        assert mine
+    with held(run.model_file("test_resnet", "holdout").with_name(".lock")) as locked:
+        assert locked
         assert pipeline.train(run) == ["test_resnet/holdout"]
         assert trained(config) == {"test_efficientnet/holdout"}
         with pytest.raises(RunError, match="test_resnet/holdout: other processes are training"):
@@ -196,10 +196,10 @@ def test_rectangles_and_transformers_go_through_all_stages(
     assert shapes == {"test_vit": (2, 2, 4), "test_resnet": (2, 1, 2)}
     image = next(config.data.path.rglob("*.png"))
     run = reopen(config)
-    ((found,), failures) = predict(run, [image], overlays=tmp_path / "out")
+    ((row,), failures) = predict(run, [image], overlays=tmp_path / "out")
     assert not failures
-    assert found.overlay is not None
-    assert Path(found.overlay).exists()
+    assert row.overlay is not None
+    assert Path(row.overlay).exists()
     probe(reopen(config), 0.001)
 
 
