@@ -32,8 +32,7 @@ from stacker.run import BaseModel, Run
 from stacker.training.loop import finetune
 from stacker.training.measures import Epoch
 from stacker.training.optimizer import require_stages
-from stacker.training.snapshot import Snapshot, load_snapshot
-from stacker.training.watch import Watch
+from stacker.training.record import Snapshot, Watch, load_snapshot
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from stacker.errors import BackboneError
 from stacker.training.augment import draw_order, mix, vary
 from stacker.training.measures import Epoch, Loss, merit, settle, to_two_logits, validate
 from stacker.training.optimizer import Schedule, make_optimizer, set_trainable
-from stacker.training.snapshot import Snapshot, State, optimizer_state, restore_optimizer
+from stacker.training.record import Snapshot, State, optimizer_state, restore_optimizer
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from stacker.errors import BackboneError
 from stacker.training.augment import draw_order
 from stacker.training.loop import Training, finetune
 from stacker.training.measures import Epoch
-from stacker.training.snapshot import Snapshot, load_snapshot
+from stacker.training.record import Snapshot, load_snapshot
 
 MACHINE = Machine(torch.device("cpu"), torch.float32)
 RECIPE = TrainConfig(epochs=4, batch_size=8, lr=3e-3)
