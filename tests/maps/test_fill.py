@@ -222,9 +222,9 @@ def test_one_diverged_base_model_does_not_stop_the_others(
     original = extract
 
     def diverged(*arguments: Any) -> Any:
-        found = original(*arguments)
-        found.get("test_resnet/holdout", {"logits": np.zeros(1)})["logits"][:] = np.nan
-        return found
+        arrays = original(*arguments)
+        arrays.get("test_resnet/holdout", {"logits": np.zeros(1)})["logits"][:] = np.nan
+        return arrays
 
     monkeypatch.setattr("stacker.maps.fill.extract", diverged)
     with pytest.raises(CacheError, match=r"1 of 2 caches cannot be filled:\n.*has diverged"):

@@ -125,8 +125,8 @@ def test_onnx_answers_as_the_base_model_does(run: Run, name: str) -> None:
     session = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
     for count in (1, 2, 7):
         images = torch.randn(count, 3, *size)
-        (found,) = session.run(["logits"], {"images": images.numpy()})
-        np.testing.assert_allclose(found, logits(run, name, images), atol=1e-4)
+        (answers,) = session.run(["logits"], {"images": images.numpy()})
+        np.testing.assert_allclose(answers, logits(run, name, images), atol=1e-4)
     about = session.get_modelmeta().custom_metadata_map
     facts = read_facts(run.model_file(name, "holdout"))
     assert about["backbone"] == name

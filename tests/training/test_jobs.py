@@ -212,7 +212,7 @@ def test_bce_of_more_than_two_classes_is_refused(make_config: MakeConfig) -> Non
 
 
 @pytest.mark.parametrize(
-    ("backbone", "own", "reason"),
+    ("backbone", "recipe", "reason"),
     [
         ("test_vit", {"trainable": 40}, "40 stages are to be trained and it has"),
         ("test_vit", {"epochs": 5, "unfreeze": {2: 40}}, "40 stages are to be trained and it has"),
@@ -221,10 +221,10 @@ def test_bce_of_more_than_two_classes_is_refused(make_config: MakeConfig) -> Non
     ],
 )
 def test_what_a_backbone_cannot_be_stops_before_any_job(
-    make_config: MakeConfig, backbone: str, own: dict[str, Any], reason: str
+    make_config: MakeConfig, backbone: str, recipe: dict[str, Any], reason: str
 ) -> None:
     """The last of the list is looked at before the first is trained."""
-    backbones = {**ONE, backbone: {"weights": "random", "train": own}}
+    backbones = {**ONE, backbone: {"weights": "random", "train": recipe}}
     config = make_config(backbones=backbones)
     with pytest.raises(BackboneError, match=reason):
         pipeline.train(begin(config))

@@ -272,8 +272,8 @@ def test_cases_of_a_class_are_seen_equally_often() -> None:
     rng = np.random.default_rng(0)
     order = draw_order(part, "cases", rng)
     assert len(order) == 60
-    found = dict(zip(*np.unique(cases[order], return_counts=True), strict=True))
-    assert found == {"large": 15, "small": 15, "one": 15, "two": 15}
+    counts = dict(zip(*np.unique(cases[order], return_counts=True), strict=True))
+    assert counts == {"large": 15, "small": 15, "one": 15, "two": 15}
     assert len(set(order[cases[order] == "large"])) == 15
     assert set(order[cases[order] == "small"]) == {37, 38, 39}
     assert all(labels[order[i : i + 12]].sum() in (5, 6, 7) for i in range(0, 60, 12))

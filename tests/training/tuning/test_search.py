@@ -86,9 +86,9 @@ def opened(config: Config) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def table(found: Tuned) -> list[dict[str, str]]:
+def table(result: Tuned) -> list[dict[str, str]]:
     """Return the rows of trials.csv."""
-    with found.trials.open(newline="") as file:
+    with result.trials.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -110,20 +110,20 @@ def test_a_search_ends_with_a_config_to_run(make_search: MakeSearch, tmp_path: P
     config = make_search()
     done = CliRunner().invoke(command, [str(tmp_path / "config.yaml"), "--json"])
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    rows = table(Tuned(**{**found, "trials": Path(found["trials"])}))
+    result = json.loads(done.stdout)
+    rows = table(Tuned(**{**result, "trials": Path(result["trials"])}))
     assert [row["state"] for row in rows] == ["complete"] * 3
     assert len({row[LR] for row in rows}) == 3
     best = max(rows, key=lambda row: float(row["score"]))
-    assert found["score"] == pytest.approx(float(best["score"]), abs=1e-6)
-    assert found["number"] == int(best["number"])
-    assert float(best[LR]) == found["parameters"][LR]
-    assert best[DROP] == str(found["parameters"][DROP] or "")
-    tuned = load_config(Path(found["config"]))
-    values = {"lr": found["parameters"][LR], "dropout": found["parameters"][DROP]}
+    assert result["score"] == pytest.approx(float(best["score"]), abs=1e-6)
+    assert result["number"] == int(best["number"])
+    assert float(best[LR]) == result["parameters"][LR]
+    assert best[DROP] == str(result["parameters"][DROP] or "")
+    tuned = load_config(Path(result["config"]))
+    values = {"lr": result["parameters"][LR], "dropout": result["parameters"][DROP]}
     train = config.train.model_copy(update=values)
     assert tuned == config.model_copy(update={"run": "small-tuned", "tune": None, "train": train})
-    for figure in found["figures"]:
+    for figure in result["figures"]:
         assert imread(figure).std() > 0
     assert begin(tuned).path.name == "small-tuned"
 
@@ -166,12 +166,12 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
         with pytest.raises(KeyboardInterrupt):
             tune(config, None, [])
     assert trials_of(config)[-1].state == TrialState.RUNNING
-    found = tune(config, None, [])
+    result = tune(config, None, [])
     columns = ("state", "score", LR, DROP)
-    ended = [[row[c] for c in columns] for row in table(found) if row["state"] != "interrupted"]
+    ended = [[row[c] for c in columns] for row in table(result) if row["state"] != "interrupted"]
     assert ended == [[row[c] for c in columns] for row in table(straight)]
-    assert found.score == straight.score
-    assert [row["state"] for row in table(found)].count("interrupted") == 1
+    assert result.score == straight.score
+    assert [row["state"] for row in table(result)].count("interrupted") == 1
 
 
 def test_what_a_killed_process_was_at_is_tried_again_once(
@@ -185,11 +185,11 @@ def test_what_a_killed_process_was_at_is_tried_again_once(
     skills.append(KeyboardInterrupt())  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         tune(config, 2, [])
-    found = tune(config, 2, [])
+    result = tune(config, 2, [])
     states = [trial.state.name for trial in trials_of(config)]
     assert states == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     assert trials_of(config)[2].params == trials_of(config)[3].params == killed.params
-    assert (found.complete, found.failed) == (2, 0)
+    assert (result.complete, result.failed) == (2, 0)
 
 
 @pytest.mark.parametrize("protocol", ["holdout", "crossfit"])
@@ -293,12 +293,12 @@ def test_what_is_worse_than_the_rest_is_given_up(make_search: MakeSearch, skills
     """After five complete trials, one far below them stops after a fold, and is not the best."""
     config = make_search({"trials": 7})
     skills += [0.8] * 10 + [0.0] + [0.9] * 2
-    found = tune(config, None, [])
-    assert (found.complete, found.pruned, found.failed) == (6, 1, 0)
-    rows = table(found)
+    result = tune(config, None, [])
+    assert (result.complete, result.pruned, result.failed) == (6, 1, 0)
+    rows = table(result)
     assert rows[5]["state"] == "pruned"
     assert rows[5]["score"] == ""
-    assert float(rows[5]["score_so_far"]) < found.score
+    assert float(rows[5]["score_so_far"]) < result.score
     assert not skills
     skills += [0.8] * 10 + [0.0] * 2
     all_complete = make_search({"trials": 6, "prune": False}, run="unpruned")
@@ -319,9 +319,9 @@ def test_a_failed_trial_counts_and_says_why(
 
     monkeypatch.setattr(tune_score, "finetune", diverge)
     with caplog.at_level(logging.INFO, "stacker"):
-        found = tune(config, None, [])
-    assert (found.complete, found.failed) == (2, 1)
-    assert [row["reason"] for row in table(found)] == ["", "the loss is nan", ""]
+        result = tune(config, None, [])
+    assert (result.complete, result.failed) == (2, 1)
+    assert [row["reason"] for row in table(result)] == ["", "the loss is nan", ""]
     told = [r for r in caplog.records if r.message.startswith(("tune 0:", "tune 1:", "tune 2:"))]
     assert [r.levelname for r in told] == ["INFO", "WARNING", "INFO"]
     assert "lr=" in told[0].message
@@ -359,12 +359,12 @@ def test_importance_takes_scores_that_differ(
     """Equal scores leave the figure out, and say so; others draw it."""
     config = make_search()
     with caplog.at_level(logging.INFO, "stacker"):
-        found = tune(config, None, [])
-    assert [path.name for path in found.figures] == ["history.png"]
+        result = tune(config, None, [])
+    assert [path.name for path in result.figures] == ["history.png"]
     assert "no importance.png" in caplog.text
     skills += [0.9, 0.9]
-    found = tune(config, 4, [])
-    assert [path.name for path in found.figures] == ["history.png", "importance.png"]
+    result = tune(config, 4, [])
+    assert [path.name for path in result.figures] == ["history.png", "importance.png"]
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -424,12 +424,12 @@ def test_choices_may_be_anything_that_the_config_takes(make_search: MakeSearch, 
     config = make_search(
         {"space": space, "trials": 6}, backbones={name: ONE["test_resnet"]}, train={"epochs": 2}
     )
-    found = tune(config, None, [])
-    tuned = load_config(found.config)
-    assert tuned.train.unfreeze == found.parameters["train.unfreeze"]
-    rotation = found.parameters[f"backbones.{name}.train.augment.rotation"]
+    result = tune(config, None, [])
+    tuned = load_config(result.config)
+    assert tuned.train.unfreeze == result.parameters["train.unfreeze"]
+    rotation = result.parameters[f"backbones.{name}.train.augment.rotation"]
     assert tuned.recipe(name).augment.rotation == rotation
-    assert {str(row["train.unfreeze"]) for row in table(found)} == {"{}", "{1: 'all'}"}
+    assert {str(row["train.unfreeze"]) for row in table(result)} == {"{}", "{1: 'all'}"}
 
 
 def test_cases_of_two_classes_have_no_score(make_search: MakeSearch, skills: Skills) -> None:
