@@ -19,7 +19,7 @@ from stacker.config.root import Config
 from stacker.errors import BackboneError, CacheError, RunError
 from stacker.files import file_sha256
 from stacker.maps.extract import extract
-from stacker.maps.targets import list_targets
+from stacker.maps.targets import Target, list_targets
 from stacker.run import Run, open_run, reopen
 from stacker.training.begin import begin
 from tests.caches.test_reader import sign
@@ -49,6 +49,22 @@ def test_only_missing_parts_are_made_again(finished: Config) -> None:
     assert {p: v for p, v in after.items() if p != broken} == {
         p: v for p, v in before.items() if p != broken
     }
+
+
+def test_a_cache_is_looked_at_once(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading all its bytes is enough to know that it is whole, or what it misses."""
+    run = reopen(finished)
+    part_file(run.cache_folder("test_resnet", "holdout"), 1).unlink()
+    looks: list[str] = []
+    original = Target.missing
+
+    def counted(target: Target) -> dict[int, str]:
+        looks.append(target.name)
+        return original(target)
+
+    monkeypatch.setattr(Target, "missing", counted)
+    pipeline.cache(run)
+    assert sorted(looks) == ["test_efficientnet/holdout", "test_resnet/holdout"]
 
 
 def test_a_damaged_index_is_made_again(finished: Config) -> None:
