@@ -58,7 +58,7 @@ def look(backbone: Backbone, images_BCHW: Tensor, wanted: Wanted, precision: tor
     }
     if logits_BK.requires_grad:
         by_class = [_of_class(backbone, logits_BK, k, levels, wanted) for k in range(logits_BK.shape[1])]
-        maps |= {name: torch.stack([maps[name] for maps in by_class], dim=1) for name in by_class[0]}
+        maps |= {name: torch.stack([of_k[name] for of_k in by_class], dim=1) for name in by_class[0]}
     rest = None if features.rest is None else features.rest.detach()
     plain = Features(levels[0].grid_BChw, rest)
     for name, (method, _) in wanted.items():
