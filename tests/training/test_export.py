@@ -214,7 +214,9 @@ def test_only_a_trained_base_model_is_exported(run: Run) -> None:
 
 def test_folds_go_by_number_or_name(run: Run) -> None:
     """`2` is fold2; of several folds one is to be chosen."""
-    folds = tuple(replace(run.folds.folds[0], name=f"fold{i}") for i in range(3))
+    (fold,) = run.folds.folds
+    thirds = [fold.held_out[i::3] for i in range(3)]
+    folds = tuple(replace(fold, name=f"fold{i}", held_out=third) for i, third in enumerate(thirds))
     run = run.with_split(run.manifest, replace(run.folds, folds=folds))
     for given in ("2", "fold2"):
         with pytest.raises(BackboneError, match=r"test_resnet/fold2/model.safetensors.*'stacker train"):
