@@ -24,7 +24,7 @@ def train(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) ->
     """Stage one: fine-tune base models that are not there yet; return those that others have in hand."""
     from stacker.training.jobs import list_jobs, run_jobs
 
-    return [job.name for job in run_jobs(list_jobs(run, backbones, folds))]
+    return [str(job.base) for job in run_jobs(list_jobs(run, backbones, folds))]
 
 
 def cache(run: Run) -> int:

@@ -69,7 +69,7 @@ def main(config_file: str, trials: str, seed: str) -> None:
     seconds = time.monotonic() - started
     undisturbed = contents(folder)
     rng = random.Random(int(seed))  # noqa: S311  # moments, not secrets
-    found = []
+    outcomes = []
     for _ in range(int(trials)):
         shutil.rmtree(folder)
         child = start(fill)
@@ -87,7 +87,7 @@ def main(config_file: str, trials: str, seed: str) -> None:
             != {folder / n for n in undisturbed if Path(n).parent == index.parent.relative_to(folder)}
         ]
         resumed = finish(start(fill))
-        found.append(
+        outcomes.append(
             {
                 "killed": killed,
                 "parts": len(parts),
@@ -101,7 +101,7 @@ def main(config_file: str, trials: str, seed: str) -> None:
             }
         )
     sys.stdout.write(
-        json.dumps({"files": len(undisturbed), "trials": found, "verified": finish(start(examine))})
+        json.dumps({"files": len(undisturbed), "trials": outcomes, "verified": finish(start(examine))})
     )
 
 

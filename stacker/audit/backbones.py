@@ -54,10 +54,9 @@ def _fit(config: Config, name: str, frozen: bool, classes: int) -> Fit:
     import torch
 
     from stacker.backbones.backbone import create
-    from stacker.backbones.stages import require_stages
     from stacker.backbones.weights import drop_settings
     from stacker.maps.cam import look
-    from stacker.training.optimizer import require_optimizer
+    from stacker.training.optimizer import require_optimizer, require_stages
 
     settings, size = (config.frozen if frozen else config.backbones)[name], config.images.shape
     if frozen:

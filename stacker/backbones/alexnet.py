@@ -47,8 +47,8 @@ class AlexNet(TorchvisionAlexNet):  # type: ignore[misc]  # torchvision is untyp
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits, or the penultimate activations, of the last pooled grid."""
         layers = self.classifier[:-1] if pre_logits else self.classifier
-        found: Tensor = layers(self.avgpool(x).flatten(1))
-        return found
+        output: Tensor = layers(self.avgpool(x).flatten(1))
+        return output
 
     def get_classifier(self) -> nn.Module:
         """Return the last linear layer."""

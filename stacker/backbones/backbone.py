@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from stacker.backbones.cut import Cut, Head, Trunk, as_grid, cut_model
 from stacker.backbones.devices import constant
 from stacker.backbones.weights import Settings, build
-from stacker.config.training import Channels, WeightsConfig
+from stacker.config.training import WeightsConfig
 from stacker.errors import BackboneError, require_one_of
+
+# what the families raise when an image or a cut does not suit them
+UNFIT = (RuntimeError, AssertionError, AttributeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Backbone:
     model: Any
     cut: Cut
     size: tuple[int, int]
-    mean: Channels
-    std: Channels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def target_layer(self) -> str:
@@ -116,19 +119,13 @@ def attach(
 ) -> Backbone:
     """Cut a model into trunk and head; raise BackboneError where it has no grid to cut at."""
     model.to(memory_format=torch.channels_last)
-    scaling = (_channels(mean), _channels(std))
     try:
-        return Backbone(name, model, cut_model(model, size), size, *scaling)
-    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        return Backbone(name, model, cut_model(model, size), size, tuple(mean), tuple(std))
+    except UNFIT as error:
         raise BackboneError(
             f"backbones.{name}: does not take images of {size[0]}x{size[1]}, or has no last spatial "
             f"grid ({error}); take a larger images.size or another backbone, e.g. resnet50"
         ) from None
-
-
-def _channels(values: Sequence[float]) -> Channels:
-    red, green, blue = values
-    return red, green, blue
 
 
 def require_linear(name: str, model: Any) -> None:
@@ -153,7 +150,7 @@ def require_same(backbone: Backbone) -> None:
             _, logits = backbone.head(*features)
             whole = model(image)
             same = logits.shape == whole.shape and torch.allclose(logits, whole, atol=1e-3)
-    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
+    except UNFIT as error:
         raise BackboneError(
             f"backbones.{name}: cannot be cut into trunk and head at images.size="
             f"{backbone.size} ({error})"

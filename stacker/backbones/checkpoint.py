@@ -23,8 +23,8 @@ def save_checkpoint(path: Path, backbone: Backbone, facts: dict[str, Any]) -> No
     The facts go in as one JSON string: safetensors does not keep the order of several entries, and
     equal models should be equal files.
     """
-    own = {"name": backbone.name, "size": backbone.size, "mean": backbone.mean, "std": backbone.std}
-    facts = {**own, "target_layer": backbone.target_layer, **facts}
+    model = {"name": backbone.name, "size": backbone.size, "mean": backbone.mean, "std": backbone.std}
+    facts = {**model, "target_layer": backbone.target_layer, **facts}
     state = {k: v.detach().cpu().contiguous() for k, v in backbone.model.state_dict().items()}
     with publish(path) as temporary:
         save_file(state, temporary, metadata={"stacker": json.dumps(facts)})
@@ -46,8 +46,7 @@ def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:
     """Rebuild a fine-tuned base model from its file alone; raise BackboneError for what is none."""
     facts = read_facts(path)
     _require_plain(facts["name"], path)
-    name, (height, width) = facts["name"], facts["size"]
-    size = (height, width)
+    name, size = facts["name"], (facts["size"][0], facts["size"][1])
     wanted = {"num_classes": len(facts["classes"]), **model_settings(name, size)}
     model = _without_drawing(name, wanted)
     if model is None:

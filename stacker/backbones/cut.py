@@ -55,15 +55,15 @@ def cut_model(model: Any, size: tuple[int, int]) -> Cut:
     if isinstance(model, VGG | AlexNet):
         return _cut_before_last_pool(model)
     with torch.no_grad(), _watched(model) as shapes:
-        found = model.eval().forward_features(torch.zeros(1, 3, *size)).shape
-    below = _below(shapes, found)
-    if len(found) == 4:
+        last = model.eval().forward_features(torch.zeros(1, 3, *size)).shape
+    below = _below(shapes, last)
+    if len(last) == 4:
         layout = getattr(model, "output_fmt", "NCHW")
         return _cut_behind_features(model, getattr(layout, "value", layout), 0, (0, 0), below)
-    if len(found) != 3:
-        raise ValueError(f"its last features are of shape {tuple(found)}")
+    if len(last) != 3:
+        raise ValueError(f"its last features are of shape {tuple(last)}")
     prefix = getattr(model, "num_prefix_tokens", 0) or 0
-    grid = _grid(model, found[1] - prefix, size)
+    grid = _grid(model, last[1] - prefix, size)
     if getattr(model, "global_pool", "avg") in ("token", "map"):
         return _cut_inside_last_block(model, prefix, grid, below)
     return _cut_behind_features(model, "NLC", prefix, grid, below)
@@ -72,8 +72,8 @@ def cut_model(model: Any, size: tuple[int, int]) -> Cut:
 @contextmanager
 def _watched(model: Any) -> Iterator[dict[str, tuple[int, ...]]]:
     """Collect the shapes of what the stages that timm names give; () for all but a single tensor."""
-    found = getattr(model, "feature_info", [])
-    infos = found if isinstance(found, list) else found.get_dicts()
+    described = getattr(model, "feature_info", [])
+    infos = described if isinstance(described, list) else described.get_dicts()
     modules = dict(model.named_modules())
     shapes: dict[str, tuple[int, ...]] = {info["module"]: () for info in infos}
     calls = Counter[str]()
@@ -179,8 +179,8 @@ def _cut_inside_last_block(
         return Features(as_grid(block.norm1(residual_BNC)[:, prefix:], grid), residual_BNC)
 
     def head(grid_BChw: Tensor, rest: Tensor | None) -> tuple[Tensor, Tensor]:
-        def put_in(_: nn.Module, __: Any, found_BNC: Tensor) -> Tensor:
-            return torch.cat([found_BNC[:, :prefix], _tokens(grid_BChw).to(found_BNC.dtype)], dim=1)
+        def put_in(_: nn.Module, __: Any, normed_BNC: Tensor) -> Tensor:
+            return torch.cat([normed_BNC[:, :prefix], _tokens(grid_BChw).to(normed_BNC.dtype)], dim=1)
 
         handle = block.norm1.register_forward_hook(put_in)
         try:

@@ -1,17 +1,26 @@
-"""Where tensors are multiplied, and in what type."""
+"""Where tensors are multiplied, in what type, and how rows of the store get there as batches."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from stacker.config.root import Config
+from stacker.data.store import Pixels
 from stacker.errors import ConfigError
+
+Batch = tuple[Tensor, Tensor]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 
@@ -22,8 +31,8 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ConfigError(f"device: {wanted} is not here ({found} CUDA devices found); use 'auto'")
+        count = torch.cuda.device_count()
+        raise ConfigError(f"device: {wanted} is not here ({count} CUDA devices found); use 'auto'")
     return device
 
 
@@ -64,18 +73,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 @cache
-def constant(values: tuple[Any, ...], device: torch.device) -> torch.Tensor:
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
     """Return numbers as a tensor that lies on the device already: a copy per batch would wait for it."""
     return torch.tensor(values, device=device)
-
-
-def set_deterministic(wanted: bool) -> None:
-    """Choose between the fastest kernels and those that give equal bits in every run."""
-    if wanted:  # cuBLAS reads it when it is first used
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
-    torch.backends.cudnn.benchmark = not wanted
-    torch.backends.cudnn.deterministic = wanted
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,53 @@ class Machine:
         precision = choose_precision(config.precision, device)
         return cls(device, precision, compile=config.compile, deterministic=config.deterministic)
 
+    @property
+    def arithmetic(self) -> str:
+        """The precision by the name that files have for it."""
+        return str(self.precision).removeprefix("torch.")
+
     def set_up(self) -> Machine:
-        """Set torch's kernels and the C library's use of memory for all of this process; return this."""
-        set_deterministic(self.deterministic)
+        """Set torch's kernels and the C library's use of memory for all of this process; return this.
+
+        Kernels are the fastest ones, or those that give equal bits in every run.
+        """
+        if self.deterministic:  # cuBLAS reads it when it is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.backends.cudnn.benchmark = not self.deterministic
+        torch.backends.cudnn.deterministic = self.deterministic
         keep_memory(self.device.type == "cpu")
         return self
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Rows of the store; all images' class indices, and their cases where these count."""
+
+    pixels: Pixels
+    labels: np.ndarray
+    rows: np.ndarray
+    cases: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+
+    def batches(self, order: np.ndarray, size: int, device: torch.device) -> Iterator[Batch]:
+        """Yield (pixels_BHWC uint8, labels_B) on the device, in the given order of rows.
+
+        The next batches are read, and pinned for a GPU, in a thread while one is worked on.
+        """
+        pieces = (order[start : start + size] for start in range(0, len(order), size))
+        for pixels, labels in _ahead(self._read(chosen, device) for chosen in pieces):
+            yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+    def _read(self, chosen: np.ndarray, device: torch.device) -> Batch:
+        pixels, labels = torch.from_numpy(self.pixels[chosen]), torch.from_numpy(self.labels[chosen])
+        return (pixels.pin_memory(), labels.pin_memory()) if device.type == "cuda" else (pixels, labels)
+
+
+def _ahead(batches: Iterable[Batch], depth: int = 3) -> Iterator[Batch]:
+    """Yield the batches while a thread reads the next few."""
+    source = iter(batches)
+    with ThreadPoolExecutor(1) as thread:
+        pending = deque(thread.submit(list, islice(source, 1)) for _ in range(depth))
+        while batch := pending.popleft().result():
+            pending.append(thread.submit(list, islice(source, 1)))
+            yield batch[0]

@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,20 +22,11 @@ from torch import Tensor
 
 from stacker.config.training import TrainConfig, WeightsConfig
 from stacker.errors import BackboneError, LeakError
+from stacker.files import file_sha256
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Match:
-    """How the tensors of a file and those of a model's trunk met."""
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    misshapen: tuple[str, ...]
-    unexpected: tuple[str, ...]
 
 
 def weights_file(name: str, settings: WeightsConfig) -> Path | None:
@@ -48,18 +38,24 @@ def weights_file(name: str, settings: WeightsConfig) -> Path | None:
         return None
     path = Path(settings.weights).expanduser()
     if path.is_dir():
-        found = [path / f"{name}{suffix}" for suffix in SUFFIXES if (path / f"{name}{suffix}").is_file()]
-        if not found:
+        files = [path / f"{name}{suffix}" for suffix in SUFFIXES if (path / f"{name}{suffix}").is_file()]
+        if not files:
             raise BackboneError(
                 f"backbones.{name}.weights: the folder {path} has no {name}.safetensors or {name}.pth"
             )
-        return found[0]
+        return files[0]
     if not path.is_file():
         raise BackboneError(
             f"backbones.{name}.weights: no file at {settings.weights}; "
             "expected 'hub', 'random', a file, or a folder of files named after backbones"
         )
     return path
+
+
+def weights_sha256(name: str, settings: WeightsConfig) -> str | None:
+    """Return what stands for the file that a backbone starts from, if it starts from one."""
+    path = weights_file(name, settings)
+    return file_sha256(path) if path else None
 
 
 def require_files(backbones: Mapping[str, WeightsConfig]) -> None:
@@ -172,42 +168,36 @@ def _load(name: str, model: Any, path: Path, partial: bool) -> None:
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is not None:  # resamples position embeddings to the size of the image
         tensors = adapt(tensors, model)
-    match = _compare(model, tensors)
-    lacking = [*match.missing, *match.misshapen]
-    total = len(match.matched) + len(lacking)
-    if not match.matched or (lacking and not partial):
+    wanted, head = model.state_dict(), _classifier_prefixes(model)
+    trunk = [k for k in wanted if not k.startswith(head) and not k.endswith("num_batches_tracked")]
+    matched = [k for k in trunk if k in tensors and tensors[k].shape == wanted[k].shape]
+    missing = [k for k in trunk if k not in tensors]
+    misshapen = [k for k in trunk if k in tensors and tensors[k].shape != wanted[k].shape]
+    lacking = missing + misshapen
+    if not matched or (lacking and not partial):
         raise BackboneError(
-            f"backbones.{name}: {path} holds {len(match.matched)} of the {total} trunk tensors; missing "
+            f"backbones.{name}: {path} holds {len(matched)} of the {len(trunk)} trunk tensors; missing "
             f"or of another shape: {_some(lacking)}. Give a file in timm's layout, or start those from "
             f"random (--set backbones.{name}.partial=true)"
         )
-    model.load_state_dict({key: tensors[key] for key in match.matched}, strict=False)
+    model.load_state_dict({key: tensors[key] for key in matched}, strict=False)
     lines = {
-        "missing, they start from random": match.missing,
-        "of another shape, they start from random": match.misshapen,
-        "not expected, not used": match.unexpected,
+        "missing, they start from random": missing,
+        "of another shape, they start from random": misshapen,
+        "not expected, not used": [k for k in tensors if k not in wanted and not k.startswith(head)],
     }
     notes = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in lines.items() if keys]
-    log.info("%s", "; ".join([f"{name}: {len(match.matched)} of {total} trunk tensors matched", *notes]))
+    log.info("%s", "; ".join([f"{name}: {len(matched)} of {len(trunk)} trunk tensors matched", *notes]))
 
 
-def _some(names: list[str] | tuple[str, ...]) -> str:
+def _classifier_prefixes(model: Any) -> tuple[str, ...]:
+    """Return how the names of the classifier's tensors begin: they are the run's own."""
+    names = model.pretrained_cfg["classifier"]
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
+def _some(names: list[str]) -> str:
     return f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-
-
-def _compare(model: Any, tensors: Mapping[str, Tensor]) -> Match:
-    """Compare a file's tensors with the model's trunk; the classifier is the run's own."""
-    wanted = model.state_dict()
-    classifiers = model.pretrained_cfg["classifier"]
-    prefixes = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    head = tuple(f"{prefix}." for prefix in prefixes)
-    trunk = [k for k in wanted if not k.startswith(head) and not k.endswith("num_batches_tracked")]
-    return Match(
-        matched=tuple(k for k in trunk if k in tensors and tensors[k].shape == wanted[k].shape),
-        missing=tuple(k for k in trunk if k not in tensors),
-        misshapen=tuple(k for k in trunk if k in tensors and tensors[k].shape != wanted[k].shape),
-        unexpected=tuple(k for k in tensors if k not in wanted and not k.startswith(head)),
-    )
 
 
 def _read_tensors(name: str, path: Path) -> dict[str, Tensor]:

@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 
 from stacker.backbones.backbone import Backbone, create
-from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import load_checkpoint
-from stacker.backbones.devices import Machine, autocast, keep_memory
+from stacker.backbones.devices import Machine, Subset, autocast, keep_memory
 from stacker.bench.images import shuffled_images
 from stacker.bench.peers import SIZES, Peer, find_peers
 from stacker.bench.timing import in_turn, seconds

@@ -22,8 +22,7 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import create
-from stacker.backbones.batches import Subset
-from stacker.backbones.devices import Machine
+from stacker.backbones.devices import Machine, Subset
 from stacker.backbones.weights import drop_settings
 from stacker.bench.images import shuffled_images
 from stacker.bench.timing import seconds, time_rates

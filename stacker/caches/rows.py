@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from stacker.caches.format import Provenance, Rows, fixed_text
-from stacker.caches.reader import Cache
 from stacker.data.folds import Fold, Folds
 from stacker.data.manifest import Manifest
 from stacker.errors import LeakError
@@ -33,13 +32,11 @@ def rows_of_cache(manifest: Manifest, folds: Folds, fold: Fold | None) -> Rows:
     return Rows.join(unseen(manifest, folds, part)[1] for part in (*parts, None))
 
 
-def _refuse_trained_images(
-    cache: Cache, where: str, fold: Fold, manifest: Manifest, folds: Folds
-) -> None:
+def refuse_trained_images(rows: Rows, where: str, fold: Fold, manifest: Manifest, folds: Folds) -> None:
     """Raise LeakError when a row is an image that trained its model, by whatever unit the split goes."""
     trained = manifest.rows_of(folds.group, (*fold.train, *fold.validation))
     ids = {manifest.images[row].id for row in trained}
-    leaked = sorted(ids & {image.decode() for image in cache.rows.image_id})
+    leaked = sorted(ids & {image.decode() for image in rows.image_id})
     if leaked:
         raise LeakError(
             f"cache {where}: {len(leaked)} images trained the model that produced their rows, e.g. "

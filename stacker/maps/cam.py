@@ -27,8 +27,11 @@ from stacker.maps.formulas import BY_ACTIVATION, BY_CURVATURE, BY_GRADIENT, PERT
 Wanted = Mapping[str, tuple[str, int]]  # maps by name: the method, and the level below the last grid
 
 
-class Answers(NamedTuple):
-    """What a base model says of a batch; maps_BKhw by name, (B, 1, h, w) where classes do not differ."""
+class Output(NamedTuple):
+    """What a base model says of a batch, in float32.
+
+    maps_BKhw go by name; they are (B, 1, h, w) where classes do not differ.
+    """
 
     embedding_BD: Tensor  # noqa: N815  # shapes are part of names
     logits_BK: Tensor  # noqa: N815
@@ -38,23 +41,12 @@ class Answers(NamedTuple):
 class _Level(NamedTuple):
     """A level's activations as the model has them, with a graph where one is needed, and as a grid."""
 
-    own: Tensor
+    values: Tensor
     grid_BChw: Tensor  # noqa: N815
 
 
-def look(backbone: Backbone, images_BCHW: Tensor, wanted: Wanted, precision: torch.dtype) -> Answers:
-    """Answer for a batch, all in float32. The backbone must be frozen: then only heads are recorded."""
-    features, answers = _pass(backbone, images_BCHW, wanted, precision)
-    for name, (method, _) in wanted.items():
-        if method in PERTURB:
-            answers.maps[name] = PERTURB[method](backbone, images_BCHW, features, precision)
-    return answers
-
-
-def _pass(
-    backbone: Backbone, images_BCHW: Tensor, wanted: Wanted, precision: torch.dtype
-) -> tuple[Features, Answers]:
-    """Return the trunk's features, and the answers with all maps that this one pass can give."""
+def look(backbone: Backbone, images_BCHW: Tensor, wanted: Wanted, precision: torch.dtype) -> Output:
+    """Return the output for a batch. The backbone must be frozen: then only heads are recorded."""
     with _attention(wanted):
         features, levels = _trunk(backbone, images_BCHW, wanted, precision)
         with torch.set_grad_enabled(features.grid_BChw.requires_grad):
@@ -66,10 +58,13 @@ def _pass(
     }
     if logits_BK.requires_grad:
         by_class = [_of_class(backbone, logits_BK, k, levels, wanted) for k in range(logits_BK.shape[1])]
-        maps |= {name: torch.stack([found[name] for found in by_class], dim=1) for name in by_class[0]}
+        maps |= {name: torch.stack([of_k[name] for of_k in by_class], dim=1) for name in by_class[0]}
     rest = None if features.rest is None else features.rest.detach()
     plain = Features(levels[0].grid_BChw, rest)
-    return plain, Answers(embedding_BD.detach(), logits_BK.detach(), maps)
+    for name, (method, _) in wanted.items():
+        if method in PERTURB:
+            maps[name] = PERTURB[method](backbone, images_BCHW, plain, precision)
+    return Output(embedding_BD.detach(), logits_BK.detach(), maps)
 
 
 def _trunk(
@@ -92,7 +87,7 @@ def _trunk(
     if bottom <= 0:
         grid_BChw = grid_BChw.detach().requires_grad_(bottom == 0)
     levels = [_Level(grid_BChw, grid_BChw.detach())]
-    levels += [_Level(own, _as_grid(backbone, own, 1, grid_BChw)) for own in reversed(below)]
+    levels += [_Level(values, _as_grid(backbone, values, 1, grid_BChw)) for values in reversed(below)]
     return Features(grid_BChw, rest), levels
 
 
@@ -109,20 +104,21 @@ def _of_class(
     In eval mode the images of a batch do not touch each other, so the gradient of the batch's summed
     logit is each image's own.
     """
-    owns = [level.own for level in levels if level.own.requires_grad]
-    last = levels[0].own
+    recorded = [level.values for level in levels if level.values.requires_grad]
+    last = levels[0].values
     chosen_BK = torch.zeros_like(logits_BK)
     chosen_BK[:, k] = 1
     curved = any(method in BY_CURVATURE for method, _ in wanted.values())
     more = curved or k + 1 < logits_BK.shape[1]
-    found = torch.autograd.grad(logits_BK, owns, chosen_BK, retain_graph=more, create_graph=curved)
-    gradients = [_as_grid(backbone, gradient, level, last) for level, gradient in enumerate(found)]
+    slopes = torch.autograd.grad(logits_BK, recorded, chosen_BK, retain_graph=more, create_graph=curved)
+    gradients = [_as_grid(backbone, slope, level, last) for level, slope in enumerate(slopes)]
     maps = {}
     for name, (method, level) in wanted.items():
         if method in BY_GRADIENT:
             maps[name] = BY_GRADIENT[method](levels[level].grid_BChw, gradients[level])
         elif method in BY_CURVATURE:
-            bent_BChw = _as_grid(backbone, _curvature(backbone, found[level], owns[level]), level, last)
+            curvature = _curvature(backbone, slopes[level], recorded[level])
+            bent_BChw = _as_grid(backbone, curvature, level, last)
             maps[name] = BY_CURVATURE[method](levels[level].grid_BChw, gradients[level], bent_BChw)
     return maps
 
@@ -133,13 +129,13 @@ def _as_grid(backbone: Backbone, values: Tensor, level: int, last_BChw: Tensor) 
     return backbone.spatial(values, last_BChw) if level else values
 
 
-def _curvature(backbone: Backbone, gradients: Tensor, own: Tensor) -> Tensor:
+def _curvature(backbone: Backbone, gradients: Tensor, values: Tensor) -> Tensor:
     """Return the Hessian of a logit times the activations; zero where the logit is linear in them."""
     if not gradients.requires_grad:
-        return torch.zeros_like(own)
+        return torch.zeros_like(values)
     try:
-        (found,) = torch.autograd.grad(
-            gradients, own, grad_outputs=own.detach(), retain_graph=True, allow_unused=True
+        (product,) = torch.autograd.grad(
+            gradients, values, grad_outputs=values.detach(), retain_graph=True, allow_unused=True
         )
     except RuntimeError as error:
         if "is not implemented" not in str(error):
@@ -148,7 +144,7 @@ def _curvature(backbone: Backbone, gradients: Tensor, own: Tensor) -> Tensor:
             f"backbones.{backbone.name}: shapleycam needs second derivatives, and {error}; "
             "leave it out of cam.methods, or take no maps of lower stages"
         ) from None
-    return torch.zeros_like(own) if found is None else found
+    return torch.zeros_like(values) if product is None else product
 
 
 def _attention(wanted: Wanted) -> AbstractContextManager[None]:
@@ -167,9 +163,9 @@ def _recorded(backbone: Backbone, count: int, bottom: int) -> Iterator[list[Tens
 
     def take(_: Any, __: Any, output: Tensor) -> Tensor:
         level = count - len(taken)
-        found = output if output.requires_grad else output.detach().requires_grad_(level <= bottom)
-        taken.append(found)
-        return found.clone()
+        values = output if output.requires_grad else output.detach().requires_grad_(level <= bottom)
+        taken.append(values)
+        return values.clone()
 
     handles = [module.register_forward_hook(take) for module in backbone.below(count)]
     try:

@@ -1,13 +1,13 @@
 """Base models over images: one read of a batch feeds all of them, one pass each gives everything.
 
 The trunk runs in bfloat16 where the hardware multiplies it natively, the head and its gradients always
-in float32. What is found stays on the device until the images are through: a copy per batch would wait
-for the device each time.
+in float32. Outputs stay on the device until the images are through: a copy per batch would wait for the
+device each time.
 
-The base models of a stack, held in memory together while images stream past.
-
-Where they do not fit into the memory that they may have, they take turns: a portion of images is seen by
-one group of them after the other, so that each is loaded once for many images.
+Stage two and the prediction both go through `extract`. For a prediction the base models of a stack are
+held together while images stream past; where they do not fit into the memory that they may have, they
+take turns: a portion of images is seen by one group of them after the other, so that each is loaded once
+for many images.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from torch import Tensor
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.checkpoint import load_checkpoint
 from stacker.backbones.devices import Machine
-from stacker.maps.cam import Answers, Wanted, look
+from stacker.maps.cam import Output, Wanted, look
 from stacker.run import BaseModel
 
+log = logging.getLogger(__name__)
 Arrays = dict[str, np.ndarray]
 K = TypeVar("K", bound=Hashable)  # what a base model is called
+PORTION_BYTES = 64_000_000  # pixels that are held while base models take turns
 
 
 def extract(
@@ -45,23 +47,23 @@ def extract(
     `batches` are pixels_BHWC, uint8, on the backbones' device; `on_batch` hears how many images times
     base models are done.
     """
-    found: dict[K, list[Answers]] = {name: [] for name in backbones}
+    outputs: dict[K, list[Output]] = {name: [] for name in backbones}
     for pixels_BHWC in batches:
         for name, backbone in backbones.items():
             images_BCHW = backbone.normalise(pixels_BHWC)
-            found[name].append(look(backbone, images_BCHW, wanted[name], precision))
+            outputs[name].append(look(backbone, images_BCHW, wanted[name], precision))
         on_batch(len(pixels_BHWC) * len(backbones))
-    return {name: _join(answers) for name, answers in found.items()}
+    return {name: _join(of_batches) for name, of_batches in outputs.items()}
 
 
-def _join(answers: list[Answers]) -> Arrays:
-    """Put the answers to all batches together, in the memory of the CPU."""
-    pieces = {
-        "features": [a.embedding_BD for a in answers],
-        "logits": [a.logits_BK for a in answers],
-        **{name: [a.maps[name] for a in answers] for name in answers[0].maps},
+def _join(outputs: list[Output]) -> Arrays:
+    """Put the outputs for all batches together, in the memory of the CPU."""
+    tensors = {
+        "features": [output.embedding_BD for output in outputs],
+        "logits": [output.logits_BK for output in outputs],
+        **{name: [output.maps[name] for output in outputs] for name in outputs[0].maps},
     }
-    return {name: torch.cat(values).cpu().numpy() for name, values in pieces.items()}
+    return {name: torch.cat(values).cpu().numpy() for name, values in tensors.items()}
 
 
 def classifier_bias(backbone: Backbone) -> tuple[float, ...]:
@@ -78,11 +80,7 @@ def classifier_bias(backbone: Backbone) -> tuple[float, ...]:
     if embedding_BD.shape != mean_BC.shape or not torch.allclose(embedding_BD, mean_BC, atol=1e-5):
         return ()
     bias = backbone.model.get_classifier().bias
-    return tuple(float(value) for value in (bias if bias is not None else []))
-
-
-log = logging.getLogger(__name__)
-PORTION_BYTES = 64_000_000  # pixels that are held while base models take turns
+    return tuple(bias.tolist()) if bias is not None else ()
 
 
 @dataclass
@@ -126,7 +124,7 @@ class Ensemble:
 
     def ask(self, pixels: Sequence[np.ndarray]) -> dict[BaseModel, Arrays]:
         """Return what every base model says of some images."""
-        found: dict[BaseModel, Arrays] = {}
+        arrays: dict[BaseModel, Arrays] = {}
         for names in self.rounds:
             batches = (
                 torch.from_numpy(np.stack(pixels[start : start + self.batch_size])).to(
@@ -134,8 +132,8 @@ class Ensemble:
                 )
                 for start in range(0, len(pixels), self.batch_size)
             )
-            found |= extract(self._hold(names), batches, self.wanted, self.precision)
-        return found
+            arrays |= extract(self._hold(names), batches, self.wanted, self.precision)
+        return arrays
 
     def _hold(self, names: Sequence[BaseModel]) -> dict[BaseModel, Backbone]:
         """Return some base models on the device; others that are held give way."""

@@ -5,16 +5,13 @@ looks. Methods carry the names of the grad-cam package and give its maps, for a 
 device. They differ in one thing: the sign of a principal component, which the package leaves to LAPACK,
 is the sign of what was decomposed.
 
-    B images, C channels, h w the grid's rows and columns
+The last two have no formula: they mask or remove one channel after the other and see what becomes of the
+logits. That costs hundreds to thousands of passes per image, which all classes share. ScoreCAM masks the
+image and runs the whole model. AblationCAM sets a channel of the last grid to zero, as its paper does,
+and runs the head alone; the grad-cam package departs from the paper where a grid has negative values.
 
-Maps by trying: mask or remove one channel after the other, and see what becomes of the logits.
-
-Each channel costs a pass, so these methods cost hundreds to thousands of passes per image; all classes
-share them. ScoreCAM masks the image and runs the whole model. AblationCAM sets a channel of the last
-grid to zero, as its paper does, and runs the head alone; the grad-cam package departs from the paper
-where a grid has negative values.
-
-    C channels, K classes, h w the grid's rows and columns, N channels that are tried at once
+    B images, K classes, C channels, N channels that are tried at once
+    h w the grid's rows and columns, L its cells
 """
 
 from __future__ import annotations
@@ -28,6 +25,8 @@ from torch.nn.functional import interpolate
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.cut import Features
 from stacker.backbones.devices import autocast
+
+CHANNELS_AT_ONCE = 64  # that are tried
 
 
 def gradcam(activations_BChw: Tensor, gradients_BChw: Tensor) -> Tensor:
@@ -190,9 +189,6 @@ def _weighted(weights_BC: Tensor, activations_BChw: Tensor) -> Tensor:
     return (weights_BC[:, :, None, None] * activations_BChw).sum(dim=1)
 
 
-CHANNELS_AT_ONCE = 64
-
-
 @torch.no_grad()
 def scorecam(
     backbone: Backbone, images_BCHW: Tensor, features: Features, precision: torch.dtype
@@ -200,11 +196,11 @@ def scorecam(
     """Wang et al. 2020, without the ReLU: channels weighted by the softmax of what they let through."""
     maps = []
     for image_3HW, grid_Chw in zip(images_BCHW, features.grid_BChw, strict=True):
-        found = [
+        logits = [
             _logits_of_masked(backbone, image_3HW, grid_Nhw, precision)
             for grid_Nhw in grid_Chw.split(CHANNELS_AT_ONCE)
         ]
-        weights_CK = torch.cat(found).softmax(dim=0)
+        weights_CK = torch.cat(logits).softmax(dim=0)
         maps.append(torch.einsum("ck,chw->khw", weights_CK, grid_Chw))
     return torch.stack(maps)
 
@@ -232,11 +228,12 @@ def ablationcam(
     for i, grid_Chw in enumerate(features.grid_BChw):
         rest = None if features.rest is None else features.rest[i : i + 1]
         whole_1K = backbone.head(grid_Chw[None], rest)[1]
-        found = [
+        channels_C = torch.arange(len(grid_Chw), device=grid_Chw.device)
+        logits = [
             _logits_without(backbone, grid_Chw, rest, channels_N)
-            for channels_N in torch.arange(len(grid_Chw), device=grid_Chw.device).split(CHANNELS_AT_ONCE)
+            for channels_N in channels_C.split(CHANNELS_AT_ONCE)
         ]
-        weights_CK = (whole_1K - torch.cat(found)) / whole_1K
+        weights_CK = (whole_1K - torch.cat(logits)) / whole_1K
         maps.append(torch.einsum("ck,chw->khw", weights_CK, grid_Chw))
     return torch.stack(maps)
 

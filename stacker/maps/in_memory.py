@@ -25,7 +25,7 @@ from stacker.config.data import ImagesConfig
 from stacker.config.stacking import PERTURBING, MethodName
 from stacker.data.images import UnusableError, decode, decode_picture, each_of, require_pixels
 from stacker.errors import BackboneError, ConfigError, DataError, require_one_of
-from stacker.maps.cam import Answers, Wanted, look
+from stacker.maps.cam import Output, Wanted, look
 
 CONTRACT = ("forward_features", "forward_head", "get_classifier")
 PRECISIONS = ("fp32", "bf16", "auto")
@@ -71,7 +71,7 @@ def cam(
     wanted = {"maps": (method, lower)}
     facts = _facts(model, size, mean, std)
     batches = _batches(images, ImagesConfig(size=facts["size"]), batch_size)
-    found: list[Answers] = []
+    found: list[Output] = []
     backbone: Backbone | None = None
     with torch.inference_mode(mode=False):
         for batch in batches:
@@ -130,7 +130,7 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _answer(backbone: Backbone, batch: Tensor, wanted: Wanted, precision: str) -> Answers:
+def _answer(backbone: Backbone, batch: Tensor, wanted: Wanted, precision: str) -> Output:
     """Return what a backbone says of a batch, in the memory of the CPU: there may be many."""
     device = _device(backbone.model)
     batch = batch.to(device)
@@ -142,7 +142,7 @@ def _answer(backbone: Backbone, batch: Tensor, wanted: Wanted, precision: str) -
         )
     said = look(backbone, images_BCHW.detach(), wanted, choose_precision(precision, device))
     maps = {name: values.cpu() for name, values in said.maps.items()}
-    return Answers(said.embedding_BD.cpu(), said.logits_BK.cpu(), maps)
+    return Output(said.embedding_BD.cpu(), said.logits_BK.cpu(), maps)
 
 
 def _batches(images: Images, config: ImagesConfig, size: int) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from a copy of their weights that the run keeps.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from stacker.backbones.backbone import create
 from stacker.backbones.checkpoint import read_facts, save_checkpoint
 from stacker.backbones.devices import Machine
-from stacker.backbones.weights import require_unseen, trained_on, weights_file
+from stacker.backbones.weights import require_unseen, trained_on, weights_sha256
 from stacker.caches.format import Provenance, Rows, describe_preprocessing, part_file
 from stacker.caches.reader import open_cache
 from stacker.caches.rows import unseen
@@ -29,7 +29,7 @@ from stacker.data.folds import Fold
 from stacker.errors import CacheError, RunError
 from stacker.files import digest, file_sha256, held, versions
 from stacker.maps.cam import Wanted
-from stacker.run import FROZEN, Run
+from stacker.run import FROZEN, BaseModel, Run
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Piece:
 class Target:
     """A cache that a run should have: where, made by what, of which images, piece by piece."""
 
-    backbone: str
-    fold: str
+    base: BaseModel
     model: Path
     folder: Path
     provenance: Provenance
@@ -60,31 +59,31 @@ class Target:
     @property
     def name(self) -> str:
         """The cache as people call it."""
-        return f"{self.backbone}/{self.fold}"
+        return str(self.base)
 
     @property
     def images(self) -> int:
         """How many images it is about."""
         return sum(len(piece.images) for piece in self.pieces)
 
-    def count(self, numbers: Sequence[int]) -> int:
-        """Return how many images lie in some of its parts."""
-        return sum(len(self.pieces[number].images) for number in numbers)
+    @property
+    def files(self) -> list[Path]:
+        """The files of its parts."""
+        return [part_file(self.folder, number) for number in range(len(self.pieces))]
 
     def missing(self) -> dict[int, str]:
         """Return the parts that are not there as they should be, by their digests: number and reason."""
-        found = {}
-        for number, piece in enumerate(self.pieces):
+        reasons = {}
+        for number, (file, piece) in enumerate(zip(self.files, self.pieces, strict=True)):
             try:
-                examine_part(part_file(self.folder, number), piece.rows, self.provenance)
+                examine_part(file, piece.rows, self.provenance)
             except CacheError as error:
-                found[number] = error.what
-        return found
+                reasons[number] = error.what
+        return reasons
 
     def strays(self) -> list[Path]:
         """Return files that look like parts of it and are none."""
-        own = {part_file(self.folder, number) for number in range(len(self.pieces))}
-        return sorted(set(self.folder.glob("part-*.h5")) - own)
+        return sorted(set(self.folder.glob("part-*.h5")) - set(self.files))
 
     def is_whole(self) -> bool:
         """Say whether the index and just these parts are there; the parts' content is `missing`'s."""
@@ -92,26 +91,48 @@ class Target:
             cache = open_cache(self.folder)
         except CacheError:
             return False
-        expected = [part_file(self.folder, number) for number in range(len(self.pieces))]
-        same = cache.provenance == self.provenance and list(cache.parts) == expected
+        same = cache.provenance == self.provenance and list(cache.parts) == self.files
         return same and not self.strays()
 
 
 def list_targets(run: Run) -> list[Target]:
     """Return the caches of a run; raise RunError when a model is not there yet."""
-    return [make_target(run, name, fold) for name, fold in planned(run)]
+    return [make_target(run, base, fold) for base, fold in planned(run)]
 
 
-def planned(run: Run) -> list[tuple[str, Fold | None]]:
-    """Return backbone and fold of every cache that a run should have; None for frozen backbones."""
-    return [*run.jobs(), *((name, None) for name in run.config.frozen)]
+def planned(run: Run) -> list[tuple[BaseModel, Fold | None]]:
+    """Return base model and fold of every cache that a run should have; None for frozen backbones."""
+    trained = [(BaseModel(name, fold.name), fold) for name, fold in run.jobs()]
+    return [*trained, *((BaseModel(name, FROZEN), None) for name in run.config.frozen)]
 
 
-def make_target(run: Run, backbone: str, fold: Fold | None) -> Target:
+def make_target(run: Run, base: BaseModel, fold: Fold | None) -> Target:
     """Return one cache of a run; raise RunError when its model is not there yet."""
+    model, images, cam = run.model_file(*base), run.config.images, run.config.cam
+    if not model.exists():
+        stage = "cache" if base.is_frozen else "train"
+        raise RunError(f"{model}: no such base model; run 'stacker {stage} CONFIG' first")
+    facts = read_facts(model)
+    provenance = Provenance(
+        backbone=base.backbone,
+        model_fold=base.fold,
+        classes=run.manifest.classes,
+        group=run.folds.group,
+        checkpoint_sha256=file_sha256(model),
+        manifest_digest=run.manifest.digest,
+        folds_digest=run.folds.digest,
+        training_cases=tuple(facts["training_cases"]),
+        target_layer=facts["target_layer"],
+        methods=() if base.is_frozen else tuple(cam.methods),
+        lower=0 if base.is_frozen else cam.lower,
+        preprocessing=describe_preprocessing(images.size, images.resize, facts["mean"], facts["std"]),
+        precision=Machine.of(run.config).arithmetic,
+        versions=json.dumps(versions()),
+    )
+    wanted = {} if base.is_frozen else cam.maps
     parts = [fold] if fold is not None else list(run.folds.folds)
     pieces = tuple(piece for part in (*parts, None) for piece in _cut(run, part))
-    return _target(run, backbone, FROZEN if fold is None else fold.name, pieces)
+    return Target(base, model, run.cache_folder(*base), provenance, wanted, pieces)
 
 
 def _cut(run: Run, fold: Fold | None) -> Iterator[Piece]:
@@ -123,43 +144,16 @@ def _cut(run: Run, fold: Fold | None) -> Iterator[Piece]:
         yield Piece(images[chosen], rows.take(chosen))
 
 
-def _target(run: Run, backbone: str, fold: str, pieces: tuple[Piece, ...]) -> Target:
-    folds, frozen = run.folds, fold == FROZEN
-    model = run.model_file(backbone, fold)
-    if not model.exists():
-        stage = "cache" if frozen else "train"
-        raise RunError(f"{model}: no such base model; run 'stacker {stage} CONFIG' first")
-    facts, images, cam = read_facts(model), run.config.images, run.config.cam
-    provenance = Provenance(
-        backbone=backbone,
-        model_fold=fold,
-        classes=run.manifest.classes,
-        group=folds.group,
-        checkpoint_sha256=file_sha256(model),
-        manifest_digest=run.manifest.digest,
-        folds_digest=folds.digest,
-        training_cases=tuple(facts["training_cases"]),
-        target_layer=facts["target_layer"],
-        methods=() if frozen else tuple(cam.methods),
-        lower=0 if frozen else cam.lower,
-        preprocessing=describe_preprocessing(images.size, images.resize, facts["mean"], facts["std"]),
-        precision=str(Machine.of(run.config).precision).removeprefix("torch."),
-        versions=json.dumps(versions()),
-    )
-    folder = run.cache_folder(backbone, fold)
-    return Target(backbone, fold, model, folder, provenance, {} if frozen else cam.maps, pieces)
-
-
 def keep_frozen(run: Run) -> None:
     """Write the run's copies of its frozen backbones, where they are missing or of other weights."""
     require_unseen(run.config.frozen, run.manifest.cases)
+    size, seed, classes = run.config.images.shape, run.config.seed, run.manifest.classes
     for name, settings in run.config.frozen.items():
-        path, weights = run.model_file(name, FROZEN), weights_file(name, settings)
-        size, seed = run.config.images.shape, run.config.seed
+        path = run.model_file(name, FROZEN)
         identity = digest(
             {
                 "backbone": name,
-                "weights_sha256": file_sha256(weights) if weights else None,
+                "weights_sha256": weights_sha256(name, settings),
                 "settings": settings.model_dump(mode="json"),
                 "size": size,
                 "seed": seed,
@@ -168,11 +162,7 @@ def keep_frozen(run: Run) -> None:
         with held(path.with_name(".lock"), wait=True):
             if not path.exists() or read_facts(path)["identity"] != identity:
                 torch.manual_seed(seed)
-                backbone = create(name, len(run.manifest.classes), settings, size)
-                facts: dict[str, Any] = {
-                    "identity": identity,
-                    "classes": run.manifest.classes,
-                    "fold": FROZEN,
-                }
+                backbone = create(name, len(classes), settings, size)
+                facts: dict[str, Any] = {"identity": identity, "classes": classes, "fold": FROZEN}
                 facts |= {"training_cases": trained_on(name, settings), "versions": versions()}
                 save_checkpoint(path, backbone, facts)

@@ -15,20 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from stacker.caches.format import INDEX, part_file
+from stacker.caches.format import INDEX
 from stacker.caches.reader import open_cache, opened, read_dataset, read_provenance
-from stacker.caches.rows import refuse_leaks, rows_of_cache
+from stacker.caches.rows import refuse_leaks, refuse_trained_images, rows_of_cache
 from stacker.data.folds import Fold
 from stacker.errors import BackboneError, CacheError, RunError
 from stacker.maps.targets import Target, make_target, planned
-from stacker.run import FROZEN, Run
+from stacker.run import BaseModel, Run
 
 SUMMING = ("gradcam", "hirescam")  # the methods whose maps sum to the logit behind an average
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one cache: nothing, if it is as it should be."""
+    """What is wrong with one cache: nothing, if it is as it should be."""
 
     name: str
     whole: int
@@ -39,55 +39,46 @@ class Verdict:
 
 def verify(run: Run) -> list[Verdict]:
     """Examine every cache that a run should have, and name folders that are none of them."""
-    found = []
-    expected = set()
-    for backbone, fold in planned(run):
-        name = f"{backbone}/{FROZEN if fold is None else fold.name}"
-        expected.add(name)
-        try:
-            target = make_target(run, backbone, fold)
-        except (RunError, BackboneError) as error:
-            found.append(Verdict(name, 0, 0, 0, (str(error),)))
-            continue
-        missing = target.missing()
-        problems = (*_bad_parts(target, missing), *_bad_index(run, target, fold, missing))
-        whole = len(target.pieces) - len(missing)
-        found.append(Verdict(name, whole, len(target.pieces), target.images, problems))
-    there = {f"{each.parent.name}/{each.name}" for each in run.path.glob("cache/*/*/")}
+    verdicts = [_examine(run, base, fold) for base, fold in planned(run)]
+    strangers = {f"{folder.parent.name}/{folder.name}" for folder in run.path.glob("cache/*/*/")}
+    strangers -= {verdict.name for verdict in verdicts}
     stranger = "is none of this run's caches; remove the folder"
-    return [*found, *(Verdict(name, 0, 0, 0, (stranger,)) for name in sorted(there - expected))]
+    return [*verdicts, *(Verdict(name, 0, 0, 0, (stranger,)) for name in sorted(strangers))]
+
+
+def _examine(run: Run, base: BaseModel, fold: Fold | None) -> Verdict:
+    """Return what is wrong with the parts of a cache, or where they are right with the whole of it."""
+    try:
+        target = make_target(run, base, fold)
+    except (RunError, BackboneError) as error:
+        return Verdict(str(base), 0, 0, 0, (str(error),))
+    missing = target.missing()
+    problems = list(_bad_parts(target, missing))
+    if not missing:
+        problems += _complaints(_examine_index, target.folder, target.files)
+        rows = rows_of_cache(run.manifest, run.folds, fold)
+        problems += _complaints(refuse_leaks, rows, target.provenance, target.name)
+        if fold is not None:
+            whose = (target.name, fold, run.manifest, run.folds)
+            problems += _complaints(refuse_trained_images, rows, *whose)
+    parts = len(target.pieces)
+    return Verdict(target.name, parts - len(missing), parts, target.images, tuple(problems))
 
 
 def _bad_parts(target: Target, missing: Mapping[int, str]) -> Iterator[str]:
     """Yield what is wrong with the parts of a cache; those that are not there in one line."""
-    absent = [number for number in missing if not part_file(target.folder, number).exists()]
+    absent = [number for number in missing if not target.files[number].exists()]
     if absent:
-        first = part_file(target.folder, absent[0])
-        yield f"{first} is missing" + (f", and {len(absent) - 1} more are" if len(absent) > 1 else "")
+        more = f", and {len(absent) - 1} more are" if len(absent) > 1 else ""
+        yield f"{target.files[absent[0]]} is missing{more}"
     yield from (why for number, why in missing.items() if number not in absent)
-    for number in range(len(target.pieces)):
+    for number, file in enumerate(target.files):
         if number not in missing:
-            yield from _said(_examine_sums, part_file(target.folder, number))
+            yield from _complaints(_examine_sums, file)
     yield from (f"{stray} is none of its parts" for stray in target.strays())
 
 
-def _bad_index(run: Run, target: Target, fold: Fold | None, missing: Mapping[int, str]) -> Iterator[str]:
-    """Yield what is wrong with the whole of a cache whose parts are right: its index, and leaks."""
-    if missing:
-        return
-    paths = [part_file(target.folder, number) for number in range(len(target.pieces))]
-    yield from _said(_examine_index, target.folder, paths)
-    rows = rows_of_cache(run.manifest, run.folds, fold)
-    yield from _said(refuse_leaks, rows, target.provenance, target.name)
-    if fold is not None:
-        trained = run.manifest.rows_of(run.folds.group, (*fold.train, *fold.validation))
-        ids = {run.manifest.images[row].id.encode() for row in trained}
-        leaked = [image for image in rows.image_id if image in ids]
-        if leaked:
-            yield f"{len(leaked)} images trained their own model, e.g. {leaked[0].decode()}"
-
-
-def _said(examine: Callable[..., None], *arguments: Any) -> list[str]:
+def _complaints(examine: Callable[..., None], *arguments: Any) -> list[str]:
     """Return what an examination complains about."""
     try:
         examine(*arguments)

@@ -16,7 +16,7 @@ import numpy as np
 
 from stacker.caches.format import AGAIN, Provenance, Rows
 from stacker.caches.reader import Cache, open_cache
-from stacker.caches.rows import _refuse_trained_images, refuse_leaks, rows_of_cache
+from stacker.caches.rows import refuse_leaks, refuse_trained_images, rows_of_cache
 from stacker.data.folds import Fold
 from stacker.errors import CacheError
 from stacker.files import digest, file_sha256
@@ -54,7 +54,7 @@ def _open(run: Run, backbone: str, fold: Fold | None) -> Cache:
     _check_origin(cache, base, run)
     refuse_leaks(cache.rows, cache.provenance, str(base))
     if fold is not None:
-        _refuse_trained_images(cache, str(base), fold, run.manifest, run.folds)
+        refuse_trained_images(cache.rows, str(base), fold, run.manifest, run.folds)
     if not cache.rows.equals(rows_of_cache(run.manifest, run.folds, fold)):
         raise CacheError(f"{cache.folder} holds other images than the split of this run says", AGAIN)
     _check_model(cache, run.model_file(*base))

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from stacker.backbones.batches import Subset
-from stacker.backbones.devices import constant
+from stacker.backbones.devices import Subset
 from stacker.config.training import AugmentConfig, Balance
 
 # Optical densities of haematoxylin, eosin and their complement: Ruifrok and Johnston 2001.
@@ -80,18 +79,16 @@ def _rotate(colours_BHWC: Tensor, degrees: float, rng: torch.Generator) -> Tenso
 
 
 @cache
-def _stains() -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
+def _stains(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the stains' densities, of length one, and the matrix that tells amounts from densities."""
     stains_33 = torch.tensor(STAINS, dtype=torch.float64)
     stains_33 = stains_33 / stains_33.norm(dim=1, keepdim=True)
-    pair = (stains_33, torch.linalg.inv(stains_33))
-    densities, inverse = (tuple(tuple(row) for row in matrix.tolist()) for matrix in pair)
-    return densities, inverse
+    return stains_33.float().to(device), torch.linalg.inv(stains_33).float().to(device)
 
 
 def _jitter_stains(colours_BHWC: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     """Vary how much of each stain there is: Tellez et al. 2018, in the stains' own optical density."""
-    stains_33, inverse_33 = (constant(values, colours_BHWC.device) for values in _stains())
+    stains_33, inverse_33 = _stains(colours_BHWC.device)
     density = -torch.log(colours_BHWC.clamp_min(1 / 255))
     draw = _uniform((2, len(colours_BHWC), 1, 1, 3), rng, colours_BHWC.device) * strength
     amounts = density @ inverse_33
@@ -147,7 +144,7 @@ def _piece(side: int, share: float, rng: torch.Generator) -> tuple[int, int]:
     return max(0, round(centre - length / 2)), min(side, round(centre + length / 2))
 
 
-def draw_order(part: Subset, balance: Balance, rng: np.random.Generator) -> np.ndarray:
+def draw_order(subset: Subset, balance: Balance, rng: np.random.Generator) -> np.ndarray:
     """Return the rows of an epoch in random order, each class spread evenly, so every batch has its mix.
 
     What all images have in common then cancels in a batch's gradient from the first step on, which a
@@ -155,7 +152,7 @@ def draw_order(part: Subset, balance: Balance, rng: np.random.Generator) -> np.n
     many rows as there are, but equally many of each class, some of a rare one again and again; `cases`
     also takes equally many of each case of a class: one of many images is not learnt by heart.
     """
-    labels = part.labels[part.rows]
+    labels = subset.labels[subset.rows]
     present = np.unique(labels)
     drawn, places = [], []
     for label, share in zip(present, _cut_evenly(len(labels), len(present)), strict=True):
@@ -163,10 +160,10 @@ def draw_order(part: Subset, balance: Balance, rng: np.random.Generator) -> np.n
         if balance == "sampling":
             members = _draw(members, share, rng)
         elif balance == "cases":
-            members = _draw_by_case(members, part.cases[part.rows], share, rng)
+            members = _draw_by_case(members, subset.cases[subset.rows], share, rng)
         drawn.append(rng.permutation(members))
         places.append((np.arange(len(members)) + rng.random(len(members))) / len(members))
-    rows: np.ndarray = part.rows[np.concatenate(drawn)[np.argsort(np.concatenate(places))]]
+    rows: np.ndarray = subset.rows[np.concatenate(drawn)[np.argsort(np.concatenate(places))]]
     return rows
 
 
@@ -176,8 +173,8 @@ def _draw_by_case(
     """Return so many of the members, equally many of each case."""
     names = rng.permutation(np.unique(cases[members]))
     shares = _cut_evenly(count, len(names))
-    own = (members[cases[members] == name] for name in names)
-    return np.concatenate([_draw(each, n, rng) for each, n in zip(own, shares, strict=True)])
+    by_case = (members[cases[members] == name] for name in names)
+    return np.concatenate([_draw(rows, n, rng) for rows, n in zip(by_case, shares, strict=True)])
 
 
 def _draw(members: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def begin(config: Config) -> Run:
     """Start a run, or reopen it; raise before anything is written when the data is unusable."""
-    _require_usable(config)
+    require_usable(config)
     if has_begun(config):
         run = reopen(config)
         _require_fitting(config, run.manifest)
@@ -44,7 +44,7 @@ def begin(config: Config) -> Run:
     return run.with_split(manifest, folds)
 
 
-def _require_usable(config: Config) -> None:
+def require_usable(config: Config) -> None:
     """Raise StackerError for a backbone, a weights file or an optimizer that is not there."""
     backbones = {**config.backbones, **config.frozen}
     require_known(list(backbones))

@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,7 +29,7 @@ from stacker.backbones.weights import model_settings
 from stacker.data.folds import fold_name
 from stacker.errors import BackboneError, ConfigError, require_one_of
 from stacker.files import digest, file_sha256, publish, write_json
-from stacker.run import Run, open_run
+from stacker.run import Run
 
 Form = Literal["timm", "onnx"]
 Facts = dict[str, Any]
@@ -62,7 +62,9 @@ def export(
     Backbone and fold may be left out where the run has one. Raise BackboneError, and write nothing,
     where the base model is not trained yet or the export does not answer as it does.
     """
-    backbone, fold = _choose(run, backbone, fold)
+    backbone = _choose(run, "backbone", backbone, list(run.config.backbones))
+    folds = [known.name for known in run.folds.folds]
+    fold = _choose(run, "fold", fold and fold_name(fold), folds)
     path = out or run.path / "export" / f"{backbone}-{fold}{SUFFIXES[form]}"
     if path.suffix != SUFFIXES[form]:
         raise ConfigError(f"--out: {path} is to be a file for {form}; end its name in {SUFFIXES[form]}")
@@ -75,24 +77,20 @@ def export(
     with publish(path) as temporary:
         deviation = _compare(path, base, write(temporary, base, about))
     if form == "timm":
-        own = {"file": path.name, "sha256": file_sha256(path), "load": _load_line(path, base, about)}
-        write_json(path.with_suffix(".json"), own | about)
+        file = {"file": path.name, "sha256": file_sha256(path), "load": _load_line(path, base, about)}
+        write_json(path.with_suffix(".json"), file | about)
     size, classes = path.stat().st_size, about["classes"]
     return Exported(path, form, backbone, fold, classes, base.size, size, deviation)
 
 
-def _choose(run: Run, backbone: str | None, fold: str | None) -> tuple[str, str]:
-    """Return backbone and fold by name; raise ConfigError for an unknown one or an open choice."""
-    fold = None if fold is None else fold_name(fold)
-    folds = [each.name for each in open_run(run.path).folds.folds]
-    chosen = []
-    for kind, name, known in (("backbone", backbone, list(run.config.backbones)), ("fold", fold, folds)):
-        if name is None and len(known) > 1:
-            names = ", ".join(known)
-            raise ConfigError(f"{run.path} has {len(known)} {kind}s; choose with --{kind}: {names}")
-        chosen.append(known[0] if name is None else name)
-        require_one_of(f"{kind} of this run", chosen[-1:], known)
-    return chosen[0], chosen[1]
+def _choose(run: Run, kind: str, name: str | None, known: Sequence[str]) -> str:
+    """Return the name of a backbone or fold; raise ConfigError for an unknown one or an open choice."""
+    if name is None and len(known) > 1:
+        names = ", ".join(known)
+        raise ConfigError(f"{run.path} has {len(known)} {kind}s; choose with --{kind}: {names}")
+    chosen = known[0] if name is None else name
+    require_one_of(f"{kind} of this run", [chosen], known)
+    return chosen
 
 
 def _about(base: Backbone, facts: Facts) -> Facts:
@@ -121,8 +119,8 @@ def _write_timm(path: Path, base: Backbone, about: Facts) -> Ask:
     with path.open("wb") as file:  # given a name, torch would write it into the file
         torch.save(state, file)
     model = timm.create_model(base.name, checkpoint_path=str(path), **_settings(base, about))
-    answer: Ask = model.eval().requires_grad_(False)
-    return answer
+    ask: Ask = model.eval().requires_grad_(False)
+    return ask
 
 
 def _load_line(path: Path, base: Backbone, about: Facts) -> str:
@@ -181,17 +179,17 @@ def _trace(base: Backbone) -> Any:
     return proto
 
 
-def _compare(path: Path, base: Backbone, answer: Ask) -> float:
+def _compare(path: Path, base: Backbone, ask: Ask) -> float:
     """Return the largest deviation of the logits; raise BackboneError where it is no rounding."""
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for count in (1, 3):
         pixels = torch.randint(256, (count, *base.size, 3), dtype=torch.uint8, generator=generator)
         images_BCHW = base.normalise(pixels).contiguous()
         with torch.no_grad():
-            expected, found = base.model(images_BCHW), answer(images_BCHW)
+            expected, logits = base.model(images_BCHW), ask(images_BCHW)
         allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
-        deviation = float((found - expected).abs().max())
-        if found.shape != expected.shape or not deviation <= allowed:  # nan is no rounding either
+        deviation = float((logits - expected).abs().max())
+        if logits.shape != expected.shape or not deviation <= allowed:  # nan is no rounding either
             raise BackboneError(
                 f"{path}: not written, as its logits deviate from the base model's by {deviation:.2g}, "
                 f"and {allowed:.2g} is allowed; try other versions of torch and timm, or the other --to"

@@ -19,22 +19,20 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import Backbone, create, require_linear
-from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import read_facts, save_checkpoint
-from stacker.backbones.devices import Machine
-from stacker.backbones.stages import require_stages
-from stacker.backbones.weights import build, drop_settings, trained_on, weights_file
-from stacker.config.training import BackboneConfig
+from stacker.backbones.devices import Machine, Subset
+from stacker.backbones.weights import build, drop_settings, trained_on, weights_sha256
+from stacker.config.training import BackboneConfig, TrainConfig
 from stacker.data.folds import Fold, fold_name
 from stacker.data.store import Pixels
 from stacker.errors import BackboneError, RunError, require_one_of
-from stacker.files import digest, file_sha256, held, require_space, sweep, versions
+from stacker.files import digest, held, require_space, sweep, versions
 from stacker.progress import bar
-from stacker.run import Run
+from stacker.run import BaseModel, Run
 from stacker.training.loop import finetune
-from stacker.training.snapshot import Snapshot, load_snapshot
-from stacker.training.validation import Epoch
-from stacker.training.watch import Watch
+from stacker.training.measures import Epoch
+from stacker.training.optimizer import require_stages
+from stacker.training.record import Snapshot, Watch, load_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -48,32 +46,36 @@ class Job:
     fold: Fold
 
     @property
-    def name(self) -> str:
-        """The job as people call it."""
-        return f"{self.backbone}/{self.fold.name}"
+    def base(self) -> BaseModel:
+        """The base model, whose name is the job's."""
+        return BaseModel(self.backbone, self.fold.name)
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """How the backbone is trained."""
+        return self.run.config.recipe(self.backbone)
 
     @property
     def path(self) -> Path:
         """The base model's file."""
-        return self.run.model_file(self.backbone, self.fold.name)
+        return self.run.model_file(*self.base)
 
     @property
     def seed(self) -> int:
         """Where the job's randomness starts."""
-        return int(digest([self.run.config.seed, self.backbone, self.fold.name]), 16) % 2**31
+        return int(digest([self.run.config.seed, *self.base]), 16) % 2**31
 
     @property
     def identity(self) -> str:
         """Stand for all that decides the base model's weights."""
         run, config = self.run, self.run.config
         settings = config.backbones[self.backbone]
-        weights = weights_file(self.backbone, settings)
         return digest(
             {
                 "backbone": self.backbone,
-                "weights_sha256": file_sha256(weights) if weights else None,
+                "weights_sha256": weights_sha256(self.backbone, settings),
                 "settings": settings.model_dump(mode="json", exclude={"train"}),
-                "recipe": config.recipe(self.backbone).model_dump(mode="json"),
+                "recipe": self.recipe.model_dump(mode="json"),
                 "images": config.images.model_dump(mode="json"),
                 "seed": config.seed,
                 "fold": self.fold.name,
@@ -85,34 +87,33 @@ class Job:
     @property
     def images(self) -> int:
         """How many images the job will see, epoch by epoch: what its progress is counted in."""
-        fit = self.run.manifest.rows_of(self.run.folds.group, self.fold.train)
-        return len(fit) * self.run.config.recipe(self.backbone).epochs
+        return len(self.run.manifest.rows_of(self.run.folds.group, self.fold.train)) * self.recipe.epochs
 
     def build(self) -> Backbone:
         """Return the backbone that the job starts from: the same one whenever it is built."""
         run, config = self.run, self.run.config
         torch.manual_seed(self.seed)
-        settings, drop = config.backbones[self.backbone], drop_settings(config.recipe(self.backbone))
+        settings, drop = config.backbones[self.backbone], drop_settings(self.recipe)
         return create(self.backbone, len(run.manifest.classes), settings, config.images.shape, drop)
 
     def parts(self, pixels: Pixels) -> tuple[Subset, Subset]:
-        """Return what the model is fitted on, and what its best epoch is chosen by."""
+        """Return what the model is trained on, and what its best epoch is chosen by."""
         manifest, group = self.run.manifest, self.run.folds.group
         cases = np.array(manifest.cases)
-        fit, validation = (
+        train, validation = (
             Subset(pixels, manifest.labels, manifest.rows_of(group, groups), cases)
             for groups in (self.fold.train, self.fold.validation)
         )
-        return fit, validation
+        return train, validation
 
     def is_done(self) -> bool:
         """Say whether the base model is there; raise RunError when another run's is."""
         if not self.path.exists():
             return False
-        found, expected = read_facts(self.path)["identity"], self.identity
-        if found != expected:
+        identity, expected = read_facts(self.path)["identity"], self.identity
+        if identity != expected:
             raise RunError(
-                f"{self.path} was trained for another run (identity {found}, expected {expected}); "
+                f"{self.path} was trained for another run (identity {identity}, expected {expected}); "
                 "delete it and run 'stacker train CONFIG' again"
             )
         return True
@@ -145,32 +146,27 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
     """
     if not jobs:
         return []
-    config = jobs[0].run.config
-    machine = Machine.of(config).set_up()
+    machine = Machine.of(jobs[0].run.config).set_up()
     for job in {job.backbone: job for job in jobs}.values():
         _require_usable(job)
     elsewhere, failures = [], []
     with bar("train", sum(job.images for job in jobs)) as advance:
         for job in jobs:
-            with held(job.path.with_name(".lock")) as mine:
-                if not mine:
-                    log.info("train %s: another process trains it", job.name)
-                    elsewhere.append(job)
-                    advance(job.images)
-                    continue
-                if job.is_done():  # asked with the lock in hand: the other may have just ended
-                    log.info("train %s: done already", job.name)
+            with held(job.path.with_name(".lock")) as locked:
+                if not locked or job.is_done():  # asked with the lock in hand: it may just be done
+                    state = "done already" if locked else "another process trains it"
+                    log.info("train %s: %s", job.base, state)
+                    elsewhere += [] if locked else [job]
                     advance(job.images)
                     continue
                 try:
                     _train(job, machine, advance)
                 except (BackboneError, torch.OutOfMemoryError) as error:
-                    log.error("train %s: %s", job.name, error)  # noqa: TRY400  # a message, not a bug
-                    failures.append(f"{job.name}: {error}")
+                    log.error("train %s: %s", job.base, error)  # noqa: TRY400  # a message, not a bug
+                    failures.append(f"{job.base}: {error}")
     if failures:
-        raise BackboneError(
-            "\n  ".join([f"{len(failures)} of {len(jobs)} base models failed:", *failures])
-        )
+        count = f"{len(failures)} of {len(jobs)} base models failed:"
+        raise BackboneError("\n  ".join([count, *failures]))
     return [job for job in elsewhere if not job.path.exists()]
 
 
@@ -179,39 +175,36 @@ def _require_usable(job: Job) -> None:
 
     Whether trunk and head are the model takes a forward pass, which the job itself makes.
     """
-    run, name = job.run, job.backbone
-    config, settings = run.config, BackboneConfig(weights="random")
-    recipe, classes = config.recipe(name), len(run.manifest.classes)
+    name, size = job.backbone, job.run.config.images.shape
+    settings, classes = BackboneConfig(weights="random"), len(job.run.manifest.classes)
     try:
         with torch.device("meta"):
-            model = build(name, classes, settings, config.images.shape, drop_settings(recipe))
+            model = build(name, classes, settings, size, drop_settings(job.recipe))
     except RuntimeError:  # it computes with its weights when it is built
         return
     require_linear(name, model)
-    require_stages(name, model, recipe)
+    require_stages(name, model, job.recipe)
 
 
 def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
     """Train one base model from its beginning or its resume file, and publish it."""
-    config, run = job.run.config, job.run
-    recipe, started, shown = config.recipe(job.backbone), time.perf_counter(), 0
+    recipe, started, shown = job.recipe, time.perf_counter(), 0
     machine = replace(machine, seed=job.seed)
-    backbone = job.build()
-    folder = job.path.parent
+    backbone, folder = job.build(), job.path.parent
     sweep(folder)
     weights = sum(t.nbytes for t in backbone.model.state_dict().values())
     require_space(folder, (1 + 2 * recipe.resume_copies) * weights)
     resume_file = folder / "resume.safetensors"
     snapshot = load_snapshot(resume_file, job.identity)
     before: list[Epoch] = snapshot.facts["epochs"] if snapshot else []
-    fit, validation = job.parts(run.pixels())
+    train, validation = job.parts(job.run.pixels())
     if before:
-        log.info("train %s: goes on after epoch %d", job.name, len(before))
+        log.info("train %s: goes on after epoch %d", job.base, len(before))
 
     def on_images(count: int) -> None:
         nonlocal shown
         shown += count
-        advance(count, f"train {job.name}")
+        advance(count, f"train {job.base}")
 
     def on_epoch(epoch: Epoch, take: Callable[[], Snapshot]) -> None:
         watch.see(epoch)
@@ -220,11 +213,11 @@ def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
             taken.facts["identity"] = job.identity
             taken.save(resume_file)
 
-    with closing(Watch(folder, job.name, recipe.epochs, before)) as watch:
-        on_images(len(before) * len(fit.rows))
-        best = finetune(backbone, fit, validation, recipe, machine, on_epoch, on_images, snapshot)
+    with closing(Watch(folder, str(job.base), recipe.epochs, before)) as watch:
+        on_images(len(before) * len(train.rows))
+        best = finetune(backbone, train, validation, recipe, machine, on_epoch, on_images, snapshot)
         watch.end(best)
-    trained = np.concatenate([fit.rows, validation.rows])
+    trained = np.concatenate([train.rows, validation.rows])
     save_checkpoint(job.path, backbone, _facts(job, machine, best, trained))
     resume_file.unlink(missing_ok=True)
     advance(job.images - shown)
@@ -237,7 +230,7 @@ def _record(job: Job, machine: Machine, epochs: Sequence[Epoch], best: Epoch, se
     rate = float(np.median([epoch["images_per_second"] for epoch in epochs]))
     entry |= {"images_per_second": rate, "accumulate": epochs[-1]["accumulate"]}
     entry |= {"device": str(machine.device), "precision": str(machine.precision)}
-    job.run.record("train", {job.name: entry})
+    job.run.record("train", {str(job.base): entry})
 
 
 def _facts(job: Job, machine: Machine, best: Epoch, trained: np.ndarray) -> dict[str, Any]:
@@ -253,7 +246,7 @@ def _facts(job: Job, machine: Machine, best: Epoch, trained: np.ndarray) -> dict
         "manifest_digest": manifest.digest,
         "folds_digest": folds.digest,
         "config": job.run.config.results(),
-        "precision": str(machine.precision).removeprefix("torch."),
+        "precision": machine.arithmetic,
         "versions": versions(),
         "best": {k: v for k, v in best.items() if k not in ("images_per_second", "gpu_gb")},
     }

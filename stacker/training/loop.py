@@ -22,23 +22,20 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import one_hot
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Batch, Subset
-from stacker.backbones.devices import Machine, autocast
-from stacker.backbones.stages import set_trainable
+from stacker.backbones.devices import Batch, Machine, Subset, autocast
 from stacker.config.training import TrainConfig
 from stacker.errors import BackboneError
 from stacker.training.augment import draw_order, mix, vary
-from stacker.training.losses import Loss, to_two_logits
-from stacker.training.optimizer import Schedule, make_optimizer
-from stacker.training.snapshot import Snapshot, State, optimizer_state, restore_optimizer
-from stacker.training.validation import Epoch, merit, settle, validate
+from stacker.training.measures import Epoch, Loss, merit, settle, to_two_logits, validate
+from stacker.training.optimizer import Schedule, make_optimizer, set_trainable
+from stacker.training.record import Snapshot, State, optimizer_state, restore_optimizer
 
 log = logging.getLogger(__name__)
 
 
 def finetune(
     backbone: Backbone,
-    fit: Subset,
+    train: Subset,
     validation: Subset,
     recipe: TrainConfig,
     machine: Machine,
@@ -53,7 +50,7 @@ def finetune(
     BackboneError when the loss is not a number any more.
     """
     recipe = settle(recipe, validation, backbone.name)
-    training = Training(backbone, fit, recipe, machine)
+    training = Training(backbone, train, recipe, machine)
     if snapshot is not None:
         training.restore(snapshot)
     for number in range(len(training.epochs) + 1, recipe.epochs + 1):
@@ -61,8 +58,8 @@ def finetune(
             break
         training.set_trainable(number)
         started = time.perf_counter()
-        order = draw_order(fit, recipe.balance, training.order_rng)[: training.images]
-        batches = fit.batches(order, recipe.batch_size, machine.device)
+        order = draw_order(train, recipe.balance, training.order_rng)[: training.images]
+        batches = train.batches(order, recipe.batch_size, machine.device)
         train_loss = training.run_epoch(batches, on_images)
         seconds = time.perf_counter() - started
         if not math.isfinite(train_loss):
@@ -73,7 +70,7 @@ def finetune(
         epoch = {
             "epoch": number,
             "train_loss": round(train_loss, 6),
-            **training.validate(validation),
+            **validate(training.judged, backbone, validation, training.loss, recipe.batch_size, machine),
             "lr": training.schedule.rate(training.step - 1),
             "accumulate": training.accumulate,
             "images_per_second": round(len(order) / seconds, 1),
@@ -87,22 +84,22 @@ def finetune(
 class Training:
     """What changes while a backbone is trained."""
 
-    def __init__(self, backbone: Backbone, fit: Subset, recipe: TrainConfig, machine: Machine) -> None:
+    def __init__(self, backbone: Backbone, train: Subset, recipe: TrainConfig, machine: Machine) -> None:
         torch.manual_seed(machine.seed)
         if machine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(machine.device)
         self.order_rng = np.random.default_rng(machine.seed)
         self.augment_rng = torch.Generator().manual_seed(machine.seed)
         self.backbone, self.recipe, self.machine = backbone, recipe, machine
-        classes = int(fit.labels.max()) + 1
-        self.loss = Loss(recipe, fit.labels[fit.rows], classes, machine.device)
+        classes = int(train.labels.max()) + 1
+        self.loss = Loss(recipe, train.labels[train.rows], classes, machine.device)
         self.model = backbone.model
         if recipe.loss == "bce":
             self.model.reset_classifier(1)
         self.model.requires_grad_(True).to(machine.device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.model) if machine.compile else self.model
         self.optimizer = make_optimizer(self.model, recipe)
-        self.images = len(fit.rows) - (len(fit.rows) % recipe.batch_size == 1)  # BatchNorm needs two
+        self.images = len(train.rows) - (len(train.rows) % recipe.batch_size == 1)  # BatchNorm needs two
         self.schedule = Schedule(recipe, math.ceil(self.images / recipe.batch_size))
         self.ema = ModelEmaV3(self.model, recipe.ema, use_warmup=True) if recipe.ema else None
         self.accumulate = recipe.accumulate
@@ -114,8 +111,8 @@ class Training:
     @property
     def judged(self) -> nn.Module:
         """The model that is validated and kept: the moving average where there is one."""
-        found: nn.Module = self.ema.module if self.ema else self.model
-        return found
+        model: nn.Module = self.ema.module if self.ema else self.model
+        return model
 
     def set_trainable(self, epoch: int) -> None:
         """Freeze and unfreeze as the recipe has it for an epoch."""
@@ -129,10 +126,8 @@ class Training:
         losses = []
         for pixels_BHWC, labels_B in batches:
             targets_BK = one_hot(labels_B, self.loss.classes).float()
-            colours_BHWC = vary(pixels_BHWC, self.recipe.augment, self.augment_rng)
-            colours_BHWC, targets_BK = mix(
-                colours_BHWC, targets_BK, self.recipe.augment, self.augment_rng
-            )
+            how = (self.recipe.augment, self.augment_rng)
+            colours_BHWC, targets_BK = mix(vary(pixels_BHWC, *how), targets_BK, *how)
             images_BCHW = self.backbone.scale(colours_BHWC)
             self.schedule.apply(self.optimizer, self.step)
             losses.append(self._gradient(images_BCHW, targets_BK))
@@ -189,13 +184,6 @@ class Training:
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
-    def validate(self, part: Subset) -> Epoch:
-        """Return the scores of the judged model."""
-        machine, size = self.machine, self.recipe.batch_size
-        return validate(
-            self.judged, self.backbone, part, self.loss, size, machine.device, machine.precision
-        )
-
     def end_epoch(self, epoch: Epoch) -> None:
         """Remember an epoch, and its weights when it is the best so far."""
         self.epochs.append(epoch)
@@ -234,7 +222,7 @@ class Training:
             "best": self.best["epoch"],
             "step": self.step,
             "accumulate": self.accumulate,
-            "schedule": self.schedule.state(),
+            "schedule": dict(self.schedule.memory),
             "order_rng": self.order_rng.bit_generator.state,
             "optimizer": plain,
         }
@@ -252,7 +240,7 @@ class Training:
         if self.ema:
             self.ema.module.load_state_dict(tensors["ema"])
         self.order_rng.bit_generator.state = facts["order_rng"]
-        self.schedule.restore(facts["schedule"])
+        self.schedule.memory = facts["schedule"]
         self.step, self.accumulate = facts["step"], facts["accumulate"]
         self.epochs = facts["epochs"]
         self.best = self.epochs[facts["best"] - 1]

@@ -13,10 +13,10 @@ from stacker.backbones import backbone as backbones
 from stacker.backbones.backbone import create
 from stacker.backbones.checkpoint import load_checkpoint, save_checkpoint
 from stacker.backbones.devices import choose_device, choose_precision
-from stacker.backbones.stages import stages
 from stacker.config.training import BackboneConfig
 from stacker.errors import BackboneError, ConfigError
 from stacker.maps.cam import look
+from stacker.training.optimizer import stages
 
 RANDOM = BackboneConfig(weights="random")
 SIZE = (64, 96)  # not square: rows and columns of the grid cannot be mistaken for each other
@@ -73,8 +73,8 @@ def test_every_family_answers_the_same_questions(name: str) -> None:
         torch.testing.assert_close(logits, base.model(images), rtol=1e-4, atol=1e-4)
     assert features.grid_BChw.shape == (2, *answer.grid)
     assert embedding.shape == (2, answer.embedding)
-    found = (base.cut.layout, base.target_layer, base.cut.prefix_tokens)
-    assert found == (answer.layout, answer.layer, answer.prefix)
+    facts = (base.cut.layout, base.target_layer, base.cut.prefix_tokens)
+    assert facts == (answer.layout, answer.layer, answer.prefix)
     assert len(stages(base.model)) - 1 == answer.stages
     named = [name for stage in stages(base.model) for name in stage]
     assert sorted(named) == sorted(name for name, _ in base.model.named_parameters())
@@ -144,8 +144,8 @@ def test_checkpoint_rebuilds_the_model_and_is_reproducible(name: str, tmp_path: 
     for file in ("one.safetensors", "two.safetensors"):
         save_checkpoint(tmp_path / file, base, facts)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
-    again, found = load_checkpoint(tmp_path / "one.safetensors")
-    assert found["identity"] == "abc"
+    again, facts = load_checkpoint(tmp_path / "one.safetensors")
+    assert facts["identity"] == "abc"
     assert again.mean == (0.1, 0.2, 0.3)
     assert again.size == (64, 96)
     pixels = torch.randint(256, (2, 64, 96, 3), dtype=torch.uint8)

@@ -185,8 +185,8 @@ def test_an_image_does_not_depend_on_its_batch(name: str, precision: torch.dtype
         again = look(base, images[rows], wanted, precision)
         assert relative(again.embedding_BD, embedding[rows]) < BATCH[precision]
         assert relative(again.logits_BK, logits[rows]) < BATCH[precision]
-        for method, found in again.maps.items():
-            assert relative(found, maps[method][rows]) < BATCH[precision], method
+        for method, values in again.maps.items():
+            assert relative(values, maps[method][rows]) < BATCH[precision], method
 
 
 @pytest.mark.parametrize(("methods", "lower"), [(("gradcam",), 0), (("gradcam++", "shapleycam"), 1)])
@@ -215,10 +215,10 @@ def test_cuda_agrees_with_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) ->
     expected = look(base, images, wanted, torch.float32)
     base.model.to("cuda")
     try:
-        found = look(base, images.to("cuda"), wanted, torch.float32)
+        on_cuda = look(base, images.to("cuda"), wanted, torch.float32)
     finally:
         base.model.to("cpu")
-    assert relative(found.embedding_BD.cpu(), expected.embedding_BD) < CUDA
-    assert relative(found.logits_BK.cpu(), expected.logits_BK) < CUDA
-    for method, maps in found.maps.items():
+    assert relative(on_cuda.embedding_BD.cpu(), expected.embedding_BD) < CUDA
+    assert relative(on_cuda.logits_BK.cpu(), expected.logits_BK) < CUDA
+    for method, maps in on_cuda.maps.items():
         assert relative(maps.cpu(), expected.maps[method]) < CUDA, method

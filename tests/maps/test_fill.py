@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from stacker import pipeline
-from stacker.backbones.batches import Subset
 from stacker.backbones.checkpoint import load_checkpoint
+from stacker.backbones.devices import Subset
 from stacker.caches.format import part_file
 from stacker.caches.reader import open_cache
 from stacker.config.root import Config
 from stacker.errors import BackboneError, CacheError, RunError
 from stacker.files import file_sha256
 from stacker.maps.extract import extract
-from stacker.maps.targets import list_targets
+from stacker.maps.targets import Target, list_targets
 from stacker.run import Run, reopen
 from stacker.training.begin import begin
 from tests.caches.test_reader import sign
@@ -49,6 +49,22 @@ def test_only_missing_parts_are_made_again(finished: Config) -> None:
     assert {p: v for p, v in after.items() if p != broken} == {
         p: v for p, v in before.items() if p != broken
     }
+
+
+def test_a_cache_is_looked_at_once(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading all its bytes is enough to know that it is whole, or what it misses."""
+    run = reopen(finished)
+    part_file(run.cache_folder("test_resnet", "holdout"), 1).unlink()
+    looks: list[str] = []
+    original = Target.missing
+
+    def counted(target: Target) -> dict[int, str]:
+        looks.append(target.name)
+        return original(target)
+
+    monkeypatch.setattr(Target, "missing", counted)
+    pipeline.cache(run)
+    assert sorted(looks) == ["test_efficientnet/holdout", "test_resnet/holdout"]
 
 
 def test_a_damaged_index_is_made_again(finished: Config) -> None:
@@ -207,7 +223,7 @@ def test_a_cache_of_an_older_schema_is_made_again(finished: Config) -> None:
         with h5py.File(path, "a") as file:
             file.attrs["schema_version"] = 1
     sign(folder)
-    with pytest.raises(CacheError, match="schema 1, this program reads 2"):
+    with pytest.raises(CacheError, match="schema 1, this program reads 3"):
         pipeline.stack(run, ["logistic"])
     pipeline.cache(run)
     assert file_sha256(part_file(folder, 0)) == before
@@ -222,9 +238,9 @@ def test_one_diverged_base_model_does_not_stop_the_others(
     original = extract
 
     def diverged(*arguments: Any) -> Any:
-        found = original(*arguments)
-        found.get("test_resnet/holdout", {"logits": np.zeros(1)})["logits"][:] = np.nan
-        return found
+        arrays = original(*arguments)
+        arrays.get("test_resnet/holdout", {"logits": np.zeros(1)})["logits"][:] = np.nan
+        return arrays
 
     monkeypatch.setattr("stacker.maps.fill.extract", diverged)
     with pytest.raises(CacheError, match=r"1 of 2 caches cannot be filled:\n.*has diverged"):

@@ -1,4 +1,7 @@
-"""Formulas are those of pytorch-grad-cam on grids of all kinds, and survive degenerate ones."""
+"""Formulas are those of pytorch-grad-cam on grids of all kinds, and survive degenerate ones.
+
+Maps by trying channels are the package's, too, and where that leaves its paper, the paper's.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,25 @@ import pytorch_grad_cam
 import torch
 from torch import Tensor
 
+from stacker.backbones.backbone import Backbone
 from stacker.config.stacking import PERTURBING, MethodName
+from stacker.maps.cam import look
 from stacker.maps.formulas import BY_ACTIVATION, BY_CURVATURE, BY_GRADIENT, PERTURB, first_component
-from tests.oracle import EITHER_SIGN, PACKAGE
+from tests.oracle import (
+    EITHER_SIGN,
+    PACKAGE,
+    assert_is_the_packages,
+    base_of,
+    images_of,
+    maps_of,
+    relative,
+)
 
 FORMULAS = {k: v for k, v in PACKAGE.items() if k not in {*BY_CURVATURE, *PERTURB}}
 PARITY = 1e-4  # relative to the largest absolute value of a map: float32 sums of some hundred channels
+RECTIFIED = {"test_resnet": "layer4", "alexnet": "features.11"}  # grids behind a ReLU
+SIGNED = ["test_vit", "test_vit2", "test_convnext", "swin_tiny_patch4_window7_224"]
+ALONE = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # relative: logits that differ little are subtracted
 GRIDS = {"more channels than cells": (70, 5, 4), "fewer channels than cells": (6, 7, 8)}
 
 
@@ -41,9 +57,9 @@ def theirs_of(method: str, activations: Tensor, gradients: Tensor) -> Tensor:
     return torch.from_numpy(np.float32(oracle.get_cam_image(None, None, None, *arrays, False)))
 
 
-def gap(found: Tensor, expected: Tensor) -> float:
+def gap(maps: Tensor, expected: Tensor) -> float:
     """Return the largest difference of a map, relative to that map's largest absolute value."""
-    return float(((found - expected).abs().amax(dim=(1, 2)) / expected.abs().amax(dim=(1, 2))).max())
+    return float(((maps - expected).abs().amax(dim=(1, 2)) / expected.abs().amax(dim=(1, 2))).max())
 
 
 def test_every_method_of_a_config_has_one_formula() -> None:
@@ -144,3 +160,77 @@ def test_shapleycam_is_gradcam_of_half_the_curvature_less() -> None:
         shapley(activations, gradients, curvature),
         grad(activations, gradients) - grad(activations, curvature) / 2,
     )
+
+
+@pytest.fixture
+def _no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence the package's progress bars."""
+    monkeypatch.setattr("tqdm.tqdm", lambda items: items)
+
+
+def logits_of_masked(base: Backbone, image: Tensor, channel: Tensor) -> Tensor:
+    """Return the logits of an image behind one channel, as eq. 4 to 6 of the paper of ScoreCAM say."""
+    mask = torch.nn.UpsamplingBilinear2d(size=base.size)(channel[None, None])[0, 0]
+    mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-8)
+    logits: Tensor = base.model((image * mask)[None])[0]
+    return logits
+
+
+@pytest.mark.usefixtures("_no_bars")
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+@pytest.mark.parametrize("name", RECTIFIED)
+def test_parity_behind_a_relu(name: str, method: str) -> None:
+    """Masked images and ablated channels weigh the channels as they do in the package."""
+    base = base_of(name)
+    images = images_of(base)
+    maps = maps_of(base, images, method)[method, 0]
+    assert maps.shape[:2] == (2, 2)
+    assert_is_the_packages(maps, base, RECTIFIED[name], method, images)
+
+
+@pytest.mark.parametrize("name", SIGNED[:3])
+def test_scorecam_is_the_papers_on_other_layouts(name: str) -> None:
+    """Tokens and signed grids mask the image as any channel does."""
+    base = base_of(name)
+    images = images_of(base)
+    maps = maps_of(base, images, "scorecam")["scorecam", 0]
+    with torch.no_grad():
+        grid = base.trunk(images)[0]
+        logits = torch.stack([logits_of_masked(base, images[1], channel) for channel in grid[1]])
+    expected = (logits.softmax(dim=0)[:, :, None, None] * grid[1][:, None]).sum(dim=0)
+    assert relative(maps[1], expected) < 1e-3
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_ablationcam_is_the_papers_where_the_package_is_not(name: str) -> None:
+    """A channel is set to zero; the package takes ten million off a grid that has negative values."""
+    base = base_of(name)
+    images = images_of(base)
+    maps = maps_of(base, images, "ablationcam")["ablationcam", 0]
+    with torch.no_grad():
+        grid, rest = base.trunk(images)
+        assert grid.min() < 0
+        whole = base.head(grid, rest)[1]
+        expected = torch.zeros_like(maps)
+        for channel in range(grid.shape[1]):
+            kept = torch.arange(grid.shape[1]) != channel
+            less = base.head(grid * kept[:, None, None], rest)[1]
+            share = (whole - less) / whole
+            expected += share[:, :, None, None] * grid[:, channel, None]
+    assert relative(maps, expected) < 1e-2
+
+
+@pytest.mark.parametrize("precision", ALONE)
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam"])
+def test_a_tried_image_does_not_depend_on_its_batch(method: str, precision: torch.dtype) -> None:
+    """Alone or among others, an image's maps are its own, and trying changes no answer."""
+    base = base_of("test_resnet")
+    images = images_of(base, 3)
+    wanted = {"maps": ("gradcam", 0), "tried": (method, 0)}
+    together = look(base, images, wanted, precision)
+    alone = look(base, images[[2]], wanted, precision)
+    plain = look(base, images, {"maps": ("gradcam", 0)}, precision)
+    assert relative(alone.maps["tried"], together.maps["tried"][[2]]) < ALONE[precision]
+    assert torch.equal(together.logits_BK, plain.logits_BK)
+    assert torch.equal(together.maps["maps"], plain.maps["maps"])
+    assert not together.maps["tried"].requires_grad

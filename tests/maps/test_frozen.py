@@ -61,8 +61,8 @@ def test_frozen_backbones_are_a_feature_source(make_config: MakeConfig) -> None:
     assert row.probabilities["malignant"] == pytest.approx(float(stored["p_malignant"]), abs=0.02)
     with np.load(run.stack_folder("logistic") / "centres.npz") as centres:
         assert set(centres) == {"fold0", "fold1"}
-        for each in centres.values():  # folds differ in what they trained, and in nothing else
-            assert {c for c, centre in zip(columns, each, strict=True) if centre} == {
+        for of_fold in centres.values():  # folds differ in what they trained, and in nothing else
+            assert {c for c, centre in zip(columns, of_fold, strict=True) if centre} == {
                 "test_resnet/logits/malignant-benign"
             }
 

@@ -96,28 +96,28 @@ def test_the_last_grid_does_not_notice(name: str, precision: torch.dtype) -> Non
     count = BELOW[name][2] if name in BELOW else 4
     plain = look(base, images, {"maps": ("gradcam", 0), "eigen": ("eigencam", 0)}, precision)
     wanted = {"maps": ("gradcam", 0), "eigen": ("eigencam", 0), "low": ("gradcam", count)}
-    found = look(base, images, wanted, precision)
-    assert relative(found.embedding_BD, plain.embedding_BD) < 1e-5
-    assert relative(found.logits_BK, plain.logits_BK) < 1e-5
+    deep = look(base, images, wanted, precision)
+    assert relative(deep.embedding_BD, plain.embedding_BD) < 1e-5
+    assert relative(deep.logits_BK, plain.logits_BK) < 1e-5
     for method, maps in plain.maps.items():
-        assert relative(found.maps[method], maps) < 1e-5
+        assert relative(deep.maps[method], maps) < 1e-5
     with torch.no_grad():
-        assert torch.equal(look(base, images, wanted, precision).logits_BK, found.logits_BK)
+        assert torch.equal(look(base, images, wanted, precision).logits_BK, deep.logits_BK)
 
 
 @pytest.mark.parametrize("level", [1, 2])
 def test_a_layer_that_works_in_place_does_not_reach_the_stage_below_it(level: int) -> None:
     """What such a layer overwrites is a copy, so it gives what an ordinary one gives."""
-    found = []
+    both = []
     for inplace in (False, True):
         torch.manual_seed(0)
         base = create("test_resnet", 2, WeightsConfig(weights="random"), (64, 96)).freeze()
         name = base.layers_below(level)[1] if level > 1 else "layer4"
         threshold = torch.nn.Threshold(0.01, -0.5, inplace=inplace)
         setattr(base.model, name, torch.nn.Sequential(threshold, base.model.get_submodule(name)))
-        found.append(maps_of(base, images_of(base), "gradcam", "eigencam", lower=level))
-    for key, maps in found[0].items():
-        assert relative(found[1][key], maps) < 1e-6
+        both.append(maps_of(base, images_of(base), "gradcam", "eigencam", lower=level))
+    for key, maps in both[0].items():
+        assert relative(both[1][key], maps) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])

@@ -34,7 +34,7 @@ def test_killed_at_thirty_random_moments(write_config: Callable[..., Path]) -> N
     """What is visible after a kill is whole; the next call ends with the undisturbed bytes."""
     config = write_config(cam={"part_rows": 2})
     assert call("train", config).exit_code == 0
-    script = Path(__file__).with_name("killing.py")
+    script = Path(__file__).parents[1] / "killing.py"
     done = subprocess.run(
         [sys.executable, str(script), str(config), str(TRIALS), "7"],
         capture_output=True,
@@ -43,16 +43,16 @@ def test_killed_at_thirty_random_moments(write_config: Callable[..., Path]) -> N
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)},
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["trials"]) == TRIALS
-    for trial in found["trials"]:
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert len(report["trials"]) == TRIALS
+    for trial in report["trials"]:
         assert all(trial["equal"])
         assert trial["early_indices"] == []
         assert trial["resumed"] == 0
         assert trial["same"]
         assert trial["left_over"] == []
-    assert found["verified"] == 0
-    midway = [t for t in found["trials"] if t["killed"] and 0 < t["parts"] < found["files"] - 2]
+    assert report["verified"] == 0
+    midway = [t for t in report["trials"] if t["killed"] and 0 < t["parts"] < report["files"] - 2]
     assert midway, "no kill came while parts were written"
 
 
@@ -119,8 +119,8 @@ def test_a_cache_in_other_hands_is_waited_for(finished: Config, caplog: Any) -> 
         path.unlink()
     folder = run.cache_folder("test_resnet", "holdout")
     with ThreadPoolExecutor(1) as pool, caplog.at_level("INFO", "stacker"):
-        with held(folder.with_name(".holdout.lock")) as mine:
-            assert mine
+        with held(folder.with_name(".holdout.lock")) as locked:
+            assert locked
             going_on = pool.submit(pipeline.cache, run)
             other = run.cache_folder("test_efficientnet", "holdout") / "index.h5"
             while not other.exists() and not going_on.done():

@@ -193,11 +193,11 @@ def test_export_npz(finished: Config) -> None:
     folder = finished.run_path / "export"
     assert call("cache", "export", finished.run_path, "--npz").exit_code == 0
     cache = open_cache(finished.run_path / "cache" / "test_resnet" / "holdout")
-    with np.load(folder / "test_resnet-holdout.npz") as found:
-        np.testing.assert_array_equal(found["maps"], cache.read("maps"))
-        np.testing.assert_array_equal(found["features"], cache.read("features"))
-        assert found["image_id"][0] == cache.rows.image_id[0].decode()
-        assert json.loads(str(found["provenance"]))["checkpoint_sha256"]
+    with np.load(folder / "test_resnet-holdout.npz") as archive:
+        np.testing.assert_array_equal(archive["maps"], cache.read("maps"))
+        np.testing.assert_array_equal(archive["features"], cache.read("features"))
+        assert archive["image_id"][0] == cache.rows.image_id[0].decode()
+        assert json.loads(str(archive["provenance"]))["checkpoint_sha256"]
 
 
 def test_export_csv(finished: Config, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def variants(settings: AugmentConfig, pixels: np.ndarray) -> set[bytes]:
     """Return all distinct results of many draws."""
     many = torch.from_numpy(np.repeat(pixels[None], 400, axis=0))
     varied = (vary(many, settings, rng()) * 255).round().byte().numpy()
-    return {each.tobytes() for each in varied}
+    return {image.tobytes() for image in varied}
 
 
 def test_nothing_wanted_nothing_done() -> None:
@@ -72,10 +72,10 @@ def test_rotation_turns_about_the_centre_without_squeezing() -> None:
     assert (turned - pixels.float() / 255)[:, :, centre].abs().mean() < 0.01
     dot = torch.zeros(64, 48, 96, 3, dtype=torch.uint8)
     dot[:, 22:26, 60:64] = 255
-    found = vary(dot, recipe(rotation=30), rng())[..., 0]
+    spots = vary(dot, recipe(rotation=30), rng())[..., 0]
     rows, columns = torch.meshgrid(torch.arange(48.0), torch.arange(96.0), indexing="ij")
-    mass = found.sum(dim=(1, 2))
-    y, x = ((found * axis).sum(dim=(1, 2)) / mass for axis in (rows, columns))
+    mass = spots.sum(dim=(1, 2))
+    y, x = ((spots * axis).sum(dim=(1, 2)) / mass for axis in (rows, columns))
     radius = ((y - 23.5) ** 2 + (x - 47.5) ** 2).sqrt()
     assert (radius - 14).abs().max() < 0.5
     angle = torch.rad2deg(torch.atan2(y - 23.5, x - 47.5))

@@ -125,8 +125,8 @@ def test_onnx_answers_as_the_base_model_does(run: Run, name: str) -> None:
     session = onnxruntime.InferenceSession(str(done.path), providers=["CPUExecutionProvider"])
     for count in (1, 2, 7):
         images = torch.randn(count, 3, *size)
-        (found,) = session.run(["logits"], {"images": images.numpy()})
-        np.testing.assert_allclose(found, logits(run, name, images), atol=1e-4)
+        (answers,) = session.run(["logits"], {"images": images.numpy()})
+        np.testing.assert_allclose(answers, logits(run, name, images), atol=1e-4)
     about = session.get_modelmeta().custom_metadata_map
     facts = read_facts(run.model_file(name, "holdout"))
     assert about["backbone"] == name
@@ -212,18 +212,17 @@ def test_only_a_trained_base_model_is_exported(run: Run) -> None:
         export(run, "test_resnet", "holdout", "timm")
 
 
-def test_folds_go_by_number_or_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folds_go_by_number_or_name(run: Run) -> None:
     """`2` is fold2; of several folds one is to be chosen."""
-
-    class Run:
-        class folds:  # noqa: N801
-            folds = tuple(type("Fold", (), {"name": f"fold{i}"}) for i in range(3))
-
-    monkeypatch.setattr(exports, "open_run", lambda _: Run)
+    (fold,) = run.folds.folds
+    thirds = [fold.held_out[i::3] for i in range(3)]
+    folds = tuple(replace(fold, name=f"fold{i}", held_out=third) for i, third in enumerate(thirds))
+    run = run.with_split(run.manifest, replace(run.folds, folds=folds))
     for given in ("2", "fold2"):
-        assert exports._choose(run, "test_resnet", given) == ("test_resnet", "fold2")  # noqa: SLF001
+        with pytest.raises(BackboneError, match=r"test_resnet/fold2/model.safetensors.*'stacker train"):
+            export(run, "test_resnet", given, "timm")
     with pytest.raises(ConfigError, match="3 folds; choose with --fold: fold0, fold1, fold2"):
-        exports._choose(run, "test_resnet", None)  # noqa: SLF001
+        export(run, "test_resnet", None, "timm")
 
 
 def test_the_command_prints_what_it_wrote(run: Run, tmp_path: Path) -> None:

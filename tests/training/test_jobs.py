@@ -27,17 +27,17 @@ from stacker.prediction.rows import Prediction
 from stacker.run import reopen
 from stacker.training import jobs
 from stacker.training.begin import begin
-from tests.training.test_resume import start
+from tests.conftest import MakeConfig
+from tests.processes import start
 
-MakeConfig = Callable[..., Config]
 CROSSFIT = {"protocol": "crossfit", "k": 3, "test": 0.25, "validation": 0.25}
 ONE = {"test_resnet": {"weights": "random"}}
 
 
 def trained(config: Config) -> set[str]:
     """Return the base models that are there."""
-    found = config.run_path.glob("models/*/*/model.safetensors")
-    return {f"{path.parts[-3]}/{path.parts[-2]}" for path in found}
+    paths = config.run_path.glob("models/*/*/model.safetensors")
+    return {f"{path.parts[-3]}/{path.parts[-2]}" for path in paths}
 
 
 def test_one_job_by_backbone_and_fold(make_config: MakeConfig) -> None:
@@ -60,8 +60,8 @@ def test_a_job_in_other_hands_is_left_to_them(make_config: MakeConfig) -> None:
     """Several processes share the list; a run that needs all of them says who is missing."""
     config = make_config()
     run = begin(config)
-    with held(run.model_file("test_resnet", "holdout").with_name(".lock")) as mine:
-        assert mine
+    with held(run.model_file("test_resnet", "holdout").with_name(".lock")) as locked:
+        assert locked
         assert pipeline.train(run) == ["test_resnet/holdout"]
         assert trained(config) == {"test_efficientnet/holdout"}
         with pytest.raises(RunError, match="test_resnet/holdout: other processes are training"):
@@ -214,7 +214,7 @@ def test_bce_of_more_than_two_classes_is_refused(make_config: MakeConfig) -> Non
 
 
 @pytest.mark.parametrize(
-    ("backbone", "own", "reason"),
+    ("backbone", "recipe", "reason"),
     [
         ("test_vit", {"trainable": 40}, "40 stages are to be trained and it has"),
         ("test_vit", {"epochs": 5, "unfreeze": {2: 40}}, "40 stages are to be trained and it has"),
@@ -223,10 +223,10 @@ def test_bce_of_more_than_two_classes_is_refused(make_config: MakeConfig) -> Non
     ],
 )
 def test_what_a_backbone_cannot_be_stops_before_any_job(
-    make_config: MakeConfig, backbone: str, own: dict[str, Any], reason: str
+    make_config: MakeConfig, backbone: str, recipe: dict[str, Any], reason: str
 ) -> None:
     """The last of the list is looked at before the first is trained."""
-    backbones = {**ONE, backbone: {"weights": "random", "train": own}}
+    backbones = {**ONE, backbone: {"weights": "random", "train": recipe}}
     config = make_config(backbones=backbones)
     with pytest.raises(BackboneError, match=reason):
         pipeline.train(begin(config))

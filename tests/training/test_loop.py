@@ -14,14 +14,13 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from stacker.backbones.backbone import Backbone, create
-from stacker.backbones.batches import Subset
-from stacker.backbones.devices import Machine
+from stacker.backbones.devices import Machine, Subset
 from stacker.config.training import AugmentConfig, BackboneConfig, TrainConfig
 from stacker.errors import BackboneError
 from stacker.training.augment import draw_order
 from stacker.training.loop import Training, finetune
-from stacker.training.snapshot import Snapshot, load_snapshot
-from stacker.training.validation import Epoch
+from stacker.training.measures import Epoch
+from stacker.training.record import Snapshot, load_snapshot
 
 MACHINE = Machine(torch.device("cpu"), torch.float32)
 RECIPE = TrainConfig(epochs=4, batch_size=8, lr=3e-3)
@@ -273,8 +272,8 @@ def test_cases_of_a_class_are_seen_equally_often() -> None:
     rng = np.random.default_rng(0)
     order = draw_order(part, "cases", rng)
     assert len(order) == 60
-    found = dict(zip(*np.unique(cases[order], return_counts=True), strict=True))
-    assert found == {"large": 15, "small": 15, "one": 15, "two": 15}
+    counts = dict(zip(*np.unique(cases[order], return_counts=True), strict=True))
+    assert counts == {"large": 15, "small": 15, "one": 15, "two": 15}
     assert len(set(order[cases[order] == "large"])) == 15
     assert set(order[cases[order] == "small"]) == {37, 38, 39}
     assert all(labels[order[i : i + 12]].sum() in (5, 6, 7) for i in range(0, 60, 12))

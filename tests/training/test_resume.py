@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stacker.files import file_sha256
+from tests.processes import start
 
 COMPARED = (
     "manifest.csv",
@@ -38,20 +37,6 @@ def contents(run: Path) -> dict[str, str]:
     """Return the digest of every file that makes up the result of a run."""
     files = sorted(path for pattern in COMPARED for path in run.glob(pattern))
     return {str(path.relative_to(run)): file_sha256(path) for path in files}
-
-
-def start(config: Path, command: str = "run") -> subprocess.Popen[bytes]:
-    """Start `stacker run`, or another command, in a process of its own that hears Ctrl-C.
-
-    A shell's background job has it ignored, and so would what the tests start there.
-    """
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from stacker.cli.main import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, command, str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 @pytest.fixture

@@ -14,11 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from stacker.backbones.backbone import Backbone
-from stacker.backbones.batches import Subset
-from stacker.backbones.devices import Machine
+from stacker.backbones.devices import Machine, Subset
 from stacker.config.root import Config
 from stacker.config.training import TuneConfig
 from stacker.data.folds import Folds, make_folds
@@ -31,7 +28,7 @@ from stacker.scores.bootstrap import points
 from stacker.scores.predictions import Predictions, by_case
 from stacker.training.jobs import Job
 from stacker.training.loop import finetune
-from stacker.training.validation import answer
+from stacker.training.measures import logits_of
 
 SCORES = {"auc": "AUC within folds", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
 SCORING = 2  # rises when the same answers get another score
@@ -62,31 +59,27 @@ class Search:
     @property
     def what(self) -> str:
         """Say for people what a score is a score of."""
-        leak = (
-            "" if self.inner.group == "case" else f" (split by {self.inner.group}: leaks across cases)"
-        )
-        score = f"{SCORES[self.tune.score]} by {self.tune.unit}"
-        return (
-            f"{score}, out of fold on {len(self.inner.folds)} inner folds of the development cases{leak}"
-        )
+        leak = f" (split by {self.inner.group}: leaks across cases)" if self.inner.leaks else ""
+        where = f"{len(self.inner.folds)} inner folds of the development cases{leak}"
+        return f"{SCORES[self.tune.score]} by {self.tune.unit}, out of fold on {where}"
 
     def score(self, rows: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> float:
         """Return the score of the answers for the images of some inner folds, fold by fold.
 
         The AUC is one of pairs within a fold: models of different folds differ in scale.
         """
-        fold = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-        own = (np.concatenate(rows), np.concatenate(answers), self.tune.unit, fold)
-        return float(
-            points(by_unit(self.run.manifest, *own), {self.tune.score})["image"][self.tune.score]
-        )
+        fold = np.repeat(np.arange(len(rows)), [len(rows_of_fold) for rows_of_fold in rows])
+        everything = (np.concatenate(rows), np.concatenate(answers), self.tune.unit, fold)
+        predictions = predictions_of(self.run.manifest, *everything)
+        return float(points(predictions, {self.tune.score})["image"][self.tune.score])
 
 
 def prepare(run: Run, tune: TuneConfig, backbones: tuple[str, ...]) -> Search:
     """Cut a run's development cases into inner folds; raise DataError when they cannot be scored."""
     config, inner = run.config, inner_folds(run, tune.folds)
     rows = run.manifest.rows_of(inner.group, [g for fold in inner.folds for g in fold.held_out])
-    by_unit(run.manifest, rows, np.ones((len(rows), 1)), tune.unit, np.zeros(len(rows), np.int64))
+    nothing = np.ones((len(rows), 1)), tune.unit, np.zeros(len(rows), np.int64)
+    predictions_of(run.manifest, rows, *nothing)
     return Search(run, tune, inner, backbones, run.pixels(), Machine.of(config).set_up())
 
 
@@ -120,36 +113,26 @@ def evaluate(search: Search, config: Config) -> Iterator[float]:
     for fold in search.inner.folds:
         held_out.append(run.manifest.rows_of(search.inner.group, fold.held_out))
         for name in search.backbones:
-            answers[name].append(_answer(Job(run, name, fold), search, held_out[-1]))
-        yield float(np.mean([search.score(held_out, each) for each in answers.values()]))
+            answers[name].append(probabilities_of(Job(run, name, fold), search, held_out[-1]))
+        yield float(np.mean([search.score(held_out, by_fold) for by_fold in answers.values()]))
 
 
-def _answer(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
+def probabilities_of(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
     """Train a model as stage one would; return its probabilities for images that it has not seen."""
-    run, config = job.run, job.run.config
-    recipe, machine = config.recipe(job.backbone), replace(search.machine, seed=job.seed)
-    backbone = job.build()
-    fit, validation = job.parts(search.pixels)
+    backbone, machine = job.build(), replace(search.machine, seed=job.seed)
     try:
-        finetune(backbone, fit, validation, recipe, machine)
+        finetune(backbone, *job.parts(search.pixels), job.recipe, machine)
     except BackboneError as error:
         raise DivergedError(str(error)) from error
-    held_out = Subset(search.pixels, run.manifest.labels, rows)
-    probabilities = predict(backbone, held_out, recipe.batch_size, machine)
+    held_out = Subset(search.pixels, job.run.manifest.labels, rows)
+    logits_NK = logits_of(backbone.model, backbone, held_out, job.recipe.batch_size, machine)
+    probabilities: np.ndarray = logits_NK.softmax(1).cpu().numpy()
     if not np.isfinite(probabilities).all():
-        raise DivergedError(f"{job.name}: its answers are not numbers any more")
+        raise DivergedError(f"{job.base}: its answers are not numbers any more")
     return probabilities
 
 
-@torch.inference_mode()
-def predict(backbone: Backbone, part: Subset, batch_size: int, machine: Machine) -> np.ndarray:
-    """Return the class probabilities of a part's images."""
-    logits_NK, _ = answer(backbone.model, backbone, part, batch_size, machine.device, machine.precision)
-    shares_NK: np.ndarray = logits_NK.softmax(1).cpu().numpy()
-    return shares_NK
-
-
-def by_unit(
+def predictions_of(
     manifest: Manifest, rows: np.ndarray, probabilities: np.ndarray, unit: str, fold: np.ndarray
 ) -> Predictions:
     """Return the answers by image or by case; raise DataError when cases cannot be scored."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 STARTUP = 5  # complete trials before any is given up
 KEPT = 75.0  # percent: a fold alone is noisy, and the median of what is left would rise and rise
+ENDED = ("complete", "pruned", "failed")  # trials that count
 COLUMNS = ("number", "state", "score", "score_so_far", "seconds")
 REASON, AGAIN = "reason", "again"  # notes to a trial: why it failed; which interrupted one it repeats
 
@@ -82,8 +83,8 @@ def tune(config: Config, trials: int | None, backbones: Sequence[str]) -> Tuned:
     space.check(names)
     search = prepare(begin(config), config.tune, names)
     folder = config.run_path / "tune"
-    with held(folder / ".lock") as mine:
-        if not mine:
+    with held(folder / ".lock") as locked:
+        if not locked:
             raise RunError(f"{folder}: another process searches here; wait for it, or stop it")
         sweep(folder)
         with _open(optuna, search, folder / "study.db") as ledger:
@@ -127,11 +128,11 @@ def _take_up(ledger: Ledger, space: Space) -> None:
     """Queue again what a killed process was at; a new search begins with the config as it stands."""
     from optuna.trial import TrialState
 
-    found, own = ledger.get_trials(), space.own_values()
-    if not found and own is not None:
-        ledger.enqueue_trial(own)
-    queued = {trial.user_attrs.get(AGAIN) for trial in found}
-    for trial in found:
+    trials, now = ledger.get_trials(), space.values_now()
+    if not trials and now is not None:
+        ledger.enqueue_trial(now)
+    queued = {trial.user_attrs.get(AGAIN) for trial in trials}
+    for trial in trials:
         if trial.state == TrialState.RUNNING:
             wanted = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             if wanted and trial.number not in queued:
@@ -193,8 +194,7 @@ def _state(trial: FrozenTrial) -> str:
 
 def _done(ledger: Ledger) -> list[FrozenTrial]:
     """Return the trials that count: complete, pruned, or failed for a reason of their own."""
-    trials = ledger.get_trials(deepcopy=False)
-    return [trial for trial in trials if _state(trial) in ("complete", "pruned", "failed")]
+    return [trial for trial in ledger.get_trials(deepcopy=False) if _state(trial) in ENDED]
 
 
 def _seconds(trial: FrozenTrial) -> float:
@@ -228,20 +228,22 @@ def _write(ledger: Ledger, search: Search, space: Space) -> None:
 
 def _row(trial: FrozenTrial, space: Space) -> dict[str, Any]:
     """Return a trial as a row; the score of some folds alone is not put beside those of all."""
-    state = _state(trial)
-    score = "" if trial.value is None else round(trial.value, 6)
-    found = {"score_so_far" if state == "pruned" else "score": score}
-    row = {"number": trial.number, "state": state, **found, "seconds": round(_seconds(trial), 1)}
-    return row | space.values(trial.params) | {REASON: trial.user_attrs.get(REASON, "")}
+    state, score = _state(trial), "" if trial.value is None else round(trial.value, 6)
+    return {
+        "number": trial.number,
+        "state": state,
+        "score_so_far" if state == "pruned" else "score": score,
+        "seconds": round(_seconds(trial), 1),
+        **space.values(trial.params),
+        REASON: trial.user_attrs.get(REASON, ""),
+    }
 
 
 def _report(ledger: Ledger, search: Search, space: Space) -> Tuned:
     """Publish and draw what was found; raise BackboneError when no trial came to its end."""
     _write(ledger, search, space)
     folder, done = search.run.path / "tune", _done(ledger)
-    by_state = {
-        state: [t for t in done if _state(t) == state] for state in ("complete", "pruned", "failed")
-    }
+    by_state = {state: [t for t in done if _state(t) == state] for state in ENDED}
     counts = {state: len(trials) for state, trials in by_state.items()}
     if not counts["complete"]:
         raise BackboneError(

@@ -11,18 +11,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from stacker.backbones.weights import require_files
 from stacker.config.load import explain
 from stacker.config.root import Config
 from stacker.config.training import AugmentConfig, Range, TrainConfig
 from stacker.errors import ConfigError, require_one_of
-from stacker.training.optimizer import require_optimizer
+from stacker.training.begin import require_usable
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -53,21 +52,21 @@ class Space:
         """Raise ConfigError for a setting that may not be searched, has no effect or wrong values."""
         for name in self.ranges:
             self._require_searchable(name)
-        first = {name: _options(found)[0] for name, found in self.ranges.items()}
-        for name, found in self.ranges.items():
-            configs = [self._try({**first, name: option}) for option in _options(found)]
+        options = {name: _options(r) for name, r in self.ranges.items()}
+        first = {name: choices[0] for name, choices in options.items()}
+        for name, choices in options.items():
+            configs = [self._try({**first, name: choice}) for choice in choices]
             for config in configs:
                 _require_usable(config)
             learnt = [[(c.recipe(b), c.backbones[b].weights) for b in backbones] for c in configs]
-            if all(each == learnt[0] for each in learnt):
+            if all(recipes == learnt[0] for recipes in learnt):
                 raise ConfigError(
                     f"tune.space.{name} changes nothing for {', '.join(backbones)}: what a backbone "
                     "sets itself goes before 'train', and only the backbones that are scored count"
                 )
         rng = np.random.default_rng(self.config.seed)
-        options = {name: _options(found) for name, found in self.ranges.items()}
         for _ in range(MIXTURES):
-            self._try({name: found[rng.integers(len(found))] for name, found in options.items()})
+            self._try({name: choices[rng.integers(len(choices))] for name, choices in options.items()})
 
     def _require_searchable(self, name: str) -> None:
         """Raise ConfigError for a setting that is unknown or not a matter of learning."""
@@ -103,62 +102,54 @@ class Space:
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return the space as Optuna has it."""
-        from optuna.distributions import (
-            CategoricalDistribution,
-            FloatDistribution,
-            IntDistribution,
-        )
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        found: dict[str, BaseDistribution] = {}
+        known: dict[str, BaseDistribution] = {}
         for name, r in self.ranges.items():
             if r.choices is not None:
-                found[name] = CategoricalDistribution([_label(choice) for choice in r.choices])
+                known[name] = CategoricalDistribution([_label(choice) for choice in r.choices])
             elif r.low is not None and r.high is not None:
                 whole = IntDistribution(int(r.low), int(r.high), log=r.log) if r.whole else None
-                found[name] = whole or FloatDistribution(r.low, r.high, log=r.log)
-        return found
+                known[name] = whole or FloatDistribution(r.low, r.high, log=r.log)
+        return known
 
     def values(self, parameters: Mapping[str, Any]) -> Values:
         """Return the settings that Optuna's parameters stand for."""
         choices = {
-            name: {_label(choice): choice for choice in found.choices or ()}
-            for name, found in self.ranges.items()
+            name: {_label(choice): choice for choice in r.choices or ()}
+            for name, r in self.ranges.items()
         }
         return {name: choices[name].get(value, value) for name, value in parameters.items()}
 
-    def own_values(self) -> Values | None:
-        """Return the config's own values as Optuna's parameters; None where the space lacks one."""
-        found: Values = {}
+    def values_now(self) -> Values | None:
+        """Return the config's values as Optuna's parameters; None where the space lacks one."""
+        parameters: Values = {}
         for name, r in self.ranges.items():
-            value = self._own(name)
+            value = self._value_now(name)
             if r.choices is not None and _label(value) in [_label(choice) for choice in r.choices]:
-                found[name] = _label(value)
+                parameters[name] = _label(value)
             elif _is_within(value, r):
-                found[name] = int(value) if r.whole else float(value)
-        return found if found.keys() == self.ranges.keys() else None
+                parameters[name] = int(value) if r.whole else float(value)
+        return parameters if parameters.keys() == self.ranges.keys() else None
 
-    def _own(self, name: str) -> Any:
+    def _value_now(self, name: str) -> Any:
         """Return a setting's value in the config as it stands."""
         section, *keys = self.paths[name]
-        found: Any = self.config.train
+        recipe = self.config.train
         if section == "backbones":
-            backbone, part, *keys = keys
-            if part == "weights":
+            backbone, subsection, *keys = keys
+            if subsection == "weights":
                 return self.config.backbones[backbone].weights
-            found = self.config.recipe(backbone)
-        for key in keys:
-            found = getattr(found, key)
-        return found
+            recipe = self.config.recipe(backbone)
+        return reduce(getattr, keys, recipe)
 
 
 def _require_usable(config: Config) -> None:
     """Raise for an optimizer that is not known or a weights file that is not there."""
-    require_files(config.backbones)
-    for name in config.backbones:
-        try:
-            require_optimizer(name, config.recipe(name))
-        except ConfigError as error:
-            raise ConfigError(f"tune.space: {error}") from None
+    try:
+        require_usable(config)
+    except ConfigError as error:
+        raise ConfigError(f"tune.space: {error}") from None
 
 
 def _is_within(value: Any, r: Range) -> bool:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 from optuna.trial import FrozenTrial, TrialState
 
-from stacker.backbones.batches import Subset
+from stacker.backbones.devices import Subset
 from stacker.cli.train import tune as command
 from stacker.config.load import load_config
 from stacker.config.root import Config
@@ -27,8 +27,9 @@ from stacker.errors import BackboneError, ConfigError, DataError, RunError
 from stacker.files import held
 from stacker.training.begin import begin
 from stacker.training.loop import finetune
+from stacker.training.measures import logits_of
 from stacker.training.tuning import score as tune_score
-from stacker.training.tuning.score import DivergedError, Search, predict
+from stacker.training.tuning.score import DivergedError, Search
 from stacker.training.tuning.search import Tuned, tune
 from stacker.training.tuning.space import Space
 from tests.conftest import MakeConfig
@@ -69,7 +70,7 @@ def skills(monkeypatch: pytest.MonkeyPatch) -> Skills:
         chance = skill * labels + (1 - skill) * noise
         return np.stack([1 - chance, chance], axis=1)
 
-    monkeypatch.setattr(tune_score, "_answer", answer)
+    monkeypatch.setattr(tune_score, "probabilities_of", answer)
     return wanted
 
 
@@ -85,9 +86,9 @@ def opened(config: Config) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
-def table(found: Tuned) -> list[dict[str, str]]:
+def table(result: Tuned) -> list[dict[str, str]]:
     """Return the rows of trials.csv."""
-    with found.trials.open(newline="") as file:
+    with result.trials.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -109,20 +110,20 @@ def test_a_search_ends_with_a_config_to_run(make_search: MakeSearch, tmp_path: P
     config = make_search()
     done = CliRunner().invoke(command, [str(tmp_path / "config.yaml"), "--json"])
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    rows = table(Tuned(**{**found, "trials": Path(found["trials"])}))
+    result = json.loads(done.stdout)
+    rows = table(Tuned(**{**result, "trials": Path(result["trials"])}))
     assert [row["state"] for row in rows] == ["complete"] * 3
     assert len({row[LR] for row in rows}) == 3
     best = max(rows, key=lambda row: float(row["score"]))
-    assert found["score"] == pytest.approx(float(best["score"]), abs=1e-6)
-    assert found["number"] == int(best["number"])
-    assert float(best[LR]) == found["parameters"][LR]
-    assert best[DROP] == str(found["parameters"][DROP] or "")
-    tuned = load_config(Path(found["config"]))
-    values = {"lr": found["parameters"][LR], "dropout": found["parameters"][DROP]}
+    assert result["score"] == pytest.approx(float(best["score"]), abs=1e-6)
+    assert result["number"] == int(best["number"])
+    assert float(best[LR]) == result["parameters"][LR]
+    assert best[DROP] == str(result["parameters"][DROP] or "")
+    tuned = load_config(Path(result["config"]))
+    values = {"lr": result["parameters"][LR], "dropout": result["parameters"][DROP]}
     train = config.train.model_copy(update=values)
     assert tuned == config.model_copy(update={"run": "small-tuned", "tune": None, "train": train})
-    for figure in found["figures"]:
+    for figure in result["figures"]:
         assert imread(figure).std() > 0
     assert begin(tuned).path.name == "small-tuned"
 
@@ -165,12 +166,12 @@ def test_an_interrupted_search_ends_like_one_that_was_not(
         with pytest.raises(KeyboardInterrupt):
             tune(config, None, [])
     assert trials_of(config)[-1].state == TrialState.RUNNING
-    found = tune(config, None, [])
+    result = tune(config, None, [])
     columns = ("state", "score", LR, DROP)
-    ended = [[row[c] for c in columns] for row in table(found) if row["state"] != "interrupted"]
+    ended = [[row[c] for c in columns] for row in table(result) if row["state"] != "interrupted"]
     assert ended == [[row[c] for c in columns] for row in table(straight)]
-    assert found.score == straight.score
-    assert [row["state"] for row in table(found)].count("interrupted") == 1
+    assert result.score == straight.score
+    assert [row["state"] for row in table(result)].count("interrupted") == 1
 
 
 def test_what_a_killed_process_was_at_is_tried_again_once(
@@ -184,11 +185,11 @@ def test_what_a_killed_process_was_at_is_tried_again_once(
     skills.append(KeyboardInterrupt())  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         tune(config, 2, [])
-    found = tune(config, 2, [])
+    result = tune(config, 2, [])
     states = [trial.state.name for trial in trials_of(config)]
     assert states == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     assert trials_of(config)[2].params == trials_of(config)[3].params == killed.params
-    assert (found.complete, found.failed) == (2, 0)
+    assert (result.complete, result.failed) == (2, 0)
 
 
 @pytest.mark.parametrize("protocol", ["holdout", "crossfit"])
@@ -205,12 +206,12 @@ def test_only_development_cases_are_looked_at(
         seen.append([fit.rows, validation.rows])
         return finetune(backbone, fit, validation, *rest)
 
-    def spy_on_answers(backbone: Any, part: Subset, *rest: Any) -> Any:
-        seen[-1].append(part.rows)
-        return predict(backbone, part, *rest)
+    def spy_on_answers(model: Any, backbone: Any, subset: Subset, *rest: Any) -> Any:
+        seen[-1].append(subset.rows)
+        return logits_of(model, backbone, subset, *rest)
 
     monkeypatch.setattr(tune_score, "finetune", spy_on_training)
-    monkeypatch.setattr(tune_score, "predict", spy_on_answers)
+    monkeypatch.setattr(tune_score, "logits_of", spy_on_answers)
     tune(config, 2, [])
     run = begin(config)
     manifest, groups = run.manifest, np.array(run.manifest.groups(group))
@@ -255,11 +256,12 @@ def test_models_of_two_scales_lose_nothing(make_search: MakeSearch, skills: Skil
     search = tune_score.prepare(run, TuneConfig(space=SPACE, folds=2), ("test_resnet",))
     rows = [run.manifest.rows_of("case", fold.held_out) for fold in search.inner.folds]
     rng = np.random.default_rng(0)
-    chances = [0.2 * run.manifest.labels[each] + 0.2 * rng.random(len(each)) for each in rows]
+    labels = [run.manifest.labels[held_out] for held_out in rows]
+    chances = [0.2 * of_fold + 0.2 * rng.random(len(of_fold)) for of_fold in labels]
     asked = [np.stack([1 - chance, chance], axis=1) for chance in chances]
     raised = [asked[0], asked[1] + np.array([-0.5, 0.5])]
     assert search.score(rows, raised) == pytest.approx(search.score(rows, asked))
-    pairs = [np.prod(np.bincount(run.manifest.labels[each])) for each in rows]
+    pairs = [np.prod(np.bincount(of_fold)) for of_fold in labels]
     alone = [search.score([r], [a]) for r, a in zip(rows, asked, strict=True)]
     assert search.score(rows, asked) == pytest.approx(np.average(alone, weights=pairs))
 
@@ -291,12 +293,12 @@ def test_what_is_worse_than_the_rest_is_given_up(make_search: MakeSearch, skills
     """After five complete trials, one far below them stops after a fold, and is not the best."""
     config = make_search({"trials": 7})
     skills += [0.8] * 10 + [0.0] + [0.9] * 2
-    found = tune(config, None, [])
-    assert (found.complete, found.pruned, found.failed) == (6, 1, 0)
-    rows = table(found)
+    result = tune(config, None, [])
+    assert (result.complete, result.pruned, result.failed) == (6, 1, 0)
+    rows = table(result)
     assert rows[5]["state"] == "pruned"
     assert rows[5]["score"] == ""
-    assert float(rows[5]["score_so_far"]) < found.score
+    assert float(rows[5]["score_so_far"]) < result.score
     assert not skills
     skills += [0.8] * 10 + [0.0] * 2
     all_complete = make_search({"trials": 6, "prune": False}, run="unpruned")
@@ -317,9 +319,9 @@ def test_a_failed_trial_counts_and_says_why(
 
     monkeypatch.setattr(tune_score, "finetune", diverge)
     with caplog.at_level(logging.INFO, "stacker"):
-        found = tune(config, None, [])
-    assert (found.complete, found.failed) == (2, 1)
-    assert [row["reason"] for row in table(found)] == ["", "the loss is nan", ""]
+        result = tune(config, None, [])
+    assert (result.complete, result.failed) == (2, 1)
+    assert [row["reason"] for row in table(result)] == ["", "the loss is nan", ""]
     told = [r for r in caplog.records if r.message.startswith(("tune 0:", "tune 1:", "tune 2:"))]
     assert [r.levelname for r in told] == ["INFO", "WARNING", "INFO"]
     assert "lr=" in told[0].message
@@ -331,7 +333,7 @@ def test_answers_that_are_not_numbers_are_a_failure(
 ) -> None:
     """Where every trial fails there is no best one, and the last reason is told."""
     config = make_search()
-    monkeypatch.setattr(tune_score, "predict", lambda *a: predict(*a) * np.nan)
+    monkeypatch.setattr(tune_score, "logits_of", lambda *a: logits_of(*a) * np.nan)
     with pytest.raises(BackboneError, match=r"none of 2 trials .* not numbers"):
         tune(config, 2, [])
     assert not (config.run_path / "tune" / "best.yaml").exists()
@@ -357,12 +359,12 @@ def test_importance_takes_scores_that_differ(
     """Equal scores leave the figure out, and say so; others draw it."""
     config = make_search()
     with caplog.at_level(logging.INFO, "stacker"):
-        found = tune(config, None, [])
-    assert [path.name for path in found.figures] == ["history.png"]
+        result = tune(config, None, [])
+    assert [path.name for path in result.figures] == ["history.png"]
     assert "no importance.png" in caplog.text
     skills += [0.9, 0.9]
-    found = tune(config, 4, [])
-    assert [path.name for path in found.figures] == ["history.png", "importance.png"]
+    result = tune(config, 4, [])
+    assert [path.name for path in result.figures] == ["history.png", "importance.png"]
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -422,12 +424,12 @@ def test_choices_may_be_anything_that_the_config_takes(make_search: MakeSearch, 
     config = make_search(
         {"space": space, "trials": 6}, backbones={name: ONE["test_resnet"]}, train={"epochs": 2}
     )
-    found = tune(config, None, [])
-    tuned = load_config(found.config)
-    assert tuned.train.unfreeze == found.parameters["train.unfreeze"]
-    rotation = found.parameters[f"backbones.{name}.train.augment.rotation"]
+    result = tune(config, None, [])
+    tuned = load_config(result.config)
+    assert tuned.train.unfreeze == result.parameters["train.unfreeze"]
+    rotation = result.parameters[f"backbones.{name}.train.augment.rotation"]
     assert tuned.recipe(name).augment.rotation == rotation
-    assert {str(row["train.unfreeze"]) for row in table(found)} == {"{}", "{1: 'all'}"}
+    assert {str(row["train.unfreeze"]) for row in table(result)} == {"{}", "{1: 'all'}"}
 
 
 def test_cases_of_two_classes_have_no_score(make_search: MakeSearch, skills: Skills) -> None:
@@ -443,7 +445,9 @@ def test_cases_of_two_classes_have_no_score(make_search: MakeSearch, skills: Ski
         tune_score.prepare(run.with_split(make_manifest(mixed), run.folds), asked, ("test_resnet",))
     rows = np.arange(len(images))
     with pytest.raises(DataError, match="only the images"):
-        tune_score.by_unit(make_manifest(unknown), rows, np.ones((len(rows), 1)), "case", 0 * rows)
+        tune_score.predictions_of(
+            make_manifest(unknown), rows, np.ones((len(rows), 1)), "case", 0 * rows
+        )
 
 
 def test_too_many_inner_folds_are_refused(make_search: MakeSearch) -> None:

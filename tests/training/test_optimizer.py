@@ -10,10 +10,16 @@ import torch
 from torch import nn
 
 from stacker.backbones.backbone import create
-from stacker.backbones.stages import require_stages, set_trainable, stages
 from stacker.config.training import BackboneConfig, TrainConfig
 from stacker.errors import BackboneError, ConfigError
-from stacker.training.optimizer import Schedule, make_optimizer, require_optimizer
+from stacker.training.optimizer import (
+    Schedule,
+    make_optimizer,
+    require_optimizer,
+    require_stages,
+    set_trainable,
+    stages,
+)
 
 
 def model(name: str = "resnet34") -> Any:
@@ -147,7 +153,7 @@ def test_plateau_waits_and_remembers() -> None:
     for loss in (1.0, 0.5, 0.6, 0.5):
         schedule.end_epoch(loss, 10)
     again = Schedule(recipe, 10)
-    again.restore(schedule.state())
+    again.memory = dict(schedule.memory)
     assert again.rate(40) == 1.0
     again.end_epoch(0.7, 50)
     assert again.rate(50) == pytest.approx(0.3)
