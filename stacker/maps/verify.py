@@ -17,7 +17,7 @@ import numpy as np
 
 from stacker.caches.format import INDEX, part_file
 from stacker.caches.reader import open_cache, opened, read_dataset, read_provenance
-from stacker.caches.rows import refuse_leaks, rows_of_cache
+from stacker.caches.rows import refuse_leaks, refuse_trained_images, rows_of_cache
 from stacker.data.folds import Fold
 from stacker.errors import BackboneError, CacheError, RunError
 from stacker.maps.targets import Target, make_target, planned
@@ -77,14 +77,10 @@ def _bad_index(run: Run, target: Target, fold: Fold | None, missing: Mapping[int
         return
     paths = [part_file(target.folder, number) for number in range(len(target.pieces))]
     yield from _said(_examine_index, target.folder, paths)
-    rows = rows_of_cache(run.manifest, run.folds, fold)
+    rows = rows_of_cache(run, fold)
     yield from _said(refuse_leaks, rows, target.provenance, target.name)
     if fold is not None:
-        trained = run.manifest.rows_of(run.folds.group, (*fold.train, *fold.validation))
-        ids = {run.manifest.images[row].id.encode() for row in trained}
-        leaked = [image for image in rows.image_id if image in ids]
-        if leaked:
-            yield f"{len(leaked)} images trained their own model, e.g. {leaked[0].decode()}"
+        yield from _said(refuse_trained_images, rows, run, fold, target.name)
 
 
 def _said(examine: Callable[..., None], *arguments: Any) -> list[str]:
