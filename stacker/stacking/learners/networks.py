@@ -1,16 +1,14 @@
-"""What the networks among the meta-learners share: one visible training loop, and how they are stored.
+"""The networks among the meta-learners: one visible training loop, how they are stored, and the MLP.
 
 Batches are drawn from all rows where the table may be held in memory. From a larger one, blocks of
 rows that lie side by side are read in random order, some are pooled and shuffled, and an epoch reads
 every row once. How long to train is decided on an inner split by whole cases: the state with the least
-validation loss is kept. Rows have their weights in both losses.
+validation loss is kept. Rows have their weights in both losses. Nothing here touches the state of
+anybody's random numbers.
 
-Nothing here touches the state of anybody's random numbers.
-
-The BatchNorm/Dropout multi-layer perceptron.
-
-Each hidden layer is Linear, BatchNorm, ReLU, Dropout. With a few hundred rows and many columns it is
-dropout, weight decay and an early stop that keep it honest. Columns come standardised.
+The multi-layer perceptron has Linear, BatchNorm, ReLU and Dropout in each hidden layer; its columns come
+standardised. With a few hundred rows and many columns it is dropout, weight decay and an early stop that
+keep it honest.
 """
 
 from __future__ import annotations
@@ -34,18 +32,22 @@ from torch.nn.functional import cross_entropy
 from stacker.config.learners import MlpConfig, NetworkConfig
 from stacker.data.cuts import validation_rows
 from stacker.errors import StackError
-from stacker.stacking.learners.contract import count_classes, or_ones
+from stacker.stacking.learners.contract import (
+    MetaLearner,
+    choose_device,
+    count_classes,
+    or_ones,
+    say_once,
+)
 from stacker.stacking.learners.matrix import (
     Matrix,
     Rows2D,
     as_matrix,
     chunks,
-    predict_in_pieces,
     size_gb,
     spans,
     whole,
 )
-from stacker.stacking.learners.whole_table import say_once
 
 BLOCK_BYTES = 8_000_000  # rows that are read together
 POOL = 32  # blocks that are shuffled together
@@ -53,14 +55,13 @@ PREDICTED = 1024  # rows that go through a network at once
 Batches: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]  # values, labels, weights
 
 
-class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class NetworkClassifier(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A network as a classifier; `network_`, `classes_` and `epochs_` are what fitting leaves behind.
 
     `epochs_` is the number of epochs that led to the state that is kept.
     """
 
     suffix: ClassVar[str] = ".safetensors"
-    weighs: ClassVar[bool] = True
     kind: ClassVar[str]
 
     def __init__(
@@ -99,7 +100,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{self.kind}: the table has {X.shape[1]} columns, names are given for "
                 f"{len(self.columns)}"
             )
-        device = _choose_device(self.device)
+        device = torch.device(choose_device(self.device, torch.cuda.is_available))
         with _seeded(self.seed, device):
             network = self._network(classes)
             self.prepare(network, as_matrix(X))
@@ -133,9 +134,9 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 optimizer.step()
             if watch is None:
                 continue
-            found = _loss(network, watch())
-            if found < best:
-                best, best_epoch, state = found, epoch, deepcopy(network.state_dict())
+            loss_apart = _loss(network, watch())
+            if loss_apart < best:
+                best, best_epoch, state = loss_apart, epoch, deepcopy(network.state_dict())
             if epoch - best_epoch >= how.patience:
                 break
         if watch is None:
@@ -149,19 +150,10 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         network.load_state_dict(state)
         return best_epoch
 
-    def predict_proba(self, X: Rows2D) -> np.ndarray:
-        """Return class probabilities (N, K)."""
-        return predict_in_pieces(self._shares, X)
-
-    def predict(self, X: Rows2D) -> np.ndarray:
-        """Return class indices (N,)."""
-        likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
-        return likeliest
-
     @torch.no_grad()
-    def _shares(self, values: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-        logits = torch.cat([self.network_(some) for some in rows.split(PREDICTED)])
+    def _probabilities(self, rows: np.ndarray) -> np.ndarray:
+        values = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+        logits = torch.cat([self.network_(some) for some in values.split(PREDICTED)])
         shares: np.ndarray = logits.double().softmax(dim=1).numpy()
         return shares
 
@@ -198,12 +190,6 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.network_.eval()
         self.classes_, self.epochs_ = np.arange(about["classes"]), about["epochs"]
         return self
-
-
-def _choose_device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
 
 
 @contextmanager
@@ -298,8 +284,7 @@ def pooled(
 
 def cut_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     """Cut rows into batches; a single row left over joins the last: BatchNorm has no use for one row."""
-    found: list[np.ndarray] = np.split(rows, range(size, len(rows) - 1, size)) if len(rows) else []
-    return found
+    return list(np.split(rows, range(size, len(rows) - 1, size))) if len(rows) else []
 
 
 def _weighted(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
@@ -311,8 +296,7 @@ def _weighted(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
 def _loss(network: nn.Module, batches: Batches) -> float:
     """Return the weighted mean loss over all batches."""
     network.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    weighed = torch.zeros((), dtype=torch.float64)
+    total, weighed = torch.zeros(2, dtype=torch.float64)
     for values, wanted, weight in batches:
         total += _weighted(network(values), wanted, weight).sum().double().cpu()
         weighed += weight.sum().double().cpu()
