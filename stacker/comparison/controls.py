@@ -75,13 +75,10 @@ def run_control(control: Control, caches: Caches, draws: int) -> list[dict[str, 
 def _say(design: Design, tables: Tables) -> tuple[str, Predictions]:
     """Return what a design says out of fold, or of the test cases where too few can be cut."""
     centred, _ = ready(design, tables)
-    found = out_of_fold(design, centred)
-    if found is None:
+    development, _ = out_of_fold(design, centred)
+    if development is None:
         return "test", fit(design, tables).says.test
-    rows = tables.development.rows
-    shares = found.raw.mean(axis=0)
-    said = Predictions(rows.label, rows.case_id, shares, raw=found.raw, parts=found.parts)
-    return "development", said
+    return "development", development
 
 
 def within(tables: Tables, limit_gb: float, seed: int) -> Tables:

@@ -29,8 +29,8 @@ from stacker.stacking.admission import open_caches
 from stacker.stacking.blocks import resolve
 from stacker.stacking.finish import Says
 from stacker.stacking.fitting import Design, fit
-from stacker.stacking.saved import facts_of_fit, is_current, load_says, save_says
-from stacker.stacking.stage import baselines, identity_of
+from stacker.stacking.saved import is_current, load_says, save_stack
+from stacker.stacking.stage import baselines, facts_of, identity_of
 from stacker.stacking.tables import Caches, Tables
 
 log = logging.getLogger(__name__)
@@ -76,16 +76,16 @@ def compare(run: Run, jobs: int = 0) -> Comparison:
         for name, features in grid(config.stack, list(config.cam.maps), frozen=bool(config.frozen))
     ]
     folder, draws = run.path / "compare", config.stack.compare.permutations
-    split = run.folds.label
+    facts = facts_of(run, caches)
     fits: dict[str, Task] = {
-        entry_name(design): _Fit(design, caches, folder / slug(entry_name(design)), split)
+        entry_name(design): _Fit(design, caches, folder / slug(entry_name(design)), facts)
         for design in designs
     }
     failures = _work("compare", fits, jobs)
     designs = [design for design in designs if entry_name(design) not in failures]
     controls = [each for design in designs for each in list_controls(entry_name(design), design)]
     nulls: dict[str, Task] = {
-        control.name: _Draw(control, caches, draws, _draws_file(folder, control), split)
+        control.name: _Draw(control, caches, draws, _draws_file(folder, control), run.folds.label)
         for control in controls
     }
     failures |= _work("controls", nulls, jobs)
@@ -177,23 +177,15 @@ class _Fit:
     design: Design
     caches: Caches
     folder: Path
-    split: str
+    facts: dict[str, Any]
 
     def __call__(self) -> bool:
         tables = self.caches.tables(self.design.features, self.design.config)
         identity = identity_of(self.design, self.caches, tables)
         if is_current(self.folder, identity):
             return False
-        (self.folder / "stack.json").unlink(missing_ok=True)
         fitted = fit(self.design, tables)
-        save_says(self.folder, fitted.says)
-        facts = {
-            "digest": digest(identity),
-            **identity,
-            "split": self.split,
-            **facts_of_fit(fitted),
-        }
-        write_json(self.folder / "stack.json", facts)
+        save_stack(self.folder, self.design, fitted, identity, self.facts, with_members=False)
         return True
 
 

@@ -131,18 +131,6 @@ def cross_finish(
 
 
 @dataclass(frozen=True)
-class OutOfFold:
-    """Raw probabilities (R, N, K) of rows by fits that saw nothing of their cases.
-
-    There are R cuts into `parts` (R, N). `areas` are the AUC of single seeds, or of single cuts.
-    """
-
-    raw: np.ndarray
-    parts: np.ndarray
-    areas: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
 class Says:
     """What a model says of the development cases, out of fold, and of the test cases; and its finish.
 
@@ -157,45 +145,47 @@ class Says:
     areas: tuple[float, ...] = ()
 
 
+def unfinished(truth: tuple[np.ndarray, np.ndarray], raw: np.ndarray, parts: np.ndarray) -> Predictions:
+    """Return raw probabilities (R, N, K) of rows, by fits that saw nothing of their cases.
+
+    There are R cuts into `parts` (R, N); `truth` is labels and cases.
+    """
+    return Predictions(*truth, raw.mean(axis=0), raw=raw, parts=parts)
+
+
 def conclude(
     config: StackConfig,
-    development: OutOfFold | None,
-    truth: tuple[np.ndarray, np.ndarray],
-    test: np.ndarray,
-    test_truth: tuple[np.ndarray, np.ndarray],
+    development: Predictions | None,
+    test: Predictions,
+    areas: tuple[float, ...] = (),
 ) -> Says:
-    """Return what a model says once it is finished, by image and by case.
+    """Return what a model says once it is finished, from its raw probabilities out of fold and of tests.
 
-    Takes its raw probabilities out of fold, and those of the test rows (N, K); `truth` is labels and
-    cases. Cases are finished as images are, from their mean probability, but by Platt's sigmoid: their
-    classes are not as frequent as those of images, which a temperature cannot mend, and a dozen cases
-    that are told apart would be certain.
+    Cases are finished as images are, from their mean probability, but by Platt's sigmoid: their classes
+    are not as frequent as those of images, which a temperature cannot mend, and a dozen cases that are
+    told apart would be certain.
     """
     how = (config.calibration, config.threshold, config.sensitivity)
     of_cases: Kind = "none" if config.calibration == "none" else "platt"
     how_of_cases = (of_cases, *how[1:])
     finish, case_finish, reported = Finish(), None, None
     if development is not None:
-        raw, parts = development.raw, development.parts
-        plain = Predictions(*truth, raw.mean(axis=0), None, raw, parts)
-        finish = fit_finish(*how, *_rows_of(plain))
-        crossed, crossed_cases = cross_finish(*how, raw, truth[0], parts), None
-        cases = by_case(plain)
+        raw, parts = development.ranked
+        finish = fit_finish(*how, *_rows_of(development))
+        crossed, crossed_cases = cross_finish(*how, raw, development.labels, parts), None
+        cases = by_case(development)
         if cases is not None and cases.parts is not None and (cases.parts >= 0).all():
             case_finish = fit_finish(*how_of_cases, *_rows_of(cases))
             crossed_cases = cross_finish(*how_of_cases, cases.ranked[0], cases.labels, cases.parts)
-        reported = finished(*truth, raw, parts, crossed, crossed_cases)
+        reported = _finished(development, crossed, crossed_cases)
         if finish.calibrator.slopes and not any(finish.calibrator.slopes):
             log.warning("platt: its probabilities tell nothing out of fold, all images get the same one")
-    tested = finished(
-        *test_truth,
-        test[None],
-        np.zeros((1, len(test)), dtype=np.int64),
-        finish.everywhere(),
-        None if case_finish is None else case_finish.everywhere(),
-    )
-    areas = () if development is None else development.areas
+    tested = _finished(test, finish.everywhere(), case_finish.everywhere() if case_finish else None)
     return Says(reported, tested, finish, case_finish, areas)
+
+
+def _finished(said: Predictions, finish: Finishes, case_finish: Finishes | None) -> Predictions:
+    return finished(said.labels, said.cases, *said.ranked, finish, case_finish)
 
 
 def _rows_of(said: Predictions) -> tuple[np.ndarray, np.ndarray]:
