@@ -305,13 +305,6 @@ def _usual(run: Run, stack: Stack) -> Novelty | None:
     if not path.exists():
         return None
     found = load_novelty(path)
-    if found is None:
-        log.warning(
-            "%s was made by an older version: novelty is not known; run 'stacker stack CONFIG' again "
-            "(and 'stacker pack', for a pack)",
-            path,
-        )
-        return None
     origins = {base: stack.facts["origins"].get(str(base)) for base in found.origins}
     if found.origins != origins or set(found.bases) != set(fine_tuned(stack)):
         log.warning("%s is of other caches than the stack: novelty is not known", path)

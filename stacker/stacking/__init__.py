@@ -1,1 +1,1 @@
-"""stacking."""
+"""Stage three: meta-learners are fitted on what the caches hold, and scored on cases unseen."""

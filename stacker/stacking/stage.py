@@ -270,7 +270,7 @@ def localise(run: Run) -> dict[str, Any]:
     known = {name: mask for name, mask in masks.items() if mask is not None and mask.any()}
     result: dict[str, Any] = {}
     for backbone in run.config.backbones:
-        hits, inside, areas = [], [], []
+        scores = []
         for fold in run.folds.folds:
             cache = open_cache(run.cache_folder(backbone, fold.name))
             wanted = np.array([i.decode() in known for i in cache.rows.image_id])
@@ -280,15 +280,15 @@ def localise(run: Run) -> dict[str, Any]:
                 cache.read("maps", wanted), rows.label, rows.image_id, strict=True
             ):
                 mask = known[image_id.decode()]
-                hit, mass = pointing_and_mass(maps[label], mask)
-                hits.append(hit)
-                inside.append(mass)
-                areas.append(mask.mean())
-        if hits:
+                scores.append((*pointing_and_mass(maps[label], mask), mask.mean()))
+        if scores:
+            hits, inside, areas = (
+                round(float(np.mean(column)), 4) for column in zip(*scores, strict=True)
+            )
             result[backbone] = {
-                "pointing_game": round(float(np.mean(hits)), 4),
-                "mass_inside": round(float(np.mean(inside)), 4),
-                "mask_area": round(float(np.mean(areas)), 4),
-                "maps": len(hits),
+                "pointing_game": hits,
+                "mass_inside": inside,
+                "mask_area": areas,
+                "maps": len(scores),
             }
     return result

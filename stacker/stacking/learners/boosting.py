@@ -53,20 +53,7 @@ class BoostedTrees(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore
     """Histogram trees with early stopping; `booster_` and `classes_` are what fitting leaves behind."""
 
     suffix: ClassVar[str] = ".ubj"
-
-    def __init__(
-        self,
-        settings: XgboostConfig,
-        columns: Sequence[str],
-        memory_gb: float = 2.0,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        self.settings = settings
-        self.columns = columns
-        self.memory_gb = memory_gb
-        self.seed = seed
-        self.device = device
+    settings: XgboostConfig
 
     def fit(
         self,

@@ -28,9 +28,26 @@ Balance = Literal["cases", "classes", "none"]
 
 
 class MetaLearner(ABC):
-    """What stage three needs of an estimator, and how each of them goes through a table."""
+    """What stage three needs of an estimator, and how each of them goes through a table.
+
+    One that learns in pieces is made of its section of the config and of the names of the columns.
+    """
 
     suffix: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: Any,
+        columns: Sequence[str],
+        memory_gb: float = 2.0,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        self.settings = settings
+        self.columns = columns
+        self.memory_gb = memory_gb
+        self.seed = seed
+        self.device = device
 
     @property
     def weighs(self) -> bool:

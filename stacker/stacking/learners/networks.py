@@ -17,7 +17,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self, TypeAlias
 
@@ -40,10 +39,10 @@ from stacker.stacking.learners.contract import (
     say_once,
 )
 from stacker.stacking.learners.matrix import (
+    InMemory,
     Matrix,
     Rows2D,
     as_matrix,
-    chunks,
     size_gb,
     spans,
     whole,
@@ -63,20 +62,7 @@ class NetworkClassifier(MetaLearner, ClassifierMixin, BaseEstimator):  # type: i
 
     suffix: ClassVar[str] = ".safetensors"
     kind: ClassVar[str]
-
-    def __init__(
-        self,
-        settings: NetworkConfig,
-        columns: Sequence[str],
-        memory_gb: float = 2.0,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        self.settings = settings
-        self.columns = columns
-        self.memory_gb = memory_gb
-        self.seed = seed
-        self.device = device
+    settings: NetworkConfig
 
     def _network(self, classes: int) -> nn.Module:
         """Return the network that takes rows (B, F) and gives logits (B, K)."""
@@ -121,8 +107,7 @@ class NetworkClassifier(MetaLearner, ClassifierMixin, BaseEstimator):  # type: i
         """Train until the validation loss has not fallen for `patience` epochs; keep the best state."""
         how, rng = self.settings, np.random.default_rng(self.seed)
         apart = validation_rows(labels, groups, how.validation, self.seed)
-        learnt = np.arange(len(labels)) if apart is None else np.flatnonzero(~apart)
-        draw, watch = _feeds(X, Targets(labels, weights), learnt, apart, self.memory_gb, device)
+        draw, watch = _feeds(X, labels, weights, apart, self.memory_gb, device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=how.weight_decay)
         best, best_epoch, state = np.inf, 0, None
         for epoch in range(1, how.epochs + 1):
@@ -204,69 +189,46 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Targets:
-    """What rows are to be (N,), and what each weighs (N,)."""
-
-    labels: np.ndarray
-    weights: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Targets:
-        """Return those of some rows."""
-        return Targets(self.labels[rows], self.weights[rows])
-
-    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return both on a device."""
-        weights = torch.from_numpy(self.weights.astype(np.float32))
-        return torch.from_numpy(self.labels).to(device), weights.to(device)
-
-
 def _feeds(
     X: Rows2D,
-    targets: Targets,
-    learnt: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
     apart: np.ndarray | None,
     memory_gb: float,
     device: torch.device,
 ) -> tuple[Callable[[int, np.random.Generator], Batches], Callable[[], Batches] | None]:
     """Return how batches to learn from are drawn, and how the rows kept apart are gone through."""
-    if size_gb(X) <= memory_gb:
-        values = torch.from_numpy(np.ascontiguousarray(whole(X, memory_gb, ""), dtype=np.float32))
-        values, (wanted, weights) = values.to(device), targets.tensors(device)
+    rows = np.arange(len(labels))
+    learnt, watched = (rows, rows[:0]) if apart is None else (rows[~apart], rows[apart])
+    wanted = torch.from_numpy(labels).to(device)
+    weighed = torch.from_numpy(weights.astype(np.float32)).to(device)
+    held = size_gb(X) <= memory_gb
+    table: Matrix = InMemory(whole(X, memory_gb, "")) if held else as_matrix(X)
+    values = torch.from_numpy(table.read(0, len(rows))).to(device) if held else None
 
-        def draw(size: int, rng: np.random.Generator) -> Batches:
-            for rows in cut_batches(rng.permutation(learnt), size):
-                chosen = torch.from_numpy(rows).to(device)
-                yield values[chosen], wanted[chosen], weights[chosen]
+    def draw(size: int, rng: np.random.Generator) -> Batches:
+        if values is None:
+            for piece, places in pooled(table.take(learnt), size, rng):
+                chosen = torch.from_numpy(learnt[places]).to(device)
+                yield torch.from_numpy(piece).to(device), wanted[chosen], weighed[chosen]
+            return
+        for places in cut_batches(rng.permutation(learnt), size):
+            chosen = torch.from_numpy(places).to(device)
+            yield values[chosen], wanted[chosen], weighed[chosen]
 
-        if apart is None:
-            return draw, None
-        kept = torch.from_numpy(np.flatnonzero(apart)).to(device)
-        return draw, lambda: ((values[s], wanted[s], weights[s]) for s in kept.split(PREDICTED))
-    table = as_matrix(X)
+    def watch() -> Batches:
+        kept = table.take(watched)
+        for start, stop in spans(kept, PREDICTED):
+            chosen = torch.from_numpy(watched[start:stop]).to(device)
+            yield torch.from_numpy(kept.read(start, stop)).to(device), wanted[chosen], weighed[chosen]
 
-    def read(size: int, rng: np.random.Generator) -> Batches:
-        for values, some in pooled(table.take(learnt), targets.take(learnt), size, rng):
-            yield torch.from_numpy(values).to(device), *some.tensors(device)
-
-    if apart is None:
-        return read, None
-    watched, theirs = table.take(np.flatnonzero(apart)), targets.take(apart).tensors(device)
-
-    def go_through() -> Batches:
-        start = 0
-        for piece in chunks(watched, PREDICTED):
-            rows = slice(start, start + len(piece))
-            yield torch.from_numpy(piece).to(device), theirs[0][rows], theirs[1][rows]
-            start += len(piece)
-
-    return read, go_through
+    return draw, watch if len(watched) else None
 
 
 def pooled(
-    table: Matrix, targets: Targets, size: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, Targets]]:
-    """Yield batches of all rows, shuffled within pools of blocks that are drawn in random order."""
+    table: Matrix, size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield batches of all rows with their places, shuffled within pools of blocks in random order."""
     blocks = spans(table, max(1, BLOCK_BYTES // (4 * table.shape[1])))
     order = rng.permutation(len(blocks))
     values, places = np.empty((0, table.shape[1]), np.float32), np.empty(0, np.int64)
@@ -278,7 +240,7 @@ def pooled(
         more_to_come = start + POOL < len(order)
         ready = len(places) - len(places) % size if more_to_come else len(places)
         for rows in cut_batches(shuffled[:ready], size):
-            yield values[rows], targets.take(places[rows])
+            yield values[rows], places[rows]
         values, places = values[shuffled[ready:]], places[shuffled[ready:]]
 
 

@@ -66,7 +66,7 @@ def build(
         return learner
     parameters = {**settings.model_dump(), **kind.parameters}
     estimator = made_of(**parameters, **({"random_state": seed} if kind.seeded else {}))
-    return _whole(estimator, name, config, parallel=kind.parallel, columns=len(columns))
+    return _whole(estimator, name, config, parallel=kind.parallel, columns=columns)
 
 
 def _whole(estimator: Any, name: str, config: StackConfig, **how: Any) -> MetaLearner:

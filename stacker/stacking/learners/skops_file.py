@@ -46,12 +46,12 @@ def load_skops(path: Path, name: str, trusted: Sequence[str], types: Collection[
     )
 
 
-def require(stored: Any, kind: type, columns: int | None, path: Path) -> None:
+def require(stored: Any, kind: type, columns: int, path: Path) -> None:
     """Raise StackError for a stored estimator of another type, or of another number of columns."""
     if type(stored) is not kind:
         raise StackError(f"{path} holds a {type(stored).__name__}, expected a {kind.__name__}", AGAIN)
     width = getattr(stored, "n_features_in_", None)
-    if columns is not None and width != columns:
+    if width != columns:
         raise StackError(f"{path} holds a {kind.__name__} of {width} columns, expected {columns}", AGAIN)
 
 

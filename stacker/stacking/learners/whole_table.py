@@ -41,7 +41,7 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
     """An estimator that gets its table as one array; `estimator_` is the fitted copy.
 
     `parallel` lets a fit take all cores; never a prediction, whose sums would come out in another order
-    each time. `columns` is how many a stored one must have. `path` is that of a class which is not ours:
+    each time. A stored one of ours must have as many `columns`. `path` is that of a class which is not ours:
     what it raises is not a bug of this program.
     """
 
@@ -53,7 +53,7 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
         name: str,
         memory_gb: float = 2.0,
         parallel: bool = False,
-        columns: int | None = None,
+        columns: Sequence[str] = (),
         path: str | None = None,
     ) -> None:
         self.estimator = estimator
@@ -138,7 +138,7 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
         content = load_skops(path, self.name, trusted, TYPES.get(kind, ()))
         self.estimator_, self.classes_ = content.get("estimator"), np.arange(content["classes"])
         if kind is not None:
-            require(self.estimator_, kind, self.columns, path)
+            require(self.estimator_, kind, len(self.columns), path)
         if kind is RandomForestClassifier:
             check_forest(self.estimator_, path)
         if kind is SupportVectors:
