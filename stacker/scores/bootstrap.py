@@ -48,9 +48,16 @@ def replicate(
     predictions: Predictions, case_weights: np.ndarray, wanted: Wanted = None
 ) -> dict[str, Scores]:
     """Return the scores, or those that are wanted, by image and by case for each row of case weights."""
+    return _replicate(predictions, by_case(predictions), case_weights, wanted)
+
+
+def _replicate(
+    predictions: Predictions, whole: Predictions | None, case_weights: np.ndarray, wanted: Wanted
+) -> dict[str, Scores]:
+    """Return the scores of images, and of the same by `whole` case, where these have one label."""
     names, position = np.unique(predictions.cases, return_inverse=True)
     of_cases = {}
-    if (whole := by_case(predictions)) is not None:
+    if whole is not None:
         of_cases = weighted_scores(whole, np.arange(len(names)), case_weights, wanted)
     of_cases["recognition_rate"] = recognition_rate(predictions, case_weights)
     return {
@@ -116,9 +123,9 @@ class Resampling:
         """Return {model: {unit: {score: value, "n": N, "interval": {...}, "withheld": {...}}}}."""
         drawn, result = _Draws(self), {}
         for name, found in models.items():
-            scores, carriers = drawn.replicate(found), self.carriers(found)
+            scores, areas = drawn.evaluate(found)
+            carriers = self.carriers(found)
             sizes = {"image": len(found.labels), "case": len(drawn.weights[0])}
-            areas = drawn.influences(found)
             by_unit: dict[str, Any] = {
                 unit: _with_intervals(of_unit, unit, sizes[unit], carriers, areas[unit])
                 for unit, of_unit in scores.items()
@@ -237,25 +244,23 @@ class _Draws:
         self.how = how
         self.cases: np.ndarray | None = None
 
-    def replicate(self, predictions: Predictions, wanted: Wanted = None) -> dict[str, Scores]:
-        """Return the scores by unit: first themselves, then their replicates."""
+    def evaluate(
+        self, predictions: Predictions
+    ) -> tuple[dict[str, Scores], dict[str, Influence | None]]:
+        """Return by unit the scores, first themselves, then their replicates, and what each case adds."""
         self._number(predictions)
-        return replicate(replace(predictions, cases=self.numbers), self.weights, wanted)
+        numbered = replace(predictions, cases=self.numbers)
+        whole, units = by_case(numbered), len(self.weights[0])
+        areas = {
+            "image": influence(predictions, self.numbers, units),
+            "case": None if whole is None else influence(whole, np.arange(units), units),
+        }
+        return _replicate(numbered, whole, self.weights, None), areas
 
     def of_images(self, predictions: Predictions, score: str) -> np.ndarray:
         """Return one score by image: first itself, then its replicates."""
         self._number(predictions)
         return weighted_scores(predictions, self.numbers, self.weights, {score})[score]
-
-    def influences(self, predictions: Predictions) -> dict[str, Influence | None]:
-        """Return what each case adds to the area by image and by case."""
-        self._number(predictions)
-        units = len(self.weights[0])
-        whole = by_case(replace(predictions, cases=self.numbers))
-        return {
-            "image": influence(predictions, self.numbers, units),
-            "case": None if whole is None else influence(whole, np.arange(units), units),
-        }
 
     def _number(self, predictions: Predictions) -> None:
         """Give the cases numbers, which sort as their names do, and faster; draw them."""

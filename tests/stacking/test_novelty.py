@@ -188,15 +188,16 @@ def test_it_is_fitted_again_when_the_caches_change(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_what_an_older_version_kept_is_made_anew(tmp_path: Path) -> None:
-    """Its reference was not narrowed: it is told from a damaged file, and nothing is said by it."""
+def test_what_lacks_a_part_is_made_anew(tmp_path: Path) -> None:
+    """Nothing is said by a file that is damaged, and stage three makes it again."""
     run = Run(tmp_path, cast("Any", None))
     path = novelty_file(run)
     keep_novelty(run, make_caches())
     with np.load(path) as file:
-        older = {name: file[name] for name in file if name != "ratio"}
-    np.savez(path, **older)
-    assert load_novelty(path) is None
+        rest = {name: file[name] for name in file if name != "ratio"}
+    np.savez(path, **rest)
+    with pytest.raises(StackError, match="damaged"):
+        load_novelty(path)
     keep_novelty(run, make_caches())
     assert 0 < loaded(path).ratio < 1
 

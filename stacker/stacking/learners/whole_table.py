@@ -41,8 +41,8 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
     """An estimator that gets its table as one array; `estimator_` is the fitted copy.
 
     `parallel` lets a fit take all cores; never a prediction, whose sums would come out in another order
-    each time. A stored one of ours must have as many `columns`. `path` is that of a class which is not ours:
-    what it raises is not a bug of this program.
+    each time. A stored one of ours must have as many `columns`. `path` is that of a class which is not
+    ours: what it raises is not a bug of this program.
     """
 
     suffix: ClassVar[str] = ".skops"
