@@ -247,7 +247,7 @@ class _Draws:
     def evaluate(
         self, predictions: Predictions
     ) -> tuple[dict[str, Scores], dict[str, Influence | None]]:
-        """Return by unit the scores, first themselves, then their replicates, and what each case adds."""
+        """Return by unit the scores, first themselves, then their replicates, and what cases add."""
         self._number(predictions)
         numbered = replace(predictions, cases=self.numbers)
         whole, units = by_case(numbered), len(self.weights[0])
