@@ -63,6 +63,7 @@ def _temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     def loss(log_temperature: float) -> float:
         scaled = log_softmax(logs / np.exp(log_temperature), axis=1)
+        # A dot product and a sum differ in the last bit, and the temperature is published to it.
         return float(-(ones @ scaled[rows, labels]) / len(labels))
 
     bounds = (np.log(COLDEST), np.log(HOTTEST))

@@ -160,7 +160,8 @@ def fit_sigmoid(logits: np.ndarray, positive: np.ndarray, weights: np.ndarray) -
 def choose_device(wanted: str, has_gpu: Callable[[], bool]) -> str:
     """Return the wanted device, or for 'auto' the best at hand; raise ConfigError where it is not here.
 
-    What a library can make of a GPU is for the library to say, and torch is not imported to say it.
+    What a library can make of a GPU is for the library to say; torch is asked, and imported, only where
+    a GPU is wanted by its name.
     """
     if wanted == "auto":
         return "cuda" if has_gpu() else "cpu"

@@ -39,7 +39,6 @@ from stacker.stacking.learners.contract import (
     say_once,
 )
 from stacker.stacking.learners.matrix import (
-    InMemory,
     Matrix,
     Rows2D,
     as_matrix,
@@ -202,9 +201,10 @@ def _feeds(
     learnt, watched = (rows, rows[:0]) if apart is None else (rows[~apart], rows[apart])
     wanted = torch.from_numpy(labels).to(device)
     weighed = torch.from_numpy(weights.astype(np.float32)).to(device)
-    held = size_gb(X) <= memory_gb
-    table: Matrix = InMemory(whole(X, memory_gb, "")) if held else as_matrix(X)
-    values = torch.from_numpy(table.read(0, len(rows))).to(device) if held else None
+    table, values = as_matrix(X), None
+    if size_gb(X) <= memory_gb:
+        held = np.ascontiguousarray(whole(X, memory_gb, ""), dtype=np.float32)
+        values = torch.from_numpy(held).to(device)
 
     def draw(size: int, rng: np.random.Generator) -> Batches:
         if values is None:
@@ -220,7 +220,10 @@ def _feeds(
         kept = table.take(watched)
         for start, stop in spans(kept, PREDICTED):
             chosen = torch.from_numpy(watched[start:stop]).to(device)
-            yield torch.from_numpy(kept.read(start, stop)).to(device), wanted[chosen], weighed[chosen]
+            some = (
+                torch.from_numpy(kept.read(start, stop)).to(device) if values is None else values[chosen]
+            )
+            yield some, wanted[chosen], weighed[chosen]
 
     return draw, watch if len(watched) else None
 

@@ -38,7 +38,7 @@ def load_skops(path: Path, name: str, trusted: Sequence[str], types: Collection[
     except Exception as error:  # a damaged file can raise anything at all
         raise StackError(f"{path} cannot be read as skops ({error})", again) from error
     strange = sorted(unknown - vouched)
-    needed = ", ".join(dict.fromkeys(name.split(".")[0] for name in strange))
+    needed = ", ".join(dict.fromkeys(kind.split(".")[0] for kind in strange))
     raise StackError(
         f"{path} holds types that are not trusted: {', '.join(strange)}",
         f"if the file is your own and you trust what is installed as {needed}, say so "
