@@ -45,8 +45,8 @@ def _arrays(cache: Cache) -> dict[str, np.ndarray]:
 def _attributes(cache: Cache, name: str) -> dict[str, Any]:
     """Return what a dataset says of itself, as plain data."""
     with opened(cache.parts[0]) as file:
-        found = {key: value for key, value in file[name].attrs.items() if key != "sha256"}
-    return {key: list(v) if isinstance(v, np.ndarray) else str(v) for key, v in found.items()}
+        attributes = {key: value for key, value in file[name].attrs.items() if key != "sha256"}
+    return {key: list(v) if isinstance(v, np.ndarray) else str(v) for key, v in attributes.items()}
 
 
 def _npz(cache: Cache, path: Path) -> None:
@@ -66,7 +66,7 @@ def _csv(cache: Cache, path: Path) -> None:
     names = list(cache.shapes)
     origin = cache.provenance
     columns = [column for name in names for column in _columns(cache, name)]
-    made_by = f"{origin.backbone}/{origin.model_fold}"
+    made_by = BaseModel(origin.backbone, origin.model_fold)
     with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image_id", "case_id", "label", "part", "made_by", *columns])

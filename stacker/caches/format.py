@@ -86,6 +86,11 @@ class Rows:
         """Return the number of rows."""
         return len(self.label)
 
+    @property
+    def truth(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a prediction is judged by: the labels and the cases."""
+        return self.label, self.case_id
+
     def take(self, rows: Any) -> Rows:
         """Return some of the rows, by slice, mask or index."""
         return Rows(*(getattr(self, name)[rows] for name in ROWS))
@@ -116,9 +121,9 @@ def fixed_text(texts: Sequence[str], beside: Iterable[str] = ()) -> np.ndarray:
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
 
 
-def map_classes(classes: Sequence[str], found: int) -> tuple[str, ...]:
-    """Return what the maps of an array are for: every class, or all at once."""
-    return tuple(classes) if found == len(classes) else ("all",)
+def map_classes(classes: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return what the maps of an array, so many a row, are for: every class, or all at once."""
+    return tuple(classes) if count == len(classes) else ("all",)
 
 
 def halve(maps: np.ndarray) -> np.ndarray:
@@ -129,10 +134,9 @@ def halve(maps: np.ndarray) -> np.ndarray:
 
 def content_sha256(name: str, values: np.ndarray) -> str:
     """Return what stands for the content of a dataset, however HDF5 lays it out."""
-    head = f"{name} {values.dtype.str} {values.shape} ".encode()
-    found = hashlib.sha256(head)
-    found.update(np.ascontiguousarray(values).data)
-    return found.hexdigest()
+    content = hashlib.sha256(f"{name} {values.dtype.str} {values.shape} ".encode())
+    content.update(np.ascontiguousarray(values).data)
+    return content.hexdigest()
 
 
 def describe_preprocessing(
@@ -145,8 +149,8 @@ def describe_preprocessing(
 def resample(maps: np.ndarray, grid: int) -> np.ndarray:
     """Bring maps (N, M, h, w) to another grid by the mean over the area of each new cell."""
     rows, columns = (areas(side, grid) for side in maps.shape[2:])
-    found: np.ndarray = rows @ maps @ columns.T
-    return found
+    resampled: np.ndarray = rows @ maps @ columns.T
+    return resampled
 
 
 def areas(old: int, new: int) -> np.ndarray:

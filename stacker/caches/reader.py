@@ -1,23 +1,4 @@
-"""The cache: what stage two writes and stage three reads, and how it proves where it came from.
-
-One folder per base model (`cache/<backbone>/<fold>/`) holds parts of N rows and an index:
-
-    part-00000.h5, part-00001.h5, ...   complete files, each published by one rename
-    index.h5                            the parts as one, by HDF5 virtual datasets
-    index.sha256                        its SHA-256, in the form of sha256sum
-
-    maps      (N, K, h, w) float16   signed, unscaled, one per class    label    (N,) int64
-    maps_...                         of other methods and layers        image_id (N,) fixed-length UTF-8
-    features  (N, D) float32         penultimate activations            case_id  (N,) likewise
-    logits    (N, K) float32                                            fold     (N,) the row's part
-    flags     (N, M) uint8           what is wrong with each map
-
-The root attributes of every file say which checkpoint, manifest, split, layers, methods and
-preprocessing made it, and which cases trained the model. Every dataset carries the SHA-256 of its
-content, every part one digest of these and of its attributes, and the index lists the digests of its
-parts. HDF5 reads zeros where the file behind a virtual dataset is missing, without a word: the reader
-here goes to the parts, and takes nothing whose digest is not the one that was written.
-"""
+"""Reading a cache: nothing is taken whose SHA-256 is not the one that was written (`format`)."""
 
 from __future__ import annotations
 
@@ -77,10 +58,10 @@ class Cache:
             places = np.flatnonzero(places)
         pieces = []
         ends = np.cumsum(self.sizes)
-        for number, mine in enumerate(np.split(places, np.searchsorted(places, ends[:-1]))):
-            if len(mine) or not len(places):
-                path, start = self.parts[number], ends[number] - self.sizes[number]
-                pieces.append(_read_some(path, name, mine - start))
+        for number, wanted in enumerate(np.split(places, np.searchsorted(places, ends[:-1]))):
+            if len(wanted) or not len(places):
+                start = ends[number] - self.sizes[number]
+                pieces.append(_read_some(self.parts[number], name, wanted - start))
         return np.concatenate(pieces)
 
     def of(self, image: str, name: str = "maps") -> np.ndarray:
@@ -95,23 +76,23 @@ class Cache:
         return values
 
 
-_looked_at: set[tuple[Path, str, int]] = set()  # what this process has compared with its SHA-256
+_compared: set[tuple[Path, str, int]] = set()  # with their SHA-256, by this process
 
 
 def _read_some(path: Path, name: str, places: np.ndarray) -> np.ndarray:
     """Return some rows of a part; the first time, the whole of it is compared with its SHA-256."""
     key = (path, name, path.stat().st_mtime_ns if path.exists() else 0)
+    some: np.ndarray
     with opened(path) as file:
-        if key not in _looked_at:
-            values = read_dataset(file, name)
-            _looked_at.add(key)
-            some: np.ndarray = values[places]
-            return some
-        if not len(places):
-            return np.empty((0, *file[name].shape[1:]), file[name].dtype)
-        first = int(places[0])
-        found: np.ndarray = file[name][first : int(places[-1]) + 1][places - first]
-        return found
+        if key not in _compared:
+            some = read_dataset(file, name)[places]
+            _compared.add(key)
+        elif not len(places):
+            some = np.empty((0, *file[name].shape[1:]), file[name].dtype)
+        else:
+            first = int(places[0])
+            some = file[name][first : int(places[-1]) + 1][places - first]
+    return some
 
 
 @contextmanager
@@ -151,8 +132,8 @@ def digest_of(file: h5py.File) -> str:
     These have the SHA-256 of every content.
     """
     with _sound(file):
-        said = {name: {k: _plain(v) for k, v in file[name].attrs.items()} for name in sorted(file)}
-    return digest({**asdict(read_provenance(file)), "versions": None, "datasets": said})
+        datasets = {name: {k: _plain(v) for k, v in file[name].attrs.items()} for name in sorted(file)}
+    return digest({**asdict(read_provenance(file)), "versions": None, "datasets": datasets})
 
 
 def _plain(value: Any) -> Any:
@@ -161,12 +142,12 @@ def _plain(value: Any) -> Any:
 
 def read_digest(file: h5py.File) -> str:
     """Return a part's digest, made again; raise CacheError when it is not the one that was written."""
-    found = digest_of(file)
+    computed = digest_of(file)
     with _sound(file):
         written = file.attrs["digest"]
-    if found != written:
+    if computed != written:
         raise CacheError(f"{file.filename} is damaged: its attributes are not what was written", AGAIN)
-    return found
+    return computed
 
 
 def read_rows(file: h5py.File) -> Rows:
@@ -195,11 +176,8 @@ def read_provenance(file: h5py.File) -> Provenance:
 
 def open_cache(folder: Path) -> Cache:
     """Open a cache; raise CacheError when a file of it is missing, broken or of another origin."""
-    if not (folder / INDEX).exists():
-        raise CacheError(f"{folder}: there is no complete cache here; run 'stacker cache CONFIG'")
-    if not (folder / INDEX_SHA256).exists():
-        older = "it was written by an older version (schema 1), or not to the end"
-        raise CacheError(f"{folder}: has no {INDEX_SHA256}: {older}", AGAIN)
+    if not ((folder / INDEX).exists() and (folder / INDEX_SHA256).exists()):
+        raise CacheError(f"{folder}: there is no complete cache here", "run 'stacker cache CONFIG'")
     written = (folder / INDEX_SHA256).read_text(encoding="utf-8").split(" ")[0]
     if index_sha256(folder) != written:
         raise CacheError(f"{folder / INDEX} is damaged: it is not what was written", AGAIN)
@@ -208,14 +186,14 @@ def open_cache(folder: Path) -> Cache:
         names, digests = ([str(n) for n in index.attrs[a]] for a in ("parts", "part_digests"))
         shapes = {name: index[name].shape[1:] for name in index if name not in ROWS}
     paths = [folder / name for name in names]
-    found = []
+    rows = []
     for path, expected in zip(paths, digests, strict=True):
         with opened(path) as part:
             if read_digest(part) != expected or read_provenance(part) != provenance:
                 raise CacheError(f"{path} is not the part that {INDEX} lists", AGAIN)
-            found.append(read_rows(part))
-    sizes = tuple(len(rows) for rows in found)
-    return Cache(folder, provenance, Rows.join(found), tuple(paths), sizes, shapes)
+            rows.append(read_rows(part))
+    sizes = tuple(len(piece) for piece in rows)
+    return Cache(folder, provenance, Rows.join(rows), tuple(paths), sizes, shapes)
 
 
 def index_sha256(folder: Path) -> str:

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from stacker.caches.format import Provenance, Rows, fixed_text
-from stacker.data.folds import Fold, Folds
-from stacker.data.manifest import Manifest
+from stacker.caches.format import AGAIN, Provenance, Rows, fixed_text
+from stacker.data.folds import Fold
 from stacker.errors import LeakError
+from stacker.run import Run
 
 
-def unseen(manifest: Manifest, folds: Folds, fold: Fold | None) -> tuple[np.ndarray, Rows]:
+def unseen(run: Run, fold: Fold | None) -> tuple[np.ndarray, Rows]:
     """Return the held-out images of a fold, or for None the test images, and who they are."""
+    manifest, folds = run.manifest, run.folds
     images = manifest.rows_of(folds.group, folds.test if fold is None else fold.held_out)
     name = "test" if fold is None else fold.name if folds.protocol == "crossfit" else "stack"
-    names = ("test", "stack", *(each.name for each in folds.folds))
-    ids, cases = [image.id for image in manifest.images], manifest.cases
-    groups = manifest.groups(folds.group)
+    ids = [image.id for image in manifest.images]
+
+    def texts(of_all: list[str]) -> np.ndarray:
+        return fixed_text([of_all[row] for row in images], beside=of_all)
+
     return images, Rows(
         label=manifest.labels[images],
-        image_id=fixed_text([ids[row] for row in images], beside=ids),
-        case_id=fixed_text([cases[row] for row in images], beside=cases),
-        group_id=fixed_text([groups[row] for row in images], beside=groups),
-        fold=fixed_text([name] * len(images), beside=names),
+        image_id=texts(ids),
+        case_id=texts(manifest.cases),
+        group_id=texts(manifest.groups(folds.group)),
+        fold=fixed_text([name] * len(images), beside=("test", "stack", *(f.name for f in folds.folds))),
     )
 
 
-def rows_of_cache(manifest: Manifest, folds: Folds, fold: Fold | None) -> Rows:
+def rows_of_cache(run: Run, fold: Fold | None) -> Rows:
     """Return all rows of the cache of a fold's base model, or for None of a frozen backbone."""
-    parts = [fold] if fold is not None else list(folds.folds)
-    return Rows.join(unseen(manifest, folds, part)[1] for part in (*parts, None))
+    parts = [fold] if fold is not None else list(run.folds.folds)
+    return Rows.join(unseen(run, part)[1] for part in (*parts, None))
 
 
-def refuse_trained_images(rows: Rows, where: str, fold: Fold, manifest: Manifest, folds: Folds) -> None:
+def refuse_trained_images(rows: Rows, run: Run, fold: Fold, where: str) -> None:
     """Raise LeakError when a row is an image that trained its model, by whatever unit the split goes."""
-    trained = manifest.rows_of(folds.group, (*fold.train, *fold.validation))
-    ids = {manifest.images[row].id for row in trained}
-    leaked = sorted(ids & {image.decode() for image in rows.image_id})
-    if leaked:
-        raise LeakError(
-            f"cache {where}: {len(leaked)} images trained the model that produced their rows, e.g. "
-            f"{leaked[0]}; these rows cannot be stacked: run 'stacker cache CONFIG' again"
-        )
+    trained = run.manifest.rows_of(run.folds.group, (*fold.train, *fold.validation))
+    _refuse("images", rows.image_id, {run.manifest.images[row].id for row in trained}, where)
 
 
 def refuse_leaks(rows: Rows, provenance: Provenance, where: str) -> None:
@@ -50,12 +49,15 @@ def refuse_leaks(rows: Rows, provenance: Provenance, where: str) -> None:
     A split by slide or by image leaks across cases by its nature: it was asked for, and its
     label says so, hence it passes.
     """
-    if provenance.group != "case":
-        return
-    trained = set(provenance.training_cases)
-    leaked = sorted({case.decode() for case in rows.case_id} & trained)
+    if provenance.group == "case":
+        _refuse("cases", rows.case_id, set(provenance.training_cases), where)
+
+
+def _refuse(what: str, encoded: Iterable[bytes], trained: set[str], where: str) -> None:
+    leaked = sorted(trained & {name.decode() for name in encoded})
     if leaked:
         raise LeakError(
-            f"cache {where}: {len(leaked)} cases trained the model that produced their rows, e.g. case "
-            f"{leaked[0]}; these rows cannot be stacked: run 'stacker cache CONFIG' again"
+            f"cache {where}: {len(leaked)} {what} trained the model that produced their rows, e.g. "
+            f"{leaked[0]}; these rows cannot be stacked",
+            AGAIN,
         )

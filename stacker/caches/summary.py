@@ -52,22 +52,22 @@ def find_caches(run: Run) -> dict[BaseModel, Cache]:
     Caches that are still to be completed are said to be left out.
     """
     config = run.config
-    found = {
+    complete = {
         base: open_cache(run.cache_folder(*base))
         for base in _bases_of(run.path.glob("cache/*/*/index.h5"))
         if base.backbone in (config.frozen if base.is_frozen else config.backbones)
     }
     begun = _bases_of(run.path.glob("cache/*/*/part-*.h5"))
-    incomplete = [str(base) for base in begun if base not in found]
+    incomplete = [str(base) for base in begun if base not in complete]
     again = f"stacker cache {run.path}/config.yaml"
-    if not found:
+    if not complete:
         state = (
             f"{len(incomplete)} caches are begun, none is complete" if begun else "nothing is cached yet"
         )
         raise CacheError(f"{run.path}: {state}; run '{again}'")
     if incomplete:
         log.warning("left out, not complete: %s (%s)", ", ".join(incomplete), again)
-    return found
+    return complete
 
 
 def _bases_of(files: Iterable[Path]) -> list[BaseModel]:
@@ -86,7 +86,7 @@ def _summarise(cache: Cache, book: Mapping[str, Any]) -> Summary:
     parts, counts = np.unique(cache.rows.fold, return_counts=True)
     size = sum(file.stat().st_size for file in cache.folder.glob("*.h5"))
     origin = cache.provenance
-    logged = book.get(f"{origin.backbone}/{origin.model_fold}", {})
+    logged = book.get(str(BaseModel(origin.backbone, origin.model_fold)), {})
     return Summary(
         backbone=origin.backbone,
         fold=origin.model_fold,

@@ -156,11 +156,13 @@ def examine_part(path: Path, rows: Rows, provenance: Provenance) -> None:
     """Raise CacheError unless a part of just these rows and this origin is there, as it was written."""
     with opened(path) as file:
         read_digest(file)
-        found, wanted = asdict(read_provenance(file)), asdict(provenance)
+        origin = read_provenance(file)
         for field in fields(provenance):
-            if field.compare and found[field.name] != wanted[field.name]:
-                was, now = (_short(values[field.name]) for values in (found, wanted))
-                raise CacheError(f"{path} was made with {field.name} {was}, this run has {now}", AGAIN)
+            was, now = (getattr(values, field.name) for values in (origin, provenance))
+            if field.compare and was != now:
+                raise CacheError(
+                    f"{path} was made with {field.name} {_short(was)}, this run has {_short(now)}", AGAIN
+                )
         if not read_rows(file).equals(rows):
             raise CacheError(f"{path} holds other images than it should", AGAIN)
         for name in sorted(file.keys() - set(ROWS)):

@@ -73,12 +73,10 @@ def run_control(control: Control, tables: Tables, draws: int) -> list[dict[str, 
 def _say(design: Design, tables: Tables) -> tuple[str, Predictions]:
     """Return what a design says out of fold, or of the test cases where too few can be cut."""
     centred, _ = ready(design, tables)
-    estimate = out_of_fold(design, centred)
-    if estimate is None:
+    development, _ = out_of_fold(design, centred)
+    if development is None:
         return "test", fit(design, tables).says.test
-    rows, raw = tables.development.rows, estimate.raw
-    said = Predictions(rows.label, rows.case_id, raw.mean(axis=0), raw=raw, parts=estimate.parts)
-    return "development", said
+    return "development", development
 
 
 def within(tables: Tables, limit_gb: float, seed: int) -> Tables:

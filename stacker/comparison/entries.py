@@ -30,8 +30,8 @@ from stacker.stacking.admission import open_caches
 from stacker.stacking.blocks import resolve
 from stacker.stacking.finish import Says
 from stacker.stacking.fitting import Design, fit
-from stacker.stacking.saved import facts_of_fit, is_current, load_says, save_says
-from stacker.stacking.stage import baselines, identity_of
+from stacker.stacking.saved import is_current, load_says, save_stack
+from stacker.stacking.stage import baselines, facts_of, identity_of
 from stacker.stacking.tables import Caches, Tables
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,11 @@ def compare(run: Run, jobs: int = 0) -> Comparison:
     config, folder, split = run.config, run.path / "compare", run.folds.label
     frozen, draws = bool(config.frozen), config.stack.compare.permutations
     caches = open_caches(run, frozen=frozen)
-    designs = {}
+    designs, facts = {}, facts_of(run, caches)
     for name, features in grid(config.stack, list(config.cam.maps), frozen=frozen):
         design = Design.of(name, features, config.stack, config.seed, config.device)
         designs[entry_name(design)] = design
-    fits = {n: partial(_fit, d, caches, folder / slug(n), split) for n, d in designs.items()}
+    fits = {n: partial(_fit, d, caches, folder / slug(n), facts) for n, d in designs.items()}
     failures = _work("compare", fits, jobs)
     fitted = {name: design for name, design in designs.items() if name not in failures}
     controls = [control for name, design in fitted.items() for control in list_controls(name, design)]
@@ -160,17 +160,13 @@ def slug(name: str) -> str:
     return name.replace(": ", "@").replace(" + ", "+").replace(" ", "_")
 
 
-def _fit(design: Design, caches: Caches, folder: Path, split: str) -> bool:
+def _fit(design: Design, caches: Caches, folder: Path, facts: dict[str, Any]) -> bool:
     """Fit one entry; say whether there was anything to do."""
     tables = caches.tables(design.features, design.config)
     identity = identity_of(design, caches, tables)
     if is_current(folder, identity):
         return False
-    (folder / "stack.json").unlink(missing_ok=True)
-    fitted = fit(design, tables)
-    save_says(folder, fitted.says)
-    facts = {"digest": digest(identity), **identity, "split": split, **facts_of_fit(fitted)}
-    write_json(folder / "stack.json", facts)
+    save_stack(folder, design, fit(design, tables), identity, facts, with_members=False)
     return True
 
 

@@ -92,13 +92,13 @@ def _embed(run: Run, name: str, pixels: Pixels, advance: Any) -> np.ndarray:
 def _fit(run: Run, features: np.ndarray, strength: float) -> Answers:
     """Return out-of-fold probabilities (N, K), fold after fold, and those of test rows (folds, N, K)."""
     manifest, folds = run.manifest, run.folds
-    tests, _ = unseen(manifest, folds, None)
+    tests, _ = unseen(run, None)
     development, test = [], []
     for fold in folds.folds:
         trained = manifest.rows_of(folds.group, (*fold.train, *fold.validation))
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
         model.fit(features[trained], manifest.labels[trained])
-        development.append(model.predict_proba(features[unseen(manifest, folds, fold)[0]]))
+        development.append(model.predict_proba(features[unseen(run, fold)[0]]))
         test.append(model.predict_proba(features[tests]))
     return np.concatenate(development), np.stack(test)
 
@@ -106,8 +106,8 @@ def _fit(run: Run, features: np.ndarray, strength: float) -> Answers:
 def _say(run: Run, answers: Mapping[str, Answers]) -> dict[str, Says]:
     """Return what the probes say, finished and scored as the base models of the run are."""
     config, manifest, folds = run.config, run.manifest, run.folds
-    by_fold = [unseen(manifest, folds, fold)[1] for fold in folds.folds]
-    rows, tests = Rows.join(by_fold), unseen(manifest, folds, None)[1]
+    by_fold = [unseen(run, fold)[1] for fold in folds.folds]
+    rows, tests = Rows.join(by_fold), unseen(run, None)[1]
     fold = np.repeat(np.arange(len(by_fold)), [len(of_fold) for of_fold in by_fold])
     groups = np.char.decode(rows.group_id.astype("S"), "utf-8")
     parts = parts_of(rows.label, groups, fold, len(manifest.classes), config.stack, config.seed)

@@ -137,7 +137,7 @@ def make_target(run: Run, base: BaseModel, fold: Fold | None) -> Target:
 
 def _cut(run: Run, fold: Fold | None) -> Iterator[Piece]:
     """Cut the held-out images of a fold, or the test images, into pieces."""
-    images, rows = unseen(run.manifest, run.folds, fold)
+    images, rows = unseen(run, fold)
     size = run.config.cam.part_rows
     for start in range(0, len(images), size):
         chosen = slice(start, start + size)

@@ -56,11 +56,10 @@ def _examine(run: Run, base: BaseModel, fold: Fold | None) -> Verdict:
     problems = list(_bad_parts(target, missing))
     if not missing:
         problems += _complaints(_examine_index, target.folder, target.files)
-        rows = rows_of_cache(run.manifest, run.folds, fold)
+        rows = rows_of_cache(run, fold)
         problems += _complaints(refuse_leaks, rows, target.provenance, target.name)
         if fold is not None:
-            whose = (target.name, fold, run.manifest, run.folds)
-            problems += _complaints(refuse_trained_images, rows, *whose)
+            problems += _complaints(refuse_trained_images, rows, run, fold, target.name)
     parts = len(target.pieces)
     return Verdict(target.name, parts - len(missing), parts, target.images, tuple(problems))
 

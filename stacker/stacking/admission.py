@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,10 +53,12 @@ def _open(run: Run, backbone: str, fold: Fold | None) -> Cache:
     _check_origin(cache, base, run)
     refuse_leaks(cache.rows, cache.provenance, str(base))
     if fold is not None:
-        refuse_trained_images(cache.rows, str(base), fold, run.manifest, run.folds)
-    if not cache.rows.equals(rows_of_cache(run.manifest, run.folds, fold)):
+        refuse_trained_images(cache.rows, run, fold, str(base))
+    if not cache.rows.equals(rows_of_cache(run, fold)):
         raise CacheError(f"{cache.folder} holds other images than the split of this run says", AGAIN)
-    _check_model(cache, run.model_file(*base))
+    model = run.model_file(*base)
+    if model.exists() and file_sha256(model) != cache.provenance.checkpoint_sha256:  # trained anew
+        raise CacheError(f"{cache.folder} was made by another model than {model}", AGAIN)
     return cache
 
 
@@ -72,7 +73,7 @@ def _places(cache: Cache, rows: Rows) -> np.ndarray:
 
 def _check_origin(cache: Cache, base: BaseModel, run: Run) -> None:
     """Raise CacheError unless the cache is of this run's images, split and settings."""
-    found, cam = cache.provenance, run.config.cam
+    origin, cam = cache.provenance, run.config.cam
     expected: dict[str, Any] = {
         "backbone": base.backbone,
         "model_fold": base.fold,
@@ -84,28 +85,21 @@ def _check_origin(cache: Cache, base: BaseModel, run: Run) -> None:
     if not base.is_frozen:
         expected |= {"methods": tuple(cam.methods), "lower": cam.lower}
     for name, value in expected.items():
-        if getattr(found, name) != value:
+        cached = getattr(origin, name)
+        if cached != value:
             raise CacheError(
-                f"cache {base} was made with {name} {_plain(getattr(found, name))}, this run "
-                f"uses {_plain(value)}; run 'stacker cache CONFIG' again"
+                f"cache {base} was made with {name} {_plain(cached)}, this run uses {_plain(value)}",
+                AGAIN,
             )
-
-
-def _require_one_precision(origins: Mapping[BaseModel, Provenance]) -> None:
-    """Raise CacheError for a table of columns in different precision."""
-    found = {origin.precision: key for key, origin in origins.items()}
-    if len(found) > 1:
-        named = ", ".join(f"{key} in {precision}" for precision, key in found.items())
-        raise CacheError(f"caches differ in precision: {named}; run 'stacker cache CONFIG' again")
 
 
 def _plain(value: Any) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _check_model(cache: Cache, model: Path) -> None:
-    """Raise CacheError when the base model was trained again after it was cached."""
-    if model.exists() and file_sha256(model) != cache.provenance.checkpoint_sha256:
-        raise CacheError(
-            f"{cache.folder} was made by another model than {model}; run 'stacker cache CONFIG' again"
-        )
+def _require_one_precision(origins: Mapping[BaseModel, Provenance]) -> None:
+    """Raise CacheError for a table of columns in different precision."""
+    examples = {origin.precision: base for base, origin in origins.items()}
+    if len(examples) > 1:
+        named = ", ".join(f"{base} in {precision}" for precision, base in examples.items())
+        raise CacheError(f"caches differ in precision: {named}", AGAIN)

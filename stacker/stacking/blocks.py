@@ -35,15 +35,15 @@ TINY = 1e-12
 
 def resolve(features: Sequence[str], config: StackConfig) -> dict[str, BlockConfig | None]:
     """Return how each named block is made."""
-    found: dict[str, BlockConfig | None] = {}
+    blocks: dict[str, BlockConfig | None] = {}
     for name in features:
         if name in config.blocks:
-            found[name] = config.blocks[name]
+            blocks[name] = config.blocks[name]
         elif name == "map_stats":
-            found[name] = BlockConfig(of="maps", view="stats")
+            blocks[name] = BlockConfig(of="maps", view="stats")
         else:
-            found[name] = BlockConfig(of=name) if name.startswith("maps") else None
-    return found
+            blocks[name] = BlockConfig(of=name) if name.startswith("maps") else None
+    return blocks
 
 
 def array_of(name: str, block: BlockConfig | None) -> str:
@@ -66,9 +66,8 @@ def assemble(
     """
     pieces = [
         (values, f"{backbone}/{block}", names)
-        for backbone, found in arrays.items()
-        for block, made in _of_one(found, classes, blocks)
-        for values, names in [made]
+        for backbone, of_backbone in arrays.items()
+        for block, (values, names) in _of_one(of_backbone, classes, blocks)
     ]
     pieces += _between(arrays, classes, blocks)
     columns = [f"{start}/{name}" for _, start, names in pieces for name in names]
@@ -92,13 +91,13 @@ def log_odds_of(logits: np.ndarray, classes: Sequence[str]) -> Piece:
     return logits - logits.mean(axis=1, keepdims=True), list(classes)
 
 
-def _of_one(found: Arrays, classes: Sequence[str], blocks: Blocks) -> Iterator[tuple[str, Piece]]:
+def _of_one(arrays: Arrays, classes: Sequence[str], blocks: Blocks) -> Iterator[tuple[str, Piece]]:
     """Yield the blocks that a backbone has."""
     for name, block in blocks.items():
         array = array_of(name, block)
-        if array not in found:
+        if array not in arrays:
             continue
-        values = found[array]
+        values = arrays[array]
         if array.startswith("maps"):
             yield name, _of_maps(values, classes, block or BlockConfig(of=array))
         elif name == "probabilities":
@@ -124,19 +123,20 @@ def view(maps: np.ndarray, classes: Sequence[str], block: BlockConfig) -> tuple[
     Maps that never went through the cache are rounded as it rounds them. Methods that know no class have
     one map for all, which is taken whatever classes are wanted.
     """
-    found, names = halve(maps).astype(np.float32), list(map_classes(classes, maps.shape[1]))
+    names = list(map_classes(classes, maps.shape[1]))
+    maps = halve(maps).astype(np.float32)
     if len(names) == len(classes):
         if block.classes == "difference":
-            found, names = _differences(found, classes)
+            maps, names = _differences(maps, classes)
         elif block.classes != "all":
-            found, names = found[:, [classes.index(c) for c in block.classes]], list(block.classes)
+            maps, names = maps[:, [classes.index(c) for c in block.classes]], list(block.classes)
     if block.grid is not None:
-        found = resample(found, block.grid)
+        maps = resample(maps, block.grid)
     if block.view in ("relu", "normalised"):
-        found = found.clip(min=0)
+        maps = maps.clip(min=0)
     if block.view == "normalised":
-        found = found / np.maximum(found.max(axis=(2, 3), keepdims=True), TINY)
-    return found, names
+        maps = maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), TINY)
+    return maps, names
 
 
 def _differences(maps: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -184,10 +184,12 @@ def _between(
         if block is None or block.view != "stats":
             continue
         viewed = {
-            b: view(found[block.of], classes, block) for b, found in arrays.items() if block.of in found
+            backbone: view(of_backbone[block.of], classes, block)
+            for backbone, of_backbone in arrays.items()
+            if block.of in of_backbone
         }
         for (first, (ours, names)), (second, (theirs, _)) in combinations(viewed.items(), 2):
-            pairs = [f"{each}/{stat}" for each in names for stat in PAIR_STATS]
+            pairs = [f"{name_of_map}/{stat}" for name_of_map in names for stat in PAIR_STATS]
             values = agreement(ours, theirs).reshape(len(ours), len(pairs))
             yield values, f"{first}+{second}/{name}", pairs
 

@@ -1,13 +1,9 @@
-"""Probabilities that mean what they say, and a threshold that was not chosen on what it is judged by.
+"""What a model says once it is finished: calibrated, cut at a threshold, by image and by case.
 
 Temperature scaling (Guo et al. 2017) makes all answers bolder or meeker at once; Platt's sigmoid (1999)
-shifts them as well. A threshold is chosen by a rule, on calibrated probabilities. `cross_finish` does
-both for each part of the images from the other parts only: what is scored has had no say in it.
-
-What a model says once it is finished: calibrated, cut at a threshold, by image and by case.
-
-On the development rows each part is finished by the others, so that what is reported saw nothing of its
-case; on the test rows and on new images, by all of them.
+shifts them as well. A threshold is chosen by a rule, on calibrated probabilities, and not on what it is
+judged by: on the development rows each part is finished by the others, so that what is reported saw
+nothing of its case; on the test rows and on new images, by all of them.
 """
 
 from __future__ import annotations
@@ -17,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_softmax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from stacker.config.stacking import StackConfig
 from stacker.scores.predictions import (
@@ -32,33 +28,28 @@ from stacker.scores.predictions import (
     log_odds,
     log_of,
 )
+from stacker.stacking.learners.contract import fit_sigmoid
 
 log = logging.getLogger(__name__)
 Rule = Literal["none", "youden", "sensitivity"]
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures; where classes are separated, the best would be nought
 
 
-def fit_calibrator(
-    kind: Kind, probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
-) -> Calibrator:
-    """Return the calibrator that makes some labels (N,) likeliest; weights say how rows compare.
+def fit_calibrator(kind: Kind, probabilities: np.ndarray, labels: np.ndarray) -> Calibrator:
+    """Return the calibrator that makes some labels (N,) likeliest.
 
     Images of one class alone cannot tell how sure a model should be: they leave it as it is.
     """
-    weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
-    counted = weights > 0
     if kind == "none":
         return Calibrator()
-    if len(np.unique(labels[counted])) < 2:
+    if len(np.unique(labels)) < 2:
         log.warning(
-            "calibration: %d images of one class alone, probabilities stay as they are", counted.sum()
+            "calibration: %d images of one class alone, probabilities stay as they are", len(labels)
         )
         return Calibrator()
-    probabilities, labels = probabilities[counted], labels[counted]
-    weights = weights[counted] / weights[counted].mean()
     if kind == "temperature":
-        return Calibrator("temperature", temperature=_temperature(probabilities, labels, weights))
-    logits = log_odds(probabilities)
+        return Calibrator("temperature", temperature=_temperature(probabilities, labels))
+    logits, weights = log_odds(probabilities), np.ones(len(labels))
     targets = [1] if logits.shape[1] == 1 else range(logits.shape[1])
     fitted = [
         fit_sigmoid(column, labels == k, weights) for k, column in zip(targets, logits.T, strict=True)
@@ -67,12 +58,13 @@ def fit_calibrator(
     return Calibrator("platt", slopes=slopes, intercepts=intercepts)
 
 
-def _temperature(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    logs, rows = log_of(probabilities), np.arange(len(labels))
+def _temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    logs, rows, ones = log_of(probabilities), np.arange(len(labels)), np.ones(len(labels))
 
     def loss(log_temperature: float) -> float:
         scaled = log_softmax(logs / np.exp(log_temperature), axis=1)
-        return float(-(weights @ scaled[rows, labels]) / weights.sum())
+        # A dot product and a sum differ in the last bit, and the temperature is published to it.
+        return float(-(ones @ scaled[rows, labels]) / len(labels))
 
     bounds = (np.log(COLDEST), np.log(HOTTEST))
     best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
@@ -80,36 +72,8 @@ def _temperature(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndar
     return float(np.exp(best.x)) if best.fun < loss(0.0) - 1e-12 else 1.0
 
 
-def fit_sigmoid(logits: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Return Platt's slope and intercept of one class against the rest.
-
-    His targets stop short of nought and one, which keeps the slope finite where classes are separated. A
-    negative slope would turn the ranking round: it is kept from that. Equal answers are only shifted.
-    """
-    positives, negatives = weights[positive].sum(), weights[~positive].sum()
-    targets = np.where(positive, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        scaled = parameters[0] * logits + parameters[1]
-        gaps = weights * (expit(scaled) - targets)
-        value = weights @ (np.logaddexp(0, scaled) - targets * scaled)
-        return float(value) / len(logits), np.array([gaps @ logits, gaps.sum()]) / len(logits)
-
-    slope = (1, 1) if np.ptp(logits) == 0 else (0, None)
-    options = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 1000}
-    start = np.array([1.0, 0.0])
-    best = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=[slope, (None, None)], options=options
-    )
-    return float(best.x[0]), float(best.x[1])
-
-
 def choose_threshold(
-    rule: Rule,
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    sensitivity: float = 0.95,
-    weights: np.ndarray | None = None,
+    rule: Rule, probabilities: np.ndarray, labels: np.ndarray, sensitivity: float = 0.95
 ) -> float:
     """Return from which probability (N,) of class 1 on class 1 is predicted.
 
@@ -118,12 +82,11 @@ def choose_threshold(
     wanted one. Thresholds lie midway between neighbouring probabilities, the lowest midway to nought.
     It is 0.5 by the rule `none`, where there is one class only, or where none is better than chance.
     """
-    weights = np.ones(len(labels)) if weights is None else weights
-    if rule == "none" or len(np.unique(labels[weights > 0])) < 2:
+    if rule == "none" or len(np.unique(labels)) < 2:
         return 0.5
     distinct, place = np.unique(probabilities.astype(np.float64), return_inverse=True)
     true, false = (
-        np.cumsum(np.bincount(place, weights * side, len(distinct))[::-1])[::-1]
+        np.cumsum(np.bincount(place, side, len(distinct))[::-1])[::-1]
         for side in (labels == 1, labels != 1)
     )
     below = np.r_[0.0, distinct[:-1]]
@@ -152,12 +115,7 @@ def fit_finish(
 
 
 def cross_finish(
-    kind: Kind,
-    rule: Rule,
-    sensitivity: float,
-    raw: np.ndarray,
-    labels: np.ndarray,
-    parts: np.ndarray,
+    kind: Kind, rule: Rule, sensitivity: float, raw: np.ndarray, labels: np.ndarray, parts: np.ndarray
 ) -> Finishes:
     """Return a finish for each part of each cut (R, N), fitted on raw probabilities of the others."""
     return tuple(
@@ -169,18 +127,6 @@ def cross_finish(
         }
         for raw_NK, parts_N in zip(raw, parts, strict=True)
     )
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Raw probabilities (R, N, K) of rows by fits that saw nothing of their cases.
-
-    There are R cuts into `parts` (R, N). `areas` are the AUC of single seeds, or of single cuts.
-    """
-
-    raw: np.ndarray
-    parts: np.ndarray
-    areas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,45 +144,51 @@ class Says:
     areas: tuple[float, ...] = ()
 
 
+def unfinished(truth: tuple[np.ndarray, np.ndarray], raw: np.ndarray, parts: np.ndarray) -> Predictions:
+    """Return raw probabilities (R, N, K) of rows, by fits that saw nothing of their cases.
+
+    There are R cuts into `parts` (R, N); `truth` is labels and cases.
+    """
+    return Predictions(*truth, raw.mean(axis=0), raw=raw, parts=parts)
+
+
 def conclude(
     config: StackConfig,
-    development: OutOfFold | None,
-    truth: tuple[np.ndarray, np.ndarray],
-    test: np.ndarray,
-    test_truth: tuple[np.ndarray, np.ndarray],
+    development: Predictions | None,
+    test: Predictions,
+    areas: tuple[float, ...] = (),
 ) -> Says:
-    """Return what a model says once it is finished, by image and by case.
+    """Return what a model says once it is finished, from its raw probabilities out of fold and of tests.
 
-    Takes its raw probabilities out of fold, and those of the test rows (N, K); `truth` is labels and
-    cases. On the development rows each part is calibrated, and gets its threshold, by the others: what
-    is reported saw nothing of its case. Cases are finished as images are, from their mean probability,
-    but by Platt's sigmoid: their classes are not as frequent as those of images, which a temperature
-    cannot mend, and a dozen cases that are told apart would be certain.
+    Cases are finished as images are, from their mean probability, but by Platt's sigmoid: their classes
+    are not as frequent as those of images, which a temperature cannot mend, and a dozen cases that are
+    told apart would be certain.
     """
     how = (config.calibration, config.threshold, config.sensitivity)
-    by_sigmoid: Kind = "none" if config.calibration == "none" else "platt"
-    how_of_cases = (by_sigmoid, config.threshold, config.sensitivity)
+    kind_of_cases: Kind = "none" if config.calibration == "none" else "platt"
+    how_of_cases = (kind_of_cases, *how[1:])
     finish, case_finish, reported = Finish(), None, None
     if development is not None:
-        raw, parts = development.raw, development.parts
-        plain = Predictions(*truth, raw.mean(axis=0), None, raw, parts)
-        finish = fit_finish(*how, *_rows_of(plain))
-        crossed, crossed_cases = cross_finish(*how, raw, truth[0], parts), None
-        cases = by_case(plain)
+        raw, parts = development.ranked
+        finish = fit_finish(*how, *_rows_of(development))
+        crossed, crossed_cases = cross_finish(*how, raw, development.labels, parts), None
+        cases = by_case(development)
         if cases is not None and cases.parts is not None and (cases.parts >= 0).all():
             case_finish = fit_finish(*how_of_cases, *_rows_of(cases))
             crossed_cases = cross_finish(*how_of_cases, cases.ranked[0], cases.labels, cases.parts)
-        reported = finished(*truth, raw, parts, crossed, crossed_cases)
+        reported = _finished(development, crossed, crossed_cases)
         if finish.calibrator.slopes and not any(finish.calibrator.slopes):
             log.warning("platt: its probabilities tell nothing out of fold, all images get the same one")
     of_cases = None if case_finish is None else ({0: case_finish},)
-    parts_of_test = np.zeros((1, len(test)), dtype=np.int64)
-    tested = finished(*test_truth, test[None], parts_of_test, ({0: finish},), of_cases)
-    areas = () if development is None else development.areas
+    tested = _finished(test, ({0: finish},), of_cases)
     return Says(reported, tested, finish, case_finish, areas)
 
 
-def _rows_of(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+def _finished(said: Predictions, finish: Finishes, case_finish: Finishes | None) -> Predictions:
+    return finished(said.labels, said.cases, *said.ranked, finish, case_finish)
+
+
+def _rows_of(said: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Return the raw probabilities and labels of all cuts, one after the other."""
-    raw, _ = found.ranked
-    return raw.reshape(-1, raw.shape[2]), np.tile(found.labels, len(raw))
+    raw, _ = said.ranked
+    return raw.reshape(-1, raw.shape[2]), np.tile(said.labels, len(raw))

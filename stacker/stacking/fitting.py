@@ -28,7 +28,7 @@ from stacker.data.cuts import cut
 from stacker.errors import StackError
 from stacker.scores.metrics import area_within
 from stacker.scores.predictions import Predictions, mean_over_folds
-from stacker.stacking.finish import OutOfFold, Says, conclude
+from stacker.stacking.finish import Says, conclude, unfinished
 from stacker.stacking.learners.contract import MetaLearner, class_factors, row_weights, unweigh
 from stacker.stacking.learners.matrix import Matrix
 from stacker.stacking.learners.registry import build, features_of, is_scaled, is_seeded, parameters
@@ -75,17 +75,17 @@ class Design:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the fit and what is made of it, as plain data."""
-        own = {name: self.config.blocks[name] for name in self.features if name in self.config.blocks}
-        own_settings = ("parts", "centre", "balance", "calibration", "sensitivity")
+        blocks = {name: self.config.blocks[name] for name in self.features if name in self.config.blocks}
+        decisive = ("parts", "centre", "balance", "calibration", "sensitivity")
         return {
             "schema": SCHEMA,
             "meta": self.meta,
             "features": list(self.features),
-            "blocks": {name: block.model_dump(mode="json") for name, block in own.items()},
+            "blocks": {name: block.model_dump(mode="json") for name, block in blocks.items()},
             "parameters": parameters(self.meta, self.config),
             "seeds": self.seeds,
             "cuts": self.config.seeds,
-            **{name: getattr(self.config, name) for name in own_settings},
+            **{name: getattr(self.config, name) for name in decisive},
             "rule": self.config.threshold,
         }
 
@@ -114,6 +114,7 @@ class Fitted:
     members: dict[str, list[Member]]
     centres: dict[str, np.ndarray]
     says: Says
+    rows: int
     columns: int
     fit_seconds: float
     predict_seconds: float
@@ -132,59 +133,55 @@ def fit(design: Design, tables: Tables) -> Fitted:
     fitted = time.perf_counter()
     tests = np.stack([say(of_scope(members, fold), test) for fold, test in tables.tests.items()])
     done = time.perf_counter()
-    rows = next(iter(tables.tests.values())).rows
-    estimate = out_of_fold(design, tables)
-    if estimate is None:
+    test_rows = next(iter(tables.tests.values())).rows
+    development, areas = out_of_fold(design, tables)
+    if development is None:
         log.warning(
             "%s: some class has too few cases or folds to be left out in turn: nothing is estimated out "
             "of fold, calibrated or given a threshold",
             design.meta,
         )
-    says = conclude(
-        design.config,
-        estimate,
-        truth=(table.rows.label, table.rows.case_id),
-        test=mean_over_folds(tests),
-        test_truth=(rows.label, rows.case_id),
-    )
+    test = Predictions(*test_rows.truth, mean_over_folds(tests))
+    says = conclude(design.config, development, test, areas)
     columns = len(next(iter(members.values()))[0].preparation.columns)
-    return Fitted(members, centres, says, columns, fitted - started, done - fitted)
+    return Fitted(members, centres, says, len(table.rows), columns, fitted - started, done - fitted)
 
 
 def ready(design: Design, tables: Tables) -> tuple[Tables, dict[str, np.ndarray]]:
     """Return the tables as they are fitted, centred fold by fold and held in memory if they may be."""
     limit, centres = design.config.memory_gb / COPIES, {}
     if tables.crossed and design.config.centre and design.meta not in RULES:
-        found = fit_centres(tables.development)
-        of_fold = {
-            source.fold: row for source, row in zip(tables.development.sources, found, strict=True)
+        means = fit_centres(tables.development)
+        by_fold = {
+            source.fold: row for source, row in zip(tables.development.sources, means, strict=True)
         }
-        centres = {fold: of_fold[fold] for fold in tables.tests}
-        tests = {fold: test.centred(found) for fold, test in tables.tests.items()}
-        tables = replace(tables, development=tables.development.centred(found), tests=tests)
+        centres = {fold: by_fold[fold] for fold in tables.tests}
+        tests = {fold: test.centred(means) for fold, test in tables.tests.items()}
+        tables = replace(tables, development=tables.development.centred(means), tests=tests)
     return replace(tables, development=tables.development.hold(limit)), centres
 
 
 def fit_member(design: Design, tables: Tables, rows: np.ndarray, seed: int) -> Member:
     """Fit once, on some development rows (N,); inner cuts follow the folds, where there are several."""
     name, config, everything = design.meta, design.config, tables.development.rows.label
-    table, groups = tables.development.take(rows), tables.groups[rows]
-    labels, scaled = table.rows.label, is_scaled(name, config)
-    prepared = fit_preparation(table, table.columns, design.components, scaled, seed)
+    table = tables.development.take(rows)
+    labels = table.rows.label
+    prepared = fit_preparation(table, table.columns, design.components, is_scaled(name, config), seed)
     learner = build(name, config, seed, prepared.columns, design.device)
-    made = prepared.of(table)
-    small = table.values is not None
-    several = len(np.unique(table.source)) > 1
-    inside: np.ndarray | None = table.source if several else groups
-    if name in RULES and not several:
-        inside = None  # all rows are on one scale
+    values = prepared.of(table)
+    groups: np.ndarray | None = tables.groups[rows]
+    if len(np.unique(table.source)) > 1:
+        groups = table.source
+    elif name in RULES:
+        groups = None  # all rows are on one scale
     weights = row_weights(labels, table.rows.case_id, config.balance)
-    learner.fit(made.read(0, len(labels)) if small else made, labels, groups=inside, weights=weights)
+    held = table.values is not None
+    learner.fit(values.read(0, len(labels)) if held else values, labels, groups=groups, weights=weights)
     if name in RULES:
         return Member(prepared, learner, np.ones(len(table.classes)))
     frequency = np.bincount(everything, minlength=len(table.classes)) / len(everything)
-    own = weights if learner.weighs else np.ones(len(labels))
-    return Member(prepared, learner, class_factors(labels, own, frequency))
+    weighed = weights if learner.weighs else np.ones(len(labels))
+    return Member(prepared, learner, class_factors(labels, weighed, frequency))
 
 
 def scopes(tables: Tables) -> Iterator[tuple[str, np.ndarray]]:
@@ -211,8 +208,8 @@ def of_scope(members: Mapping[str, list[Member]], fold: str) -> list[Member]:
 
 def say(members: Sequence[Member], table: Matrix) -> np.ndarray:
     """Return the mean of the members' probabilities, (N, K)."""
-    found: np.ndarray = np.mean([member.predict_proba(table) for member in members], axis=0)
-    return found
+    mean: np.ndarray = np.mean([member.predict_proba(table) for member in members], axis=0)
+    return mean
 
 
 def cut_parts(tables: Tables, config: StackConfig, seed: int) -> np.ndarray | None:
@@ -224,14 +221,14 @@ def cut_parts(tables: Tables, config: StackConfig, seed: int) -> np.ndarray | No
     labels, groups, classes = table.rows.label, tables.groups, len(table.classes)
     if not tables.mixed:
         return parts_of(labels, groups, table.source, classes, config, seed)
-    found = np.full((config.seeds, len(labels)), -1, dtype=np.int64)
+    parts = np.full((config.seeds, len(labels)), -1, dtype=np.int64)
     for number, (_, rows) in enumerate(scopes(tables)):
-        one = np.zeros(int(rows.sum()), dtype=np.int64)
-        own = parts_of(labels[rows], groups[rows], one, classes, config, seed)
-        if own is None:
+        one_fold = np.zeros(int(rows.sum()), dtype=np.int64)
+        of_scope = parts_of(labels[rows], groups[rows], one_fold, classes, config, seed)
+        if of_scope is None:
             return None
-        found[:, rows] = own + number * config.parts
-    return found
+        parts[:, rows] = of_scope + number * config.parts
+    return parts
 
 
 def parts_of(
@@ -255,36 +252,33 @@ def parts_of(
     return np.stack(known).astype(np.int64) if len(known) == len(cuts) else None
 
 
-def out_of_fold(design: Design, tables: Tables) -> OutOfFold | None:
-    """Return what is said of every row by fits that saw nothing of its case; None if none can be made.
+def out_of_fold(design: Design, tables: Tables) -> tuple[Predictions | None, tuple[float, ...]]:
+    """Return what fits that saw nothing of its case say of every row, and the AUC of each seed or cut.
 
-    Of one cut it is the mean over seeds, as on new images; of several, each has a seed of its own.
+    Of one cut it is the mean over seeds, as on new images; of several, each has a seed of its own. None
+    where too few cases can be cut.
     """
-    table = tables.development
+    truth = tables.development.rows.truth
     parts = cut_parts(tables, design.config, design.seed)
     if parts is None:
-        return None
+        return None, ()
     tries = [(0, seed) for seed in design.seeds]
     if len(parts) > 1:
         tries = [(r, design.seeds[r % len(design.seeds)]) for r in range(len(parts))]
     raw = np.stack([_predict_parts(design, tables, parts[r], seed) for r, seed in tries])
-    labels, cases = table.rows.label, table.rows.case_id
-    areas = tuple(
-        area_within(Predictions(labels, cases, one, raw=one[None], parts=parts[r][None]))
-        for one, (r, _) in zip(raw, tries, strict=True)
-    )
+    areas = tuple(area_within(unfinished(truth, raw[[t]], parts[[r]])) for t, (r, _) in enumerate(tries))
     if len(parts) == 1:
         raw = raw.mean(axis=0, keepdims=True)
-    return OutOfFold(raw, parts, areas)
+    return unfinished(truth, raw, parts), areas
 
 
 def _predict_parts(design: Design, tables: Tables, parts: np.ndarray, seed: int) -> np.ndarray:
     """Return probabilities (N, K) of every part by a fit on the others of its scope."""
     table = tables.development
-    found = np.full((len(parts), len(table.classes)), np.nan)
+    raw = np.full((len(parts), len(table.classes)), np.nan)
     for _, rows in scopes(tables):
         for part in np.unique(parts[rows]):
             inside = rows & (parts == part)
             member = fit_member(design, tables, rows & (parts != part), seed)
-            found[inside] = member.predict_proba(table.take(inside))
-    return found
+            raw[inside] = member.predict_proba(table.take(inside))
+    return raw

@@ -55,8 +55,8 @@ class Cloud:
         centred = embeddings.astype(np.float64) - self.mean
         along = centred @ self.axes.T
         beside = ((centred**2).sum(axis=1) - (along**2).sum(axis=1)).clip(0)
-        found: np.ndarray = np.log((along**2 / self.variances).mean(axis=1) + beside / self.rest + TINY)
-        return found
+        logs: np.ndarray = np.log((along**2 / self.variances).mean(axis=1) + beside / self.rest + TINY)
+        return logs
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Base:
         The unit is the spread of the distances of development images.
         """
         distances = np.stack([cloud.distances(embeddings) for cloud in self.clouds])
-        found: np.ndarray = (distances - self.centre) / self.scale
-        return found
+        scores: np.ndarray = (distances - self.centre) / self.scale
+        return scores
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Novelty:
     """What is usual for every base model; `reference` are the development images' scores, sorted.
 
     They are narrowed by `ratio`, as averaging narrows those of new images. `origins` are the digests
-    of the caches that it was fitted on, by "backbone/fold".
+    of the caches that it was fitted on.
     """
 
     bases: dict[BaseModel, Base]
@@ -95,8 +95,8 @@ class Novelty:
 
         `embeddings` are those (N, D) of every base model.
         """
-        found = [base.scores(embeddings[key]).mean(axis=0) for key, base in self.bases.items()]
-        scores: np.ndarray = np.mean(found, axis=0)
+        by_base = [base.scores(embeddings[key]).mean(axis=0) for key, base in self.bases.items()]
+        scores: np.ndarray = np.mean(by_base, axis=0)
         nearer: np.ndarray = np.searchsorted(self.reference, scores) / len(self.reference)
         return nearer
 
@@ -119,24 +119,25 @@ class Novelty:
 
 def load_novelty(path: Path) -> Novelty:
     """Read what `Novelty.save` wrote; raise StackError when it is damaged."""
-    found = read_arrays(path)
+    stored = read_arrays(path)
+
+    def cloud(stem: str) -> Cloud:
+        mean, axes, variances = (stored[f"{kind}-{stem}"] for kind in ("mean", "axes", "variances"))
+        return Cloud(mean, axes, variances, float(stored[f"rest-{stem}"]))
+
     try:
         bases = {}
-        for number, (name, usual) in enumerate(zip(found["names"], found["usual"], strict=True)):
-            stems = [f"{number}-{part}" for part in range(PARTS) if f"mean-{number}-{part}" in found]
-            clouds = tuple(_cloud(found, stem) for stem in stems)
-            bases[BaseModel.named(str(name))] = Base(clouds, float(usual[0]), float(usual[1]))
-        origins = {BaseModel.named(str(name)): str(digest) for name, digest in found["origins"]}
-        return Novelty(bases, found["reference"], float(found["ratio"]), origins)
+        for number, (name, usual) in enumerate(zip(stored["names"], stored["usual"], strict=True)):
+            stems = [f"{number}-{part}" for part in range(PARTS) if f"mean-{number}-{part}" in stored]
+            bases[BaseModel.named(str(name))] = Base(
+                tuple(cloud(stem) for stem in stems), float(usual[0]), float(usual[1])
+            )
+        origins = {BaseModel.named(str(name)): str(digest) for name, digest in stored["origins"]}
+        return Novelty(bases, stored["reference"], float(stored["ratio"]), origins)
     except (ValueError, KeyError) as error:
         raise StackError(
-            f"{path} is damaged ({error}); delete it and run 'stacker stack CONFIG' again"
+            f"{path} is damaged ({error})", "delete it and run 'stacker stack CONFIG' again"
         ) from None
-
-
-def _cloud(found: Mapping[str, np.ndarray], stem: str) -> Cloud:
-    mean, axes, variances = (found[f"{kind}-{stem}"] for kind in ("mean", "axes", "variances"))
-    return Cloud(mean, axes, variances, float(found[f"rest-{stem}"]))
 
 
 def novelty_file(run: Run) -> Path:
@@ -152,11 +153,11 @@ def keep_novelty(run: Run, caches: Caches) -> None:
     path = novelty_file(run)
     if path.exists() and _kept_origins(path) == _origins(caches):
         return
-    found = fit_novelty(caches)
-    if found is None:
+    novelty = fit_novelty(caches)
+    if novelty is None:
         path.unlink(missing_ok=True)
     else:
-        found.save(path)
+        novelty.save(path)
 
 
 def _kept_origins(path: Path) -> dict[BaseModel, str] | None:
@@ -178,27 +179,25 @@ def fit_novelty(caches: Caches) -> Novelty | None:
             return None
         scores = []
         for name, cache in source.caches.items():
-            base, usual = _fit_base(cache.read("features", places), parts)
+            base, of_base = _fit_base(cache.read("features", places), parts)
             bases[BaseModel(name, source.fold)] = base
-            scores.append(usual)
+            scores.append(of_base)
         reference.append(np.mean(scores, axis=0))
         tests.append(_test_scores(source, bases))
-    ratio = _narrowing(tests)
-    narrowed = _narrow(np.sort(np.concatenate(reference)), ratio)
+    ratio, usual = _narrowing(tests), np.sort(np.concatenate(reference))
+    narrowed = usual.mean() + ratio * (usual - usual.mean())
     return Novelty(bases, narrowed, ratio, _origins(caches))
 
 
 def _test_scores(source: Source, bases: Mapping[BaseModel, Base]) -> np.ndarray:
     """Return the scores (P, N) of the test images by each of a fold's fits, averaged over backbones."""
     places = _some(source.rows.fold == b"test")
-    found: np.ndarray = np.mean(
-        [
-            bases[BaseModel(name, source.fold)].scores(cache.read("features", places))
-            for name, cache in source.caches.items()
-        ],
-        axis=0,
-    )
-    return found
+    by_backbone = [
+        bases[BaseModel(name, source.fold)].scores(cache.read("features", places))
+        for name, cache in source.caches.items()
+    ]
+    scores: np.ndarray = np.mean(by_backbone, axis=0)
+    return scores
 
 
 def _narrowing(scores: Sequence[np.ndarray]) -> float:
@@ -207,18 +206,11 @@ def _narrowing(scores: Sequence[np.ndarray]) -> float:
     `scores` are those (P, N) of the same images in each fold, which spread around the fold's own mean:
     so do those of the reference. It is 1 where too few images or no spread can say otherwise.
     """
-    averaged = np.mean([found.mean(axis=0) for found in scores], axis=0)
+    averaged = np.mean([of_fold.mean(axis=0) for of_fold in scores], axis=0)
     if len(averaged) < FEWEST_ROWS:
         return 1.0
-    single, final = float(np.mean([found.var() for found in scores])), float(averaged.var())
+    single, final = float(np.mean([of_fold.var() for of_fold in scores])), float(averaged.var())
     return min(1.0, float(np.sqrt(final / single))) if min(single, final) > TINY else 1.0
-
-
-def _narrow(scores: np.ndarray, ratio: float) -> np.ndarray:
-    """Return scores drawn together around their mean."""
-    centre = scores.mean()
-    found: np.ndarray = centre + ratio * (scores - centre)
-    return found
 
 
 def _origins(caches: Caches) -> dict[BaseModel, str]:

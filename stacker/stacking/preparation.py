@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,8 @@ class Components:
 
     def change(self, values: np.ndarray) -> np.ndarray:
         """Return rows (n, F) as their components (n, P)."""
-        found: np.ndarray = (values - self.mean) @ self.axes.T
-        return found
+        along: np.ndarray = (values - self.mean) @ self.axes.T
+        return along
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Preparation:
         """Return a table as the meta-learner sees it, rows being read when they are wanted."""
         if table.shape[1] != len(self.given):
             raise StackError(
-                f"the meta-learner was fitted on {len(self.given)} columns, found {table.shape[1]}; run "
-                "'stacker stack CONFIG' again"
+                f"the meta-learner was fitted on {len(self.given)} columns, found {table.shape[1]}",
+                "run 'stacker stack CONFIG' again",
             )
         return Changed(table, self.change, len(self.columns))
 
@@ -69,9 +70,9 @@ class Preparation:
     def save(self, path: Path) -> None:
         """Publish the arrays and names as .npz, without pickle."""
         arrays = {"given": np.array(self.given), "columns": np.array(self.columns)}
-        for number, found in enumerate(self.components):
-            arrays[f"start{number}"] = np.array(found.start)
-            arrays[f"mean{number}"], arrays[f"axes{number}"] = found.mean, found.axes
+        for number, block in enumerate(self.components):
+            arrays[f"start{number}"] = np.array(block.start)
+            arrays[f"mean{number}"], arrays[f"axes{number}"] = block.mean, block.axes
         if self.mean is not None and self.scale is not None:
             arrays |= {"mean": self.mean, "scale": self.scale}
         write_arrays(path, arrays)
@@ -79,13 +80,13 @@ class Preparation:
     @classmethod
     def load(cls, path: Path) -> Preparation:
         """Read what `save` wrote; raise StackError when it is missing or damaged."""
-        found = read_arrays(path)
-        numbers = range(sum(name.startswith("axes") for name in found))
+        stored = read_arrays(path)
         components = tuple(
-            Components(int(found[f"start{n}"]), found[f"mean{n}"], found[f"axes{n}"]) for n in numbers
+            Components(int(stored[f"start{n}"]), stored[f"mean{n}"], stored[f"axes{n}"])
+            for n in range(sum(name.startswith("axes") for name in stored))
         )
-        given, columns = (tuple(str(name) for name in found[key]) for key in ("given", "columns"))
-        return cls(given, columns, components, found.get("mean"), found.get("scale"))
+        given, columns = (tuple(str(name) for name in stored[key]) for key in ("given", "columns"))
+        return cls(given, columns, components, stored.get("mean"), stored.get("scale"))
 
 
 def fit_preparation(
@@ -117,16 +118,13 @@ def fit_centres(table: Table) -> np.ndarray:
         rows = slice(start, stop)
         source, piece = table.source[rows], table.read(start, stop)
         for number in np.unique(source):
-            mine = source == number
-            sums[number] += weight[rows][mine] @ piece[mine]
+            of_source = source == number
+            sums[number] += weight[rows][of_source] @ piece[of_source]
     totals = np.bincount(table.source, weight, len(sums))
-    centres = sums / np.where(totals > 0, totals, 1)[:, None]
-    blocks = [
-        array_of(name.split("/")[1], table.blocks.get(name.split("/")[1])) for name in table.columns
-    ]
-    centres[:, [block == FROZEN for block in blocks]] = 0
-    found: np.ndarray = centres.astype(np.float32)
-    return found
+    centres: np.ndarray = sums / np.where(totals > 0, totals, 1)[:, None]
+    blocks = [name.split("/")[1] for name in table.columns]
+    centres[:, [array_of(block, table.blocks.get(block)) == FROZEN for block in blocks]] = 0
+    return centres.astype(np.float32)
 
 
 def project(values: np.ndarray, components: Sequence[Components]) -> np.ndarray:
@@ -134,9 +132,9 @@ def project(values: np.ndarray, components: Sequence[Components]) -> np.ndarray:
     if not components:
         return values
     pieces, done = [], 0
-    for found in components:
-        end = found.start + len(found.mean)
-        pieces += [values[:, done : found.start], found.change(values[:, found.start : end])]
+    for block in components:
+        end = block.start + len(block.mean)
+        pieces += [values[:, done : block.start], block.change(values[:, block.start : end])]
         done = end
     return np.concatenate([*pieces, values[:, done:]], axis=1)
 
@@ -147,25 +145,22 @@ def _fit_components(
     """Return the components of every backbone's block, and the names of the columns after them."""
     if not pca:  # names may then be anybody's
         return (), tuple(columns)
-    starts = [tuple(name.split("/")[:2]) for name in columns]
     names: list[str] = []
-    found: list[Components] = []
+    components: list[Components] = []
     sample: np.ndarray | None = None
     position = 0
-    while position < len(columns):
-        start = starts[position]
-        end = position
-        while end < len(columns) and starts[end] == start:
-            end += 1
-        if start[1] in pca:
+    for stem, block in groupby(columns, lambda name: name.split("/")[:2]):
+        of_block = list(block)
+        end = position + len(of_block)
+        if stem[1] in pca:
             sample = _sample(table) if sample is None else sample
-            fitted = _components(sample[:, position:end], pca[start[1]], position, seed)
-            found.append(fitted)
-            names += [f"{'/'.join(start)}/pc{number:03d}" for number in range(len(fitted.axes))]
+            fitted = _components(sample[:, position:end], pca[stem[1]], position, seed)
+            components.append(fitted)
+            names += [f"{'/'.join(stem)}/pc{number:03d}" for number in range(len(fitted.axes))]
         else:
-            names += columns[position:end]
+            names += of_block
         position = end
-    return tuple(found), tuple(names)
+    return tuple(components), tuple(names)
 
 
 def _components(values: np.ndarray, wanted: int, start: int, seed: int) -> Components:

@@ -5,18 +5,14 @@
                  <scope>-<seed>.npz   scales and components of one member
                  <scope>-<seed>.*     its meta-learner: skops, UBJSON, safetensors or JSON, never pickle
                  says.npz             raw probabilities of development and test rows
+    out_of_fold.csv                   a line per model, development image and cut into parts
+    predictions.csv                   a line per model and test image
+    ..._cases.csv                     the same by case, where each case has one label
 
-`stack.json` is written last and removed first, so that it never speaks of other files.
-
-What models said, row by row, as CSV: enough to compute every published score again.
-
-    out_of_fold.csv        a line per model, development image and cut into parts
-    predictions.csv        a line per model and test image
-    ..._cases.csv          the same by case, where each case has one label
-
-`raw_<class>` is what images are ranked by, within their `part` of a `cut`; `p_<class>` is calibrated,
-`threshold` is from where on the last class is predicted (the likeliest where it is empty). Numbers are
-written so that they are read back to the last bit.
+`stack.json` is written last and removed first, so that it never speaks of other files. The tables of
+what all models said are enough to compute every published score again: `raw_<class>` is what images are
+ranked by, within their `part` of a `cut`; `p_<class>` is calibrated, `threshold` is from where on the
+last class is predicted (the likeliest where it is empty). Numbers are read back to the last bit.
 """
 
 from __future__ import annotations
@@ -37,13 +33,14 @@ from stacker.files import digest, publish, read_arrays, read_json, write_arrays,
 from stacker.run import Run
 from stacker.scores.predictions import Finish, Predictions, by_case, mean_over_folds
 from stacker.stacking.blocks import Arrays, Blocks, assemble, resolve
-from stacker.stacking.finish import OutOfFold, Says, conclude
-from stacker.stacking.fitting import Design, Fitted, Member, of_scope, say
+from stacker.stacking.finish import Says, conclude, unfinished
+from stacker.stacking.fitting import SCHEMA, Design, Fitted, Member, of_scope, say
 from stacker.stacking.learners.matrix import InMemory
 from stacker.stacking.learners.registry import load_meta, save_meta
 from stacker.stacking.preparation import Preparation
 
 CENTRES = "centres.npz"
+KEYS = ("labels", "cases", "raw", "parts")  # of what is said of a part of the split
 
 
 @dataclass(frozen=True)
@@ -103,42 +100,46 @@ def _decided(finish: Finish, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save_stack(
-    folder: Path, design: Design, fitted: Fitted, identity: dict[str, Any], facts: dict[str, Any]
+    folder: Path,
+    design: Design,
+    fitted: Fitted,
+    identity: dict[str, Any],
+    facts: dict[str, Any],
+    with_members: bool = True,
 ) -> None:
-    """Publish a fitted stack; `identity` decides whether it is up to date, `facts` are for its users."""
+    """Publish a fitted stack, or without its members what it says of the run's cases.
+
+    `identity` decides whether it is up to date, `facts` are what its users want to know of the run.
+    """
     (folder / "stack.json").unlink(missing_ok=True)
     for stale in folder.glob("*-[0-9]*.*"):  # members of other seeds, or of other scopes
         stale.unlink()
-    for scope, members in fitted.members.items():
-        for number, member in enumerate(members):
+    members = fitted.members if with_members else {}
+    for scope, fits in members.items():
+        for number, member in enumerate(fits):
             stem = folder / f"{scope}-{number}"
             member.preparation.save(stem.with_name(f"{stem.name}.npz"))
             save_meta(member.learner, stem)
-    write_arrays(folder / CENTRES, fitted.centres)
-    save_says(folder, fitted.says)
+    if with_members:
+        write_arrays(folder / CENTRES, fitted.centres)
+    says = fitted.says
+    _save_says(folder, says)
     content = {
         "digest": digest(identity),
         **identity,
         **facts,
-        "members": {scope: len(members) for scope, members in fitted.members.items()},
-        "factors": {scope: [list(m.factors) for m in found] for scope, found in fitted.members.items()},
+        "rows": fitted.rows,
+        "members": {scope: len(fits) for scope, fits in members.items()},
+        "factors": {scope: [list(m.factors) for m in fits] for scope, fits in members.items()},
         "settings": design.config.model_dump(mode="json"),
-        **facts_of_fit(fitted),
-    }
-    write_json(folder / "stack.json", content)
-
-
-def facts_of_fit(fitted: Fitted) -> dict[str, Any]:
-    """Return what a fit took and came to, as JSON can hold it."""
-    says = fitted.says
-    return {
         "finish": says.finish.as_dict(),
         "case_finish": None if says.case_finish is None else says.case_finish.as_dict(),
         "columns_used": fitted.columns,
-        "seeds_auc": [round(each, 4) for each in says.areas],
+        "seeds_auc": [round(area, 4) for area in says.areas],
         "fit_seconds": round(fitted.fit_seconds, 3),
         "predict_seconds": round(fitted.predict_seconds, 3),
     }
+    write_json(folder / "stack.json", content)
 
 
 def is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
@@ -151,13 +152,14 @@ def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
     """Read a fitted stack; raise StackError when a file of it is missing or strange."""
     folder, facts = run.stack_folder(name), stack_facts(run, name)
     config = StackConfig.model_validate(facts["settings"])
+
+    def load(stem: Path, factors: list[float]) -> Member:
+        preparation = Preparation.load(stem.with_name(f"{stem.name}.npz"))
+        learner = load_meta(name, config, stem, preparation.columns, trusted)
+        return Member(preparation, learner, np.array(factors))
+
     members = {
-        scope: [
-            _load_member(
-                folder / f"{scope}-{n}", name, config, np.array(facts["factors"][scope][n]), trusted
-            )
-            for n in range(count)
-        ]
+        scope: [load(folder / f"{scope}-{n}", facts["factors"][scope][n]) for n in range(count)]
         for scope, count in facts["members"].items()
     }
     finish = Finish.from_dict(facts["finish"])
@@ -166,64 +168,62 @@ def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
     return Stack(name, facts, blocks, members, read_arrays(folder / CENTRES), finish, case_finish)
 
 
-def _load_member(
-    stem: Path, name: str, config: StackConfig, factors: np.ndarray, trusted: Sequence[str]
-) -> Member:
-    preparation = Preparation.load(stem.with_name(f"{stem.name}.npz"))
-    learner = load_meta(name, config, stem, preparation.columns, trusted)
-    return Member(preparation, learner, factors)
-
-
 def stack_facts(run: Run, name: str) -> dict[str, Any]:
     """Return what a fitted stack says of itself; raise RunError when there is none."""
     path = run.stack_folder(name) / "stack.json"
     if not path.exists():
-        raise RunError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
+        raise RunError(
+            f"{path}: no such meta-learner", f"run 'stacker stack CONFIG --meta {name}' first"
+        )
     facts: dict[str, Any] = read_json(path)
-    if "case_finish" not in facts:
-        raise RunError(f"{path} was written by an older version; run 'stacker stack CONFIG' again")
+    if facts.get("schema") != SCHEMA:
+        raise RunError(
+            f"{path} was written in schema {facts.get('schema')}, this program reads {SCHEMA}",
+            "run 'stacker stack CONFIG' again",
+        )
     return facts
 
 
 def fitted_names(run: Run) -> list[str]:
     """Return the names of all stacks of a run, those of `stack.meta` first."""
-    found = {path.parent.name for path in run.path.glob("stack/*/stack.json")}
-    first = [name for name in run.config.stack.meta if name in found]
-    return [*first, *sorted(found - set(first))]
+    names = {path.parent.name for path in run.path.glob("stack/*/stack.json")}
+    first = [name for name in run.config.stack.meta if name in names]
+    return [*first, *sorted(names - set(first))]
 
 
 def default_meta(run: Run) -> str:
     """Return the first of `stack.meta` that is fitted, or else any other that is."""
     names = fitted_names(run)
     if not names:
-        raise RunError(f"{run.path}: no meta-learner is fitted yet; run 'stacker stack CONFIG' first")
+        raise RunError(f"{run.path}: no meta-learner is fitted yet", "run 'stacker stack CONFIG' first")
     return names[0]
 
 
-def save_says(folder: Path, says: Says) -> None:
+def _save_says(folder: Path, says: Says) -> None:
     """Publish what a model says of the run's cases, raw, to be read again to the bit."""
-    arrays: dict[str, np.ndarray] = {}
-    for part, found in {"development": says.development, "test": says.test}.items():
-        if found is not None:
-            raw, parts = found.ranked
-            cases = found.cases.view(f"S{found.cases.itemsize}")  # h5py marks its own type
-            own = {"labels": found.labels, "cases": cases, "raw": raw, "parts": parts}
-            arrays |= {f"{part}_{key}": value for key, value in own.items()}
-    write_arrays(folder / "says.npz", arrays | {"areas": np.array(says.areas)})
+    arrays: dict[str, np.ndarray] = {"areas": np.array(says.areas)}
+    for part, said in {"development": says.development, "test": says.test}.items():
+        if said is not None:
+            raw, parts = said.ranked
+            cases = said.cases.view(f"S{said.cases.itemsize}")  # h5py marks its own type
+            values = (said.labels, cases, raw, parts)
+            arrays |= {f"{part}_{key}": v for key, v in zip(KEYS, values, strict=True)}
+    write_arrays(folder / "says.npz", arrays)
 
 
 def load_says(folder: Path, config: StackConfig) -> Says:
     """Read what a stack said of the run's cases; raise StackError when that is missing or damaged."""
-    found = read_arrays(folder / "says.npz")
-    if "test_raw" not in found:
-        raise StackError(f"{folder} has no test rows; delete it and run 'stacker stack CONFIG' again")
-    areas = tuple(float(each) for each in found.get("areas", ()))
-    development, truth = None, (found["test_labels"], found["test_cases"])
-    if "development_raw" in found:
-        truth = (found["development_labels"], found["development_cases"])
-        development = OutOfFold(found["development_raw"], found["development_parts"], areas)
-    test_truth = (found["test_labels"], found["test_cases"])
-    return conclude(config, development, truth, found["test_raw"][0], test_truth)
+    stored = read_arrays(folder / "says.npz")
+
+    def said(part: str) -> Predictions:
+        labels, cases, raw, parts = (stored[f"{part}_{key}"] for key in KEYS)
+        return unfinished((labels, cases), raw, parts)
+
+    if "test_raw" not in stored:
+        raise StackError(f"{folder} has no test rows", "delete it and run 'stacker stack CONFIG' again")
+    development = said("development") if "development_raw" in stored else None
+    areas = tuple(float(area) for area in stored["areas"])
+    return conclude(config, development, said("test"), areas)
 
 
 Line = list[object]
@@ -240,15 +240,11 @@ def write_predictions(
     """Publish what models say of some rows, by image and by case; `made_by` (N,) is each row's fold."""
     folds = np.full(len(rows), "") if made_by is None else made_by
     images = [image.decode() for image in rows.image_id]
-    lines = (
-        [images[i], *line]
-        for name, found in models.items()
-        for i, line in _lines(name, found, folds, manifest.classes, split)
-    )
-    _write(path, ["image_id", *_header(manifest.classes)], lines)
-    whole = {name: by_case(found) for name, found in models.items()}
+    _write(path, ("image_id", images), models, folds, manifest.classes, split)
+    by_name = {name: by_case(said) for name, said in models.items()}
+    whole = {name: said for name, said in by_name.items() if said is not None}
     beside = path.with_name(f"{path.stem}_cases.csv")
-    if any(found is None for found in whole.values()) or manifest.unit == "image":
+    if len(whole) < len(models) or manifest.unit == "image":
         beside.unlink(missing_ok=True)
         return
     _, first, place, counts = np.unique(
@@ -256,43 +252,38 @@ def write_predictions(
     )
     straddles = np.bincount(place, folds != folds[first][place]) > 0  # in a split by image
     of_cases = np.where(straddles, "", folds[first])
-    _write(
-        beside,
-        ["images", *_header(manifest.classes)],
-        (
-            [counts[i], *line]
-            for name, found in whole.items()
-            if found is not None
-            for i, line in _lines(name, found, of_cases, manifest.classes, split)
-        ),
-    )
+    _write(beside, ("images", counts.tolist()), whole, of_cases, manifest.classes, split)
 
 
-def _header(classes: Sequence[str]) -> list[str]:
+def _write(
+    path: Path,
+    first: tuple[str, Sequence[object]],
+    models: Mapping[str, Predictions],
+    folds: np.ndarray,
+    classes: Sequence[str],
+    split: str,
+) -> None:
+    """Publish a table of what models say; its first column has a name and a value (N,) for each row."""
+    title, values = first
     raw, shares = [f"raw_{name}" for name in classes], [f"p_{name}" for name in classes]
-    start = ["case_id", "label", "model", "fold", "cut", "part"]
-    return [*start, *raw, *shares, "threshold", "predicted", "split"]
+    header = [title, "case_id", "label", "model", "fold", "cut", "part", *raw, *shares]
+    with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, "threshold", "predicted", "split"])
+        for name, said in models.items():
+            for i, line in _lines(name, said, folds, classes):
+                writer.writerow([values[i], *line, split])
 
 
 def _lines(
-    name: str, found: Predictions, folds: np.ndarray, classes: Sequence[str], split: str
+    name: str, said: Predictions, folds: np.ndarray, classes: Sequence[str]
 ) -> Iterator[tuple[int, Line]]:
     """Yield the number and the line of every row, cut by cut."""
-    raw, parts = found.ranked
-    threshold = np.broadcast_to(
-        np.nan if found.threshold is None else found.threshold, len(found.labels)
-    )
-    predicted = found.predicted
-    for number, (raw_NK, part_N) in enumerate(zip(raw, parts, strict=True)):
-        for i, case in enumerate(found.cases):
-            who: Line = [case.decode(), classes[found.labels[i]], name, folds[i], number, int(part_N[i])]
-            shares = [repr(float(each)) for each in (*raw_NK[i], *found.probabilities[i])]
+    threshold = np.broadcast_to(np.nan if said.threshold is None else said.threshold, len(said.labels))
+    predicted = said.predicted
+    for number, (raw_NK, part_N) in enumerate(zip(*said.ranked, strict=True)):
+        for i, case in enumerate(said.cases):
+            who: Line = [case.decode(), classes[said.labels[i]], name, folds[i], number, int(part_N[i])]
+            shares = [repr(float(share)) for share in (*raw_NK[i], *said.probabilities[i])]
             level = "" if np.isnan(threshold[i]) else repr(float(threshold[i]))
-            yield i, [*who, *shares, level, classes[predicted[i]], split]
-
-
-def _write(path: Path, header: Sequence[str], lines: Iterator[Line]) -> None:
-    with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(lines)
+            yield i, [*who, *shares, level, classes[predicted[i]]]

@@ -28,7 +28,7 @@ from stacker.scores.bootstrap import Resampling
 from stacker.scores.predictions import Predictions, mean_over_folds
 from stacker.stacking.admission import open_caches
 from stacker.stacking.blocks import resolve, sees_frozen
-from stacker.stacking.finish import OutOfFold, Says, conclude
+from stacker.stacking.finish import Says, conclude, unfinished
 from stacker.stacking.fitting import Design, cut_parts, fit
 from stacker.stacking.novelty import keep_novelty
 from stacker.stacking.saved import (
@@ -36,7 +36,6 @@ from stacker.stacking.saved import (
     is_current,
     load_says,
     save_stack,
-    stack_facts,
     write_predictions,
 )
 from stacker.stacking.tables import Caches, Tables
@@ -58,7 +57,11 @@ def fit_stack(run: Run, names: Sequence[str]) -> dict[str, Any]:
         if is_current(run.stack_folder(name), identity):
             log.info("stack %s: done already", name)
         else:
-            _fit_one(run, design, caches, tables, identity)
+            fitted = fit(design, tables)
+            save_stack(run.stack_folder(name), design, fitted, identity, facts_of(run, caches))
+            count, seconds = sum(map(len, fitted.members.values())), fitted.fit_seconds
+            size = f"{fitted.rows} rows x {fitted.columns} columns"
+            log.info("stack %s: %s, %d fits in %.1f s", name, size, count, seconds)
     return _summarise(run, caches)
 
 
@@ -71,19 +74,18 @@ def design_of(run: Run, name: str) -> Design:
 def identity_of(design: Design, caches: Caches, tables: Tables) -> dict[str, Any]:
     """Return all that decides a fitted meta-learner: equal identities mean equal models."""
     frozen = sees_frozen(resolve(design.features, design.config))
-    ours = [key for key in caches.origins if frozen or not key.is_frozen]
+    bases = [base for base in caches.origins if frozen or not base.is_frozen]
     return {
         **design.identity(),
-        "checkpoints": {str(key): caches.checkpoints[key] for key in ours},
-        "origins": {str(key): caches.origins[key] for key in ours},
+        "checkpoints": {str(base): caches.checkpoints[base] for base in bases},
+        "origins": {str(base): caches.origins[base] for base in bases},
         "columns": digest(tables.development.columns),
     }
 
 
-def _fit_one(run: Run, design: Design, caches: Caches, tables: Tables, identity: dict[str, Any]) -> None:
-    fitted = fit(design, tables)
-    folder = run.stack_folder(design.meta)
-    facts = {
+def facts_of(run: Run, caches: Caches) -> dict[str, Any]:
+    """Return what the users of a fitted stack want to know of the run and its caches."""
+    return {
         "classes": caches.classes,
         "split": run.folds.label,
         "leaks": run.folds.leaks,
@@ -92,19 +94,8 @@ def _fit_one(run: Run, design: Design, caches: Caches, tables: Tables, identity:
         "precision": caches.precision,
         "backbones": caches.backbones,
         "folds": caches.folds,
-        "rows": tables.development.shape[0],
         "versions": versions(),
     }
-    save_stack(folder, design, fitted, identity, facts)
-    count = sum(len(each) for each in fitted.members.values())
-    shape = tables.development.shape[0], fitted.columns
-    log.info(
-        "stack %s: %d rows x %d columns, %d fits in %.1f s",
-        design.meta,
-        *shape,
-        count,
-        fitted.fit_seconds,
-    )
 
 
 def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
@@ -115,16 +106,20 @@ def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
     development["mean"] = np.mean(list(development.values()), axis=0)
     tests["mean"] = np.mean(list(tests.values()), axis=0)
     frequency = np.bincount(rows.label, minlength=len(caches.classes)) / len(rows)
-    constant = np.tile(frequency, (len(rows), 1)), np.tile(frequency, (1, len(test_rows), 1))
+    development["constant"] = np.tile(frequency, (len(rows), 1))
+    tests["constant"] = np.tile(frequency, (1, len(test_rows), 1))
     plain = config.model_copy(update={"calibration": "none", "threshold": "none"})
     parts = cut_parts(tables, config, run.config.seed)
-    truth, test_truth = (rows.label, rows.case_id), (test_rows.label, test_rows.case_id)
     return {
-        "constant": say_plainly(plain, parts, truth, constant[0], test_truth, constant[1]),
-        **{
-            name: say_plainly(config, parts, truth, development[name], test_truth, tests[name])
-            for name in tests
-        },
+        name: say_plainly(
+            plain if name == "constant" else config,
+            parts,
+            rows.truth,
+            development[name],
+            test_rows.truth,
+            tests[name],
+        )
+        for name in ("constant", *caches.backbones, "mean")
     }
 
 
@@ -140,87 +135,81 @@ def say_plainly(
 
     It is finished and scored in the same `parts` (R, N) as a stack is.
     """
-    found = None
+    plain = None
     if parts is not None:
-        found = OutOfFold(np.repeat(development[None], len(parts), axis=0), parts)
-    return conclude(config, found, truth, mean_over_folds(tests), test_truth)
+        plain = unfinished(truth, np.repeat(development[None], len(parts), axis=0), parts)
+    return conclude(config, plain, Predictions(*test_truth, mean_over_folds(tests)))
 
 
 def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
     """Return what the stacks say that were fitted with the present settings; mention the others."""
-    found, others = {}, []
+    config, says, others = run.config.stack, {}, []
     for name in fitted_names(run):
         folder = run.stack_folder(name)
-        if run.config.stack.knows(name) and _seeds_are_current(run, name):
-            facts = stack_facts(run, name)
-            design = replace(design_of(run, name), drawn=tuple(facts["seeds"]))  # nothing is imported
-            identity = identity_of(design, caches, caches.tables(design.features, run.config.stack))
+        seeds = read_json(folder / "stack.json")["seeds"]
+        if config.knows(name) and seeds[0] == run.config.seed and len(seeds) in (1, config.seeds):
+            design = replace(design_of(run, name), drawn=tuple(seeds))  # nothing is imported
+            identity = identity_of(design, caches, caches.tables(design.features, config))
             if is_current(folder, identity):
-                found[name] = load_says(folder, run.config.stack)
+                says[name] = load_says(folder, config)
                 continue
         others.append(name)
     if others:
         named = ", ".join(others)
         log.warning("stacks of other settings are left out: %s; refresh them with --meta", named)
-    return found
-
-
-def _seeds_are_current(run: Run, name: str) -> bool:
-    """Say whether a stored stack was fitted with the config's seeds, or by an older version."""
-    facts = read_json(run.stack_folder(name) / "stack.json")
-    seeds = facts.get("seeds") or [None]
-    return seeds[0] == run.config.seed and len(seeds) in (1, run.config.stack.seeds)
+    return says
 
 
 def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
     """Score everything that is fitted, and write metrics.json, the predictions and the figures."""
+    manifest, folds = run.manifest, run.folds
     plain = caches.tables(["logits"], run.config.stack)
-    before, stacks = baselines(caches, plain, run), _fitted_says(run, caches)
-    says = before | stacks
-    test = {name: found.test for name, found in says.items()}
-    development = {name: found.development for name, found in says.items() if found.development}
-    how = Resampling(
-        run.config.stack.bootstrap, run.config.seed, run.manifest.classes, run.manifest.unit
-    )
+    stacks = _fitted_says(run, caches)
+    models = baselines(caches, plain, run) | stacks
+    test = {name: says.test for name, says in models.items()}
+    development = {name: says.development for name, says in models.items() if says.development}
+    how = Resampling(run.config.stack.bootstrap, run.config.seed, manifest.classes, manifest.unit)
     scored = how.evaluate(development)
-    best = best_base(caches.backbones, scored)
     metrics: dict[str, Any] = {
-        "split": run.folds.label,
-        "leaks": run.folds.leaks,
-        "classes": run.manifest.classes,
-        "unit": run.manifest.unit,
+        "split": folds.label,
+        "leaks": folds.leaks,
+        "classes": manifest.classes,
+        "unit": manifest.unit,
         "intervals": how.description,
-        "test": by_unit(how.evaluate(test), run.manifest.unit),
-        "development": by_unit(scored, run.manifest.unit),
-        "best_base": best,
+        "test": by_unit(how.evaluate(test), manifest.unit),
+        "development": by_unit(scored, manifest.unit),
+        "best_base": best_base(caches.backbones, scored),
         "differences": _differences(how, development, test, list(stacks), caches.backbones),
-        "finish": {name: found.finish.as_dict() for name, found in says.items()},
+        "finish": {name: says.finish.as_dict() for name, says in models.items()},
         "case_finish": {
-            name: found.case_finish.as_dict() for name, found in says.items() if found.case_finish
+            name: says.case_finish.as_dict() for name, says in models.items() if says.case_finish
         },
-        "seeds_auc": {name: found.areas for name, found in stacks.items() if len(found.areas) > 1},
+        "seeds_auc": {name: says.areas for name, says in stacks.items() if len(says.areas) > 1},
     }
     if run.config.data.masks is not None:
         metrics["localisation"] = localise(run)
-    tables = {"out_of_fold": plain.development, "predictions": next(iter(plain.tests.values()))}
-    for name, models in {"out_of_fold": development, "predictions": test}.items():
-        table = tables[name]
-        made_by = table.made_by if name == "out_of_fold" else None
-        write_predictions(
-            run.path / f"{name}.csv", models, table.rows, made_by, run.manifest, run.folds.label
-        )
-    for name, figure in {"confusion": confusion_figure, "roc": roc_figure}.items():
-        save_figure(
-            figure(test, run.manifest.classes, run.folds.label, run.folds.leaks),
-            run.figures / f"{name}.png",
-        )
-    named = "Development images, out of fold" if development else "Test images"
-    shown = reliability_figure(
-        development or test, run.manifest.classes, run.folds.label, run.folds.leaks, named
-    )
-    save_figure(shown, run.figures / "reliability.png")
+    tests = next(iter(plain.tests.values()))
+    for name, predictions, rows, made_by in (
+        ("out_of_fold", development, plain.development.rows, plain.development.made_by),
+        ("predictions", test, tests.rows, None),
+    ):
+        write_predictions(run.path / f"{name}.csv", predictions, rows, made_by, manifest, folds.label)
+    _draw(run, development, test)
     write_json(run.path / "metrics.json", metrics)
     return metrics
+
+
+def _draw(run: Run, development: Mapping[str, Predictions], test: Mapping[str, Predictions]) -> None:
+    """Draw what the models say, on the development images where they can."""
+    facts = run.manifest.classes, run.folds.label, run.folds.leaks
+    shown = "Development images, out of fold" if development else "Test images"
+    figures = {
+        "confusion": confusion_figure(test, *facts),
+        "roc": roc_figure(test, *facts),
+        "reliability": reliability_figure(development or test, *facts, shown),
+    }
+    for name, figure in figures.items():
+        save_figure(figure, run.figures / f"{name}.png")
 
 
 def _differences(
@@ -233,32 +222,30 @@ def _differences(
     """Return what each stack gains over the mean, and over the best base model, chosen in every draw."""
     rows = []
     for part, models in {"development": development, "test": test}.items():
-        known = [name for name in stacks if name in models]
-        found = how.differences(models, [(name, "mean") for name in known if name != "mean"])
+        known = {name: models[name] for name in stacks if name in models}
+        gains = how.differences(models, [(name, "mean") for name in known if name != "mean"])
         if development:
             bases = {name: (development[name], models[name]) for name in backbones}
-            own = {name: models[name] for name in known}
-            found += how.over_best(own, bases, same_cases=part == "development")
-        rows += [{"part": part, **row} for row in found]
+            gains += how.over_best(known, bases, same_cases=part == "development")
+        rows += [{"part": part, **row} for row in gains]
     return rows
 
 
 def best_base(backbones: Sequence[str], development: Mapping[str, Any]) -> str:
     """Return the backbone with the best AUC on development cases that its models never saw."""
-    found = {name: development.get(name, {}).get("image", {}).get("auc") for name in backbones}
-    return max(found, key=lambda name: found[name] or 0)
+    areas = {name: development.get(name, {}).get("image", {}).get("auc") for name in backbones}
+    return max(areas, key=lambda name: areas[name] or 0)
 
 
-def by_unit(found: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, Any]]:
+def by_unit(scores: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str, Any]]:
     """Call the scores of whole cases what they are where cases are not known: of slides, or nothing."""
-    names = {"case": unit}
     return {
         name: {
-            names.get(key, key): value
-            for key, value in scores.items()
+            unit if key == "case" else key: value
+            for key, value in of_model.items()
             if (key, unit) != ("case", "image")
         }
-        for name, scores in found.items()
+        for name, of_model in scores.items()
     }
 
 
@@ -283,24 +270,25 @@ def localise(run: Run) -> dict[str, Any]:
     known = {name: mask for name, mask in masks.items() if mask is not None and mask.any()}
     result: dict[str, Any] = {}
     for backbone in run.config.backbones:
-        hits, inside, areas = [], [], []
+        scores = []
         for fold in run.folds.folds:
             cache = open_cache(run.cache_folder(backbone, fold.name))
             wanted = np.array([i.decode() in known for i in cache.rows.image_id])
             wanted &= cache.rows.fold == b"test"
             rows = cache.rows.take(wanted)
-            found = cache.read("maps", wanted)
-            for maps, label, image_id in zip(found, rows.label, rows.image_id, strict=True):
+            for maps, label, image_id in zip(
+                cache.read("maps", wanted), rows.label, rows.image_id, strict=True
+            ):
                 mask = known[image_id.decode()]
-                hit, mass = pointing_and_mass(maps[label], mask)
-                hits.append(hit)
-                inside.append(mass)
-                areas.append(mask.mean())
-        if hits:
+                scores.append((*pointing_and_mass(maps[label], mask), mask.mean()))
+        if scores:
+            hits, inside, areas = (
+                round(float(np.mean(column)), 4) for column in zip(*scores, strict=True)
+            )
             result[backbone] = {
-                "pointing_game": round(float(np.mean(hits)), 4),
-                "mass_inside": round(float(np.mean(inside)), 4),
-                "mask_area": round(float(np.mean(areas)), 4),
-                "maps": len(hits),
+                "pointing_game": hits,
+                "mass_inside": inside,
+                "mask_area": areas,
+                "maps": len(scores),
             }
     return result

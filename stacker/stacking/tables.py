@@ -18,7 +18,7 @@ from stacker.caches.format import NOT_A_NUMBER, Rows
 from stacker.caches.reader import Cache
 from stacker.config.stacking import StackConfig
 from stacker.errors import CacheError, require_one_of
-from stacker.run import BaseModel
+from stacker.run import FROZEN, BaseModel
 from stacker.stacking.blocks import Arrays, Blocks, array_of, assemble, probabilities, resolve
 from stacker.stacking.learners.matrix import size_gb, whole
 
@@ -38,22 +38,21 @@ class Source:
 
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Return the shape of a row of every array, by backbone."""
-        found = {name: dict(cache.shapes) for name, cache in self.caches.items()}
+        shapes = {name: dict(cache.shapes) for name, cache in self.caches.items()}
         for name, (cache, _) in self.frozen.items():
-            found.setdefault(name, {})["frozen"] = cache.shapes["features"]
-        return found
+            shapes.setdefault(name, {})[FROZEN] = cache.shapes["features"]
+        return shapes
 
     def read(self, wanted: set[str], places: np.ndarray) -> dict[str, Arrays]:
         """Return the wanted arrays of some rows, by backbone."""
-        found: dict[str, dict[str, np.ndarray]] = {
-            name: {array: cache.read(array, places) for array in sorted(wanted - {"frozen"})}
+        arrays: dict[str, dict[str, np.ndarray]] = {
+            name: {array: cache.read(array, places) for array in sorted(wanted - {FROZEN})}
             for name, cache in self.caches.items()
         }
-        if "frozen" in wanted:
-            for name, (cache, places_there) in self.frozen.items():
-                mine = places_there[places]
-                found.setdefault(name, {})["frozen"] = cache.read("features", mine)
-        return dict(found)
+        if FROZEN in wanted:
+            for name, (cache, place_of) in self.frozen.items():
+                arrays.setdefault(name, {})[FROZEN] = cache.read("features", place_of[places])
+        return dict(arrays)
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class Table:
     @property
     def made_by(self) -> np.ndarray:
         """The fold whose base models made each row."""
-        found: np.ndarray = np.array([source.fold for source in self.sources])[self.source]
-        return found
+        folds: np.ndarray = np.array([source.fold for source in self.sources])[self.source]
+        return folds
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return some rows, (n, F) float32."""
@@ -92,12 +91,12 @@ class Table:
             return self.values[start:stop]
         source, place = self.source[start:stop], self.place[start:stop]
         wanted = {array_of(name, block) for name, block in self.blocks.items()}
-        found = np.empty((len(source), len(self.columns)), dtype=np.float32)
+        values = np.empty((len(source), len(self.columns)), dtype=np.float32)
         for number in np.unique(source):
-            mine = source == number
-            arrays = self.sources[number].read(wanted, place[mine])
-            found[mine], _ = assemble(arrays, self.classes, self.blocks)
-        return found if self.centres is None else found - self.centres[source]
+            rows = source == number
+            arrays = self.sources[number].read(wanted, place[rows])
+            values[rows], _ = assemble(arrays, self.classes, self.blocks)
+        return values if self.centres is None else values - self.centres[source]
 
     def centred(self, centres: np.ndarray) -> Table:
         """Return the table with what each source has in common (sources, F) taken off."""
@@ -174,13 +173,13 @@ class Caches:
             for backbone, shapes in self.sources[0].shapes().items()
         }
         _, columns = assemble(empty, self.classes, blocks)
-        tests = [_is_test(source.rows) for source in self.sources]
+        tests = self._tests()
         development = self._table([(i, ~test) for i, test in enumerate(tests)], blocks, columns)
         return Tables(
             development=development,
             tests={
-                source.fold: self._table([(i, tests[i])], blocks, columns)
-                for i, source in enumerate(self.sources)
+                fold: self._table([(i, test)], blocks, columns)
+                for i, (fold, test) in enumerate(zip(self.folds, tests, strict=True))
             },
             groups=np.char.decode(development.rows.group_id.astype("S"), "utf-8"),
             mixed=len(self.sources) > 1
@@ -206,7 +205,7 @@ class Caches:
             array = array_of(name, block)
             if block is not None and isinstance(block.classes, list):
                 require_one_of(f"class of stack.blocks.{name}", block.classes, self.classes)
-            if array == "frozen":
+            if array == FROZEN:
                 if not self.sources[0].frozen:
                     raise CacheError(f"{name}: no backbone is named under 'frozen' in the config")
                 continue
@@ -222,26 +221,17 @@ class Caches:
 
     def base(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Return each base model's probabilities: (N, K) on development, (folds, N, K) on test rows."""
-        shares = {
-            name: [probabilities(source.caches[name].read("logits")) for source in self.sources]
-            for name in self.backbones
-        }
-        tests = [_is_test(source.rows) for source in self.sources]
-        return (
-            {
-                name: np.concatenate([each[~test] for each, test in zip(found, tests, strict=True)])
-                for name, found in shares.items()
-            },
-            {
-                name: np.stack([each[test] for each, test in zip(found, tests, strict=True)])
-                for name, found in shares.items()
-            },
-        )
+        development, tests = {}, {}
+        for name in self.backbones:
+            shares = [probabilities(source.caches[name].read("logits")) for source in self.sources]
+            by_fold = list(zip(shares, self._tests(), strict=True))
+            development[name] = np.concatenate([of_fold[~test] for of_fold, test in by_fold])
+            tests[name] = np.stack([of_fold[test] for of_fold, test in by_fold])
+        return development, tests
 
-
-def _is_test(rows: Rows) -> np.ndarray:
-    found: np.ndarray = rows.fold == b"test"
-    return found
+    def _tests(self) -> list[np.ndarray]:
+        """Return which rows of each source are of test cases."""
+        return [source.rows.fold == b"test" for source in self.sources]
 
 
 def _require_numbers(cache: Cache, name: str) -> None:

@@ -11,27 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
-from stacker.caches.format import Provenance, Rows, fixed_text, part_file
-from stacker.caches.reader import index_sha256, open_cache
+from stacker.caches.format import Provenance, Rows, part_file
+from stacker.caches.reader import open_cache
 from stacker.caches.writer import examine_part, write_index, write_part
 from stacker.errors import CacheError
-
-ORIGIN = Provenance(
-    backbone="resnet50",
-    model_fold="fold0",
-    classes=("benign", "malignant"),
-    group="case",
-    checkpoint_sha256="c0ffee",
-    manifest_digest="3f2a",
-    folds_digest="9c41",
-    training_cases=("14-1", "14-2"),
-    target_layer="forward_features",
-    methods=("gradcam",),
-    lower=0,
-    preprocessing="{}",
-    precision="float32",
-    versions="{}",
-)
+from tests.cached import ORIGIN, sign, some_arrays, some_rows
 
 
 def part_is_done(path: Path, rows: Rows, origin: Provenance) -> bool:
@@ -41,30 +25,6 @@ def part_is_done(path: Path, rows: Rows, origin: Provenance) -> bool:
     except CacheError:
         return False
     return True
-
-
-def sign(folder: Path) -> None:
-    """Write the SHA-256 of an index that was edited, as who edits it on purpose would."""
-    (folder / "index.sha256").write_text(f"{index_sha256(folder)}  index.h5\n")
-
-
-def some_rows(count: int, start: int = 0) -> Rows:
-    """Return rows of images in held-out cases."""
-    numbers = range(start, start + count)
-    return Rows(
-        np.arange(count) % 2,
-        fixed_text([f"image-{i:04d}" for i in numbers]),
-        fixed_text([f"15-{i % 3}" for i in numbers]),
-        fixed_text([f"15-{i % 3}" for i in numbers]),
-        fixed_text(["fold0"] * count),
-    )
-
-
-def some_arrays(count: int) -> dict[str, np.ndarray]:
-    """Return maps, features and logits of random numbers."""
-    rng = np.random.default_rng(count)
-    shapes = {"maps": (count, 2, 3, 4), "features": (count, 5), "logits": (count, 2)}
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 @pytest.fixture
@@ -282,3 +242,31 @@ def test_training_cases_may_be_many(tmp_path: Path) -> None:
     )
     write_index(tmp_path, [part_file(tmp_path, 0)])
     assert open_cache(tmp_path).provenance.training_cases == cases
+
+
+def replace_by_group(file: h5py.File) -> None:
+    """Put a group in place of a dataset."""
+    del file["logits"]
+    file.create_group("logits")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        replace_by_group,
+        lambda file: file.attrs.__setitem__("classes", 5),
+        lambda file: file.attrs.__setitem__("lower", [1, 2]),
+        lambda file: file.attrs.__setitem__("checkpoint_sha256", h5py.Empty("f8")),
+        lambda file: file.attrs.__delitem__("digest"),
+        lambda file: file["maps"].attrs.__delitem__("sha256"),
+        lambda file: file.__delitem__("image_id"),
+    ],
+    ids=["group", "classes", "lower", "empty", "digest", "sha256", "dataset"],
+)
+def test_parts_of_another_build_are_damaged_not_a_traceback(folder: Path, damage: Any) -> None:
+    """Whatever stands where something else belongs, the file is named and can be made anew."""
+    with h5py.File(part_file(folder, 0), "a") as file:
+        damage(file)
+    assert not part_is_done(part_file(folder, 0), some_rows(7), ORIGIN)
+    with pytest.raises(CacheError, match=r"part-00000\.h5"):
+        open_cache(folder).read("logits")

@@ -22,7 +22,7 @@ from stacker.maps.extract import extract
 from stacker.maps.targets import Target, list_targets
 from stacker.run import Run, reopen
 from stacker.training.begin import begin
-from tests.caches.test_reader import sign
+from tests.cached import sign
 from tests.conftest import MakeConfig, tables_of
 
 

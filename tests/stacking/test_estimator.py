@@ -64,7 +64,7 @@ def test_it_says_what_stage_three_says(crossed_artifacts: Path, name: str) -> No
     config = run.config.stack.model_copy(update={"balance": "none", "seeds": 1, **quick})
     design = Design.of(name, ["maps", "logits"], config, seed=7, device="cpu")
     tables, _ = ready(design, tables_of(run, list(design.features)))
-    estimate = out_of_fold(design, tables)
+    estimate, _ = out_of_fold(design, tables)
     assert estimate is not None
     rows = table(run, design.features, centre=name not in RULES)
     settings = {} if name in RULES else getattr(config, name).model_dump()
@@ -78,7 +78,7 @@ def test_it_says_what_stage_three_says(crossed_artifacts: Path, name: str) -> No
         method="predict_proba",
         params={"groups": rows.groups},
     )
-    np.testing.assert_array_equal(said, estimate.raw[0])
+    np.testing.assert_array_equal(said, estimate.ranked[0][0])
 
 
 @pytest.mark.parametrize("name", ["logistic", "xgboost"])

@@ -23,9 +23,9 @@ from stacker.config.stacking import StackConfig
 from stacker.errors import StackError
 from stacker.scores.metrics import area_within
 from stacker.scores.multiplicity import at_chance
-from stacker.scores.predictions import by_case
+from stacker.scores.predictions import Predictions, by_case
 from stacker.stacking import fitting
-from stacker.stacking.finish import OutOfFold, conclude, fit_calibrator
+from stacker.stacking.finish import conclude, fit_calibrator, unfinished
 from stacker.stacking.fitting import Design, fit
 from stacker.stacking.tables import Source, Table, Tables
 
@@ -197,11 +197,10 @@ def some_shares(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
 def test_finish_comes_from_other_parts_alone() -> None:
     """What is reported of a part, by image and by case, does not change with the part's own labels."""
     raw, labels, parts, cases = some_shares()
-    test_truth = (labels[:4], cases[:4])
+    test = Predictions(labels[:4], cases[:4], raw[0, :4])
 
     def said(labels: np.ndarray) -> Sequence[np.ndarray]:
-        development = OutOfFold(raw, parts)
-        found = conclude(CONFIG, development, (labels, cases), raw[0, :4], test_truth).development
+        found = conclude(CONFIG, unfinished((labels, cases), raw, parts), test).development
         assert found is not None
         of_cases = by_case(found)
         assert of_cases is not None
@@ -217,14 +216,15 @@ def test_finish_comes_from_other_parts_alone() -> None:
     other[parts[0] == 0] = 1 - other[parts[0] == 0]
     for first, second in zip(said(labels), said(other), strict=True):
         np.testing.assert_array_equal(first, second)
-    found = conclude(CONFIG, OutOfFold(raw, parts), (labels, cases), raw[0, :4], test_truth)
+    found = conclude(CONFIG, unfinished((labels, cases), raw, parts), test)
     assert found.finish.calibrator == fit_calibrator("temperature", raw[0], labels)
 
 
 def test_cases_have_a_calibration_and_a_threshold_of_their_own() -> None:
     """The mean of a case's images is another quantity than one image: it is finished as such."""
     raw, labels, parts, cases = some_shares()
-    found = conclude(CONFIG, OutOfFold(raw, parts), (labels, cases), raw[0, :6], (labels[:6], cases[:6]))
+    test = Predictions(labels[:6], cases[:6], raw[0, :6])
+    found = conclude(CONFIG, unfinished((labels, cases), raw, parts), test)
     assert found.case_finish is not None
     means, of_case = raw[0].reshape(60, 2, 2).mean(axis=1), labels[::2]
     assert found.case_finish.calibrator == fit_calibrator("platt", means.round(12), of_case)

@@ -181,6 +181,20 @@ def test_it_is_fitted_again_when_the_caches_change(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_what_lacks_a_part_is_made_anew(tmp_path: Path) -> None:
+    """Nothing is said by a file that is damaged, and stage three makes it again."""
+    run = Run(tmp_path, cast("Any", None))
+    path = novelty_file(run)
+    keep_novelty(run, make_caches())
+    with np.load(path) as file:
+        rest = {name: file[name] for name in file if name != "ratio"}
+    np.savez(path, **rest)
+    with pytest.raises(StackError, match="damaged"):
+        load_novelty(path)
+    keep_novelty(run, make_caches())
+    assert 0 < load_novelty(path).ratio < 1
+
+
 def ask_anew(novelty: Novelty, seen: np.ndarray, shift: float = 0, *, agree: bool) -> np.ndarray:
     """Return the novelty of new images, which every base model sees with its own eyes."""
     looks = {

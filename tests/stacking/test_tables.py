@@ -26,7 +26,7 @@ from stacker.stacking.learners.matrix import whole
 from stacker.stacking.preparation import fit_centres
 from stacker.stacking.tables import Table
 from stacker.training.begin import begin
-from tests.caches.test_reader import ORIGIN, some_rows
+from tests.cached import ORIGIN, some_rows
 from tests.conftest import MakeConfig, tables_of
 
 CLASSES = ("benign", "malignant")

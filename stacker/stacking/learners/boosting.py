@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,42 +28,32 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from stacker.config.learners import XgboostConfig
 from stacker.data.cuts import validation_rows
 from stacker.errors import StackError
-from stacker.stacking.learners.contract import count_classes, or_ones
+from stacker.stacking.learners.contract import (
+    MetaLearner,
+    choose_device,
+    count_classes,
+    or_ones,
+    say_once,
+)
 from stacker.stacking.learners.matrix import (
     InMemory,
     Matrix,
     Rows2D,
     as_matrix,
-    predict_in_pieces,
     size_gb,
     spans,
     whole,
 )
-from stacker.stacking.learners.whole_table import say_once
 
 SAMPLE_BYTES = 400_000_000  # rows that the quantiles are taken from
 OURS = {"n_estimators", "patience", "validation"}  # settings that are not XGBoost's parameters
 
 
-class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class BoostedTrees(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Histogram trees with early stopping; `booster_` and `classes_` are what fitting leaves behind."""
 
     suffix: ClassVar[str] = ".ubj"
-    weighs: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        settings: XgboostConfig,
-        columns: Sequence[str],
-        memory_gb: float = 2.0,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        self.settings = settings
-        self.columns = columns
-        self.memory_gb = memory_gb
-        self.seed = seed
-        self.device = device
+    settings: XgboostConfig
 
     def fit(
         self,
@@ -84,8 +73,8 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if apart is None:
             say_once(f"xgboost: no inner split by case is possible, all {rounds} rounds are grown")
         else:
-            found = self.best_rounds(table, labels, weights, apart)
-            rounds = min(rounds, round(found * len(labels) / (~apart).sum()))
+            best = self.best_rounds(table, labels, weights, apart)
+            rounds = min(rounds, round(best * len(labels) / (~apart).sum()))
         data = self._bins(table, labels, weights, None)
         self.booster_ = xgboost.train(self._parameters(classes), data, num_boost_round=rounds)
         self.booster_.set_attr(best_iteration=str(rounds - 1))
@@ -98,8 +87,8 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> int:
         """Return after how many rounds the rows that are kept apart are told best by the others."""
         learnt, others = np.flatnonzero(~apart), np.flatnonzero(apart)
-        data = self._bins(choose(table, learnt), labels[learnt], weights[learnt], None)
-        watched = self._bins(choose(table, others), labels[others], weights[others], data)
+        data = self._bins(table.take(learnt), labels[learnt], weights[learnt], None)
+        watched = self._bins(table.take(others), labels[others], weights[others], data)
         stopping = xgboost.callback.EarlyStopping(rounds=self.settings.patience)
         booster = xgboost.train(
             self._parameters(int(labels.max()) + 1),
@@ -111,15 +100,9 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         return int(booster.best_iteration) + 1
 
-    def predict_proba(self, X: Rows2D) -> np.ndarray:
-        """Return class probabilities (N, K)."""
-        found = predict_in_pieces(self.booster_.inplace_predict, X)
-        return np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
-
-    def predict(self, X: Rows2D) -> np.ndarray:
-        """Return class indices (N,)."""
-        likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
-        return likeliest
+    def _probabilities(self, rows: np.ndarray) -> np.ndarray:
+        shares: np.ndarray = self.booster_.inplace_predict(rows)
+        return np.stack([1 - shares, shares], axis=1) if shares.ndim == 1 else shares
 
     def save(self, path: Path) -> None:
         """Write the trees as UBJSON."""
@@ -147,7 +130,7 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         goal: dict[str, Any] = {"objective": "binary:logistic", "eval_metric": "logloss"}
         if classes > 2:
             goal = {"objective": "multi:softprob", "eval_metric": "mlogloss", "num_class": classes}
-        device = choose_device(self.device)
+        device = choose_device(self.device, _has_gpu)
         common = {"tree_method": "hist", "device": device, "seed": self.seed, "verbosity": 1}
         return {**self.settings.model_dump(exclude=OURS), **goal, **common}
 
@@ -163,32 +146,6 @@ class BoostedTrees(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         cuts = like or xgboost.QuantileDMatrix(quantiles(table, bins), max_bin=bins)
         pieces = _Pieces(table, labels, weights)
         return xgboost.QuantileDMatrix(pieces, max_bin=bins, ref=cuts)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Some rows of an array, copied piece by piece: `InMemory.take` would copy them all at once."""
-
-    values: np.ndarray
-    rows: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return len(self.rows), self.values.shape[1]
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return some rows."""
-        return np.asarray(self.values[self.rows[start:stop]], dtype=np.float32)
-
-    def take(self, rows: np.ndarray) -> Chosen:
-        """Return some of the rows."""
-        return Chosen(self.values, self.rows[rows])
-
-
-def choose(table: Matrix, rows: np.ndarray) -> Matrix:
-    """Return some rows of a table."""
-    return Chosen(table.values, rows) if isinstance(table, InMemory) else table.take(rows)
 
 
 def quantiles(table: Matrix, number: int) -> np.ndarray:
@@ -230,10 +187,8 @@ class _Pieces(xgboost.DataIter):
         return True
 
 
-def choose_device(wanted: str) -> str:
-    """Return XGBoost's name of the wanted device, or of the best one at hand for 'auto'."""
-    if wanted != "auto":
-        return wanted
+def _has_gpu() -> bool:
+    """Say whether XGBoost may use a GPU."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
-    here = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
-    return "cuda" if here and not hidden and xgboost.build_info().get("USE_CUDA") else "cpu"
+    present = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    return present and not hidden and bool(xgboost.build_info().get("USE_CUDA"))

@@ -40,10 +40,10 @@ def lay_out(columns: Sequence[str]) -> Layout:
     cells: dict[str, dict[tuple[int, int], int]] = {}
     others = []
     for number, name in enumerate(columns):
-        found = CELL.fullmatch(name)
-        if found:
-            place = int(found["row"]), int(found["column"])
-            cells.setdefault(found["map"], {})[place] = number
+        cell = CELL.fullmatch(name)
+        if cell:
+            place = int(cell["row"]), int(cell["column"])
+            cells.setdefault(cell["map"], {})[place] = number
         else:
             others.append(number)
     if not cells:
@@ -116,12 +116,14 @@ class MapNetwork(nn.Module):
 
     def channels(self, rows_BF: Tensor) -> Tensor:
         """Return the maps of some rows on the common grid, (B, M, g, g), standardised."""
-        found = []
+        resampled = []
         for height, width in self.sizes:
             size = f"{height}x{width}"
             maps_BMhw = rows_BF[:, self.get_buffer(f"cells_{size}")]
-            found.append(self.get_buffer(f"down_{size}") @ maps_BMhw @ self.get_buffer(f"along_{size}"))
-        maps_BMgg = torch.cat(found, dim=1)[:, self.order]
+            resampled.append(
+                self.get_buffer(f"down_{size}") @ maps_BMhw @ self.get_buffer(f"along_{size}")
+            )
+        maps_BMgg = torch.cat(resampled, dim=1)[:, self.order]
         mean, scale = self.get_buffer("maps_mean"), self.get_buffer("maps_scale")
         return (maps_BMgg - mean[:, None, None]) / scale[:, None, None]
 

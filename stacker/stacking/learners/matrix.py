@@ -37,22 +37,25 @@ Rows2D: TypeAlias = "np.ndarray | Matrix"
 
 @dataclass(frozen=True)
 class InMemory:
-    """An array as a matrix."""
+    """An array, or some rows of it, as a matrix: what is taken of it is copied when it is read."""
 
     values: np.ndarray
+    rows: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self.values.shape[0], self.values.shape[1]
+        return len(self.values if self.rows is None else self.rows), self.values.shape[1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return some rows."""
-        return np.ascontiguousarray(self.values[start:stop], dtype=np.float32)
+        chosen = slice(start, stop) if self.rows is None else self.rows[start:stop]
+        return np.ascontiguousarray(self.values[chosen], dtype=np.float32)
 
     def take(self, rows: np.ndarray) -> InMemory:
         """Return some of the rows."""
-        return InMemory(self.values[rows])
+        kept = np.arange(len(self.values)) if self.rows is None else self.rows
+        return InMemory(self.values, kept[rows])
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,10 @@ def whole(X: Rows2D, limit_gb: float, who: str) -> np.ndarray:
             "(stack.features, a block with pca or grid), or a meta-learner that reads in pieces "
             "(mlp, convnet, xgboost)"
         )
-    found = np.empty(X.shape, dtype=np.float32)
+    values = np.empty(X.shape, dtype=np.float32)
     for start, stop in spans(X):
-        found[start:stop] = X.read(start, stop)
-    return found
+        values[start:stop] = X.read(start, stop)
+    return values
 
 
 def predict_in_pieces(predict: Callable[[np.ndarray], Any], X: Rows2D) -> np.ndarray:

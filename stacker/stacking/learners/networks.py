@@ -1,16 +1,14 @@
-"""What the networks among the meta-learners share: one visible training loop, and how they are stored.
+"""The networks among the meta-learners: one visible training loop, how they are stored, and the MLP.
 
 Batches are drawn from all rows where the table may be held in memory. From a larger one, blocks of
 rows that lie side by side are read in random order, some are pooled and shuffled, and an epoch reads
 every row once. How long to train is decided on an inner split by whole cases: the state with the least
-validation loss is kept. Rows have their weights in both losses.
+validation loss is kept. Rows have their weights in both losses. Nothing here touches the state of
+anybody's random numbers.
 
-Nothing here touches the state of anybody's random numbers.
-
-The BatchNorm/Dropout multi-layer perceptron.
-
-Each hidden layer is Linear, BatchNorm, ReLU, Dropout. With a few hundred rows and many columns it is
-dropout, weight decay and an early stop that keep it honest. Columns come standardised.
+The multi-layer perceptron has Linear, BatchNorm, ReLU and Dropout in each hidden layer; its columns come
+standardised. With a few hundred rows and many columns it is dropout, weight decay and an early stop that
+keep it honest.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self, TypeAlias
 
@@ -34,18 +31,21 @@ from torch.nn.functional import cross_entropy
 from stacker.config.learners import MlpConfig, NetworkConfig
 from stacker.data.cuts import validation_rows
 from stacker.errors import StackError
-from stacker.stacking.learners.contract import count_classes, or_ones
+from stacker.stacking.learners.contract import (
+    MetaLearner,
+    choose_device,
+    count_classes,
+    or_ones,
+    say_once,
+)
 from stacker.stacking.learners.matrix import (
     Matrix,
     Rows2D,
     as_matrix,
-    chunks,
-    predict_in_pieces,
     size_gb,
     spans,
     whole,
 )
-from stacker.stacking.learners.whole_table import say_once
 
 BLOCK_BYTES = 8_000_000  # rows that are read together
 POOL = 32  # blocks that are shuffled together
@@ -53,29 +53,15 @@ PREDICTED = 1024  # rows that go through a network at once
 Batches: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]  # values, labels, weights
 
 
-class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class NetworkClassifier(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A network as a classifier; `network_`, `classes_` and `epochs_` are what fitting leaves behind.
 
     `epochs_` is the number of epochs that led to the state that is kept.
     """
 
     suffix: ClassVar[str] = ".safetensors"
-    weighs: ClassVar[bool] = True
     kind: ClassVar[str]
-
-    def __init__(
-        self,
-        settings: NetworkConfig,
-        columns: Sequence[str],
-        memory_gb: float = 2.0,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        self.settings = settings
-        self.columns = columns
-        self.memory_gb = memory_gb
-        self.seed = seed
-        self.device = device
+    settings: NetworkConfig
 
     def _network(self, classes: int) -> nn.Module:
         """Return the network that takes rows (B, F) and gives logits (B, K)."""
@@ -99,7 +85,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{self.kind}: the table has {X.shape[1]} columns, names are given for "
                 f"{len(self.columns)}"
             )
-        device = _choose_device(self.device)
+        device = torch.device(choose_device(self.device, torch.cuda.is_available))
         with _seeded(self.seed, device):
             network = self._network(classes)
             self.prepare(network, as_matrix(X))
@@ -120,8 +106,7 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train until the validation loss has not fallen for `patience` epochs; keep the best state."""
         how, rng = self.settings, np.random.default_rng(self.seed)
         apart = validation_rows(labels, groups, how.validation, self.seed)
-        learnt = np.arange(len(labels)) if apart is None else np.flatnonzero(~apart)
-        draw, watch = _feeds(X, Targets(labels, weights), learnt, apart, self.memory_gb, device)
+        draw, watch = _feeds(X, labels, weights, apart, self.memory_gb, device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=how.lr, weight_decay=how.weight_decay)
         best, best_epoch, state = np.inf, 0, None
         for epoch in range(1, how.epochs + 1):
@@ -133,9 +118,9 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 optimizer.step()
             if watch is None:
                 continue
-            found = _loss(network, watch())
-            if found < best:
-                best, best_epoch, state = found, epoch, deepcopy(network.state_dict())
+            loss_apart = _loss(network, watch())
+            if loss_apart < best:
+                best, best_epoch, state = loss_apart, epoch, deepcopy(network.state_dict())
             if epoch - best_epoch >= how.patience:
                 break
         if watch is None:
@@ -149,19 +134,10 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         network.load_state_dict(state)
         return best_epoch
 
-    def predict_proba(self, X: Rows2D) -> np.ndarray:
-        """Return class probabilities (N, K)."""
-        return predict_in_pieces(self._shares, X)
-
-    def predict(self, X: Rows2D) -> np.ndarray:
-        """Return class indices (N,)."""
-        likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
-        return likeliest
-
     @torch.no_grad()
-    def _shares(self, values: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-        logits = torch.cat([self.network_(some) for some in rows.split(PREDICTED)])
+    def _probabilities(self, rows: np.ndarray) -> np.ndarray:
+        values = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+        logits = torch.cat([self.network_(some) for some in values.split(PREDICTED)])
         shares: np.ndarray = logits.double().softmax(dim=1).numpy()
         return shares
 
@@ -200,12 +176,6 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
 
-def _choose_device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
-
-
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from a seed while the block runs, and go on as if nothing had been drawn."""
@@ -218,69 +188,50 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Targets:
-    """What rows are to be (N,), and what each weighs (N,)."""
-
-    labels: np.ndarray
-    weights: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Targets:
-        """Return those of some rows."""
-        return Targets(self.labels[rows], self.weights[rows])
-
-    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return both on a device."""
-        weights = torch.from_numpy(self.weights.astype(np.float32))
-        return torch.from_numpy(self.labels).to(device), weights.to(device)
-
-
 def _feeds(
     X: Rows2D,
-    targets: Targets,
-    learnt: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
     apart: np.ndarray | None,
     memory_gb: float,
     device: torch.device,
 ) -> tuple[Callable[[int, np.random.Generator], Batches], Callable[[], Batches] | None]:
     """Return how batches to learn from are drawn, and how the rows kept apart are gone through."""
+    rows = np.arange(len(labels))
+    learnt, watched = (rows, rows[:0]) if apart is None else (rows[~apart], rows[apart])
+    wanted = torch.from_numpy(labels).to(device)
+    weighed = torch.from_numpy(weights.astype(np.float32)).to(device)
+    table, values = as_matrix(X), None
     if size_gb(X) <= memory_gb:
-        values = torch.from_numpy(np.ascontiguousarray(whole(X, memory_gb, ""), dtype=np.float32))
-        values, (wanted, weights) = values.to(device), targets.tensors(device)
+        held = np.ascontiguousarray(whole(X, memory_gb, ""), dtype=np.float32)
+        values = torch.from_numpy(held).to(device)
 
-        def draw(size: int, rng: np.random.Generator) -> Batches:
-            for rows in cut_batches(rng.permutation(learnt), size):
-                chosen = torch.from_numpy(rows).to(device)
-                yield values[chosen], wanted[chosen], weights[chosen]
+    def draw(size: int, rng: np.random.Generator) -> Batches:
+        if values is None:
+            for piece, places in pooled(table.take(learnt), size, rng):
+                chosen = torch.from_numpy(learnt[places]).to(device)
+                yield torch.from_numpy(piece).to(device), wanted[chosen], weighed[chosen]
+            return
+        for places in cut_batches(rng.permutation(learnt), size):
+            chosen = torch.from_numpy(places).to(device)
+            yield values[chosen], wanted[chosen], weighed[chosen]
 
-        if apart is None:
-            return draw, None
-        kept = torch.from_numpy(np.flatnonzero(apart)).to(device)
-        return draw, lambda: ((values[s], wanted[s], weights[s]) for s in kept.split(PREDICTED))
-    table = as_matrix(X)
+    def watch() -> Batches:
+        kept = table.take(watched)
+        for start, stop in spans(kept, PREDICTED):
+            chosen = torch.from_numpy(watched[start:stop]).to(device)
+            some = (
+                torch.from_numpy(kept.read(start, stop)).to(device) if values is None else values[chosen]
+            )
+            yield some, wanted[chosen], weighed[chosen]
 
-    def read(size: int, rng: np.random.Generator) -> Batches:
-        for values, some in pooled(table.take(learnt), targets.take(learnt), size, rng):
-            yield torch.from_numpy(values).to(device), *some.tensors(device)
-
-    if apart is None:
-        return read, None
-    watched, theirs = table.take(np.flatnonzero(apart)), targets.take(apart).tensors(device)
-
-    def go_through() -> Batches:
-        start = 0
-        for piece in chunks(watched, PREDICTED):
-            rows = slice(start, start + len(piece))
-            yield torch.from_numpy(piece).to(device), theirs[0][rows], theirs[1][rows]
-            start += len(piece)
-
-    return read, go_through
+    return draw, watch if len(watched) else None
 
 
 def pooled(
-    table: Matrix, targets: Targets, size: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, Targets]]:
-    """Yield batches of all rows, shuffled within pools of blocks that are drawn in random order."""
+    table: Matrix, size: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield batches of all rows with their places, shuffled within pools of blocks in random order."""
     blocks = spans(table, max(1, BLOCK_BYTES // (4 * table.shape[1])))
     order = rng.permutation(len(blocks))
     values, places = np.empty((0, table.shape[1]), np.float32), np.empty(0, np.int64)
@@ -292,14 +243,13 @@ def pooled(
         more_to_come = start + POOL < len(order)
         ready = len(places) - len(places) % size if more_to_come else len(places)
         for rows in cut_batches(shuffled[:ready], size):
-            yield values[rows], targets.take(places[rows])
+            yield values[rows], places[rows]
         values, places = values[shuffled[ready:]], places[shuffled[ready:]]
 
 
 def cut_batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     """Cut rows into batches; a single row left over joins the last: BatchNorm has no use for one row."""
-    found: list[np.ndarray] = np.split(rows, range(size, len(rows) - 1, size)) if len(rows) else []
-    return found
+    return list(np.split(rows, range(size, len(rows) - 1, size))) if len(rows) else []
 
 
 def _weighted(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
@@ -311,8 +261,7 @@ def _weighted(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
 def _loss(network: nn.Module, batches: Batches) -> float:
     """Return the weighted mean loss over all batches."""
     network.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    weighed = torch.zeros((), dtype=torch.float64)
+    total, weighed = torch.zeros(2, dtype=torch.float64)
     for values, wanted, weight in batches:
         total += _weighted(network(values), wanted, weight).sum().double().cpu()
         weighed += weight.sum().double().cpu()

@@ -1,15 +1,15 @@
 """The meta-learners by name: how each is built, what decides its result, how it is stored.
 
-All have scikit-learn's fit and predict_proba, take an array or a `Matrix` and weights of its rows, and
-are written in a format that cannot run code when it is read: skops
-for scikit-learn and its like, UBJSON for XGBoost, safetensors for the networks, JSON for the rules. What
-a meta-learner is made of is imported when it is asked for: only the networks load torch.
+All take an array or a `Matrix`, class indices, groups and weights of the rows, and are written in a
+format that cannot run code when it is read: skops for scikit-learn and its like, UBJSON for XGBoost,
+safetensors for the networks, JSON for the rules. What a meta-learner is made of is imported when it is
+asked for: only the networks load torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,92 +18,35 @@ from stacker.config.stacking import StackConfig
 from stacker.errors import StackError
 from stacker.files import publish
 from stacker.stacking.learners.contract import MetaLearner
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a meta-learner is built from."""
-
-    name: str
-    config: StackConfig
-    seed: int
-    columns: tuple[str, ...]
-    device: str
+from stacker.stacking.learners.custom import build_estimator, draws_lots, find_class
+from stacker.stacking.learners.rules import Rule
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a meta-learner is built, whether the seed changes it, whether it wants scaled columns."""
+    """The path of a class, whether the seed changes what it learns, whether it wants scaled columns.
 
-    build: Callable[[Order], Any]
+    The class is a `MetaLearner`, or an estimator that gets its table as a whole, and these parameters
+    beside those of the config; a `parallel` one is fitted on all cores.
+    """
+
+    path: str
     seeded: bool
     scaled: bool
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parallel: bool = False
 
 
-def _logistic(order: Order) -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    from stacker.stacking.learners.whole_table import WholeTable
-
-    config = order.config
-    model = LogisticRegression(C=config.logistic.C, max_iter=2000)
-    return WholeTable(model, order.name, config.memory_gb, columns=len(order.columns))
-
-
-def _svm(order: Order) -> Any:
-    from stacker.stacking.learners.svm import SupportVectors
-
-    config = order.config
-    return SupportVectors(config.svm, config.memory_gb, len(order.columns))
-
-
-def _random_forest(order: Order) -> Any:
-    from sklearn.ensemble import RandomForestClassifier
-
-    from stacker.stacking.learners.whole_table import WholeTable
-
-    config = order.config
-    model = RandomForestClassifier(**config.random_forest.model_dump(), random_state=order.seed)
-    return WholeTable(model, order.name, config.memory_gb, parallel=True, columns=len(order.columns))
-
-
-def _xgboost(order: Order) -> Any:
-    from stacker.stacking.learners.boosting import BoostedTrees
-
-    config = order.config
-    return BoostedTrees(config.xgboost, order.columns, config.memory_gb, order.seed, order.device)
-
-
-def _mlp(order: Order) -> Any:
-    from stacker.stacking.learners.networks import MlpClassifier
-
-    config = order.config
-    return MlpClassifier(config.mlp, order.columns, config.memory_gb, order.seed, order.device)
-
-
-def _convnet(order: Order) -> Any:
-    from stacker.stacking.learners.convnet import ConvnetClassifier
-
-    config = order.config
-    return ConvnetClassifier(config.convnet, order.columns, config.memory_gb, order.seed, order.device)
-
-
-def _rule(order: Order) -> Any:
-    from stacker.stacking.learners.rules import Rule
-
-    return Rule(order.name, order.columns)
-
-
+OURS = __name__.rpartition(".")[0]
 META: dict[str, Kind] = {
-    "logistic": Kind(_logistic, seeded=False, scaled=True),
-    "mlp": Kind(_mlp, seeded=True, scaled=True),
-    "xgboost": Kind(_xgboost, seeded=True, scaled=False),
-    "svm": Kind(_svm, seeded=False, scaled=True),
-    "random_forest": Kind(_random_forest, seeded=True, scaled=False),
-    "convnet": Kind(
-        _convnet, seeded=True, scaled=False
-    ),  # by whole maps, not by cells: it does so itself
-    **dict.fromkeys(RULES, Kind(_rule, seeded=False, scaled=False)),
+    "logistic": Kind("sklearn.linear_model.LogisticRegression", False, True, {"max_iter": 2000}),
+    "mlp": Kind(f"{OURS}.networks.MlpClassifier", seeded=True, scaled=True),
+    "xgboost": Kind(f"{OURS}.boosting.BoostedTrees", seeded=True, scaled=False),
+    "svm": Kind(f"{OURS}.whole_table.SupportVectors", seeded=False, scaled=True),
+    "random_forest": Kind("sklearn.ensemble.RandomForestClassifier", True, False, parallel=True),
+    # The convnet scales by whole maps, not by cells: it does so itself.
+    "convnet": Kind(f"{OURS}.convnet.ConvnetClassifier", seeded=True, scaled=False),
+    **dict.fromkeys(RULES, Kind(f"{OURS}.rules.Rule", seeded=False, scaled=False)),
 }
 
 
@@ -111,16 +54,26 @@ def build(
     name: str, config: StackConfig, seed: int, columns: Sequence[str], device: str = "auto"
 ) -> MetaLearner:
     """Return a meta-learner that has learnt nothing yet; raise StackError when it cannot be built."""
-    custom = _custom(name, config)
-    if custom is None:
-        ours: MetaLearner = META[name].build(Order(name, config, seed, tuple(columns), device))
-        return ours
-    from stacker.stacking.learners.custom import build_estimator
+    custom, columns = _custom(name, config), tuple(columns)
+    if custom is not None:
+        return _whole(build_estimator(name, custom, seed), name, config, path=custom.estimator)
+    if name in RULES:
+        return Rule(name, columns)
+    kind, settings = META[name], getattr(config, name)
+    made_of: Any = find_class(kind.path)
+    if issubclass(made_of, MetaLearner):
+        learner: MetaLearner = made_of(settings, columns, config.memory_gb, seed, device)
+        return learner
+    parameters = {**settings.model_dump(), **kind.parameters}
+    estimator = made_of(**parameters, **({"random_state": seed} if kind.seeded else {}))
+    return _whole(estimator, name, config, parallel=kind.parallel, columns=columns)
+
+
+def _whole(estimator: Any, name: str, config: StackConfig, **how: Any) -> MetaLearner:
+    """Return an estimator that gets its table as a whole as a meta-learner."""
     from stacker.stacking.learners.whole_table import WholeTable
 
-    estimator = build_estimator(name, custom, seed)
-    found: MetaLearner = WholeTable(estimator, name, config.memory_gb, path=custom.estimator)
-    return found
+    return WholeTable(estimator, name, config.memory_gb, **how)
 
 
 def _custom(name: str, config: StackConfig) -> CustomConfig | None:
@@ -134,11 +87,7 @@ def _custom(name: str, config: StackConfig) -> CustomConfig | None:
 def is_seeded(name: str, config: StackConfig) -> bool:
     """Say whether the seed changes what a meta-learner learns."""
     custom = _custom(name, config)
-    if custom is None:
-        return META[name].seeded
-    from stacker.stacking.learners.custom import draws_lots
-
-    return draws_lots(custom)
+    return META[name].seeded if custom is None else draws_lots(custom)
 
 
 def is_scaled(name: str, config: StackConfig) -> bool:
@@ -176,24 +125,22 @@ def load_meta(
 
     A class that is not ours is not imported before the types in the file were compared with `trusted`.
     """
-    model: Any
     custom = _custom(name, config)
-    if custom is None:
-        model = build(name, config, 0, columns)
-    else:
-        from stacker.stacking.learners.whole_table import WholeTable
-
-        model = WholeTable(None, name, config.memory_gb, path=custom.estimator)
-    path = _file(model, stem)
+    model: Any = (
+        build(name, config, 0, columns)
+        if custom is None
+        else _whole(None, name, config, path=custom.estimator)
+    )
+    path, again = _file(model, stem), f"run 'stacker stack CONFIG --meta {name}'"
     if not path.exists():
-        raise StackError(f"{path}: no such meta-learner; run 'stacker stack CONFIG --meta {name}' first")
-    found: MetaLearner = model.restore(path, trusted)
+        raise StackError(f"{path}: no such meta-learner", f"{again} first")
+    loaded: MetaLearner = model.restore(path, trusted)
     if custom is not None and custom.estimator.rpartition(".")[2] != type(model.estimator_).__name__:
         raise StackError(
-            f"{path} holds an {type(model.estimator_).__name__}, expected {custom.estimator}; run "
-            f"'stacker stack CONFIG --meta {name}' again"
+            f"{path} holds an {type(model.estimator_).__name__}, expected {custom.estimator}",
+            f"{again} again",
         )
-    return found
+    return loaded
 
 
 def _file(model: MetaLearner, stem: Path) -> Path:

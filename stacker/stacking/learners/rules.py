@@ -17,22 +17,22 @@ import numpy as np
 from stacker.errors import StackError
 from stacker.scores.metrics import area_within
 from stacker.scores.predictions import Predictions
-from stacker.stacking.learners.contract import count_classes
+from stacker.stacking.learners.contract import MetaLearner, count_classes
 from stacker.stacking.learners.matrix import Rows2D, predict_in_pieces
 
 PROBABILITY = re.compile(r"(?P<backbone>.+)/probabilities/(?P<name>[^/]+)")
 TIE = 1e-6  # what the mean probability counts beside a vote: it decides a tie, and nothing else
 
 
-class Rule:
-    """One of `settings.RULES` over columns of probabilities.
+class Rule(MetaLearner):
+    """One of `config.learners.RULES` over columns of probabilities.
 
     `best_` is the backbone that best_base relies on. Votes are the shares of base models that say so.
     A millionth of the mean probability is added, for a tie must be decided somehow.
     """
 
     suffix: ClassVar[str] = ".json"
-    weighs: ClassVar[bool] = False
+    weighs = False
 
     def __init__(self, rule: str, columns: Sequence[str]) -> None:
         self.rule = rule
@@ -75,55 +75,46 @@ class Rule:
             areas = {}
             for backbone, of in places.items():
                 shares = predict_in_pieces(partial(np.take, indices=of, axis=1), X)
-                found = Predictions(labels, labels, shares, raw=shares[None], parts=parts)
-                areas[backbone] = area_within(found)
+                said = Predictions(labels, labels, shares, raw=shares[None], parts=parts)
+                areas[backbone] = area_within(said)
             self.best_ = max(areas, key=lambda backbone: areas[backbone])
         self.classes_ = np.arange(classes)
         return self
 
-    def predict_proba(self, X: Rows2D) -> np.ndarray:
-        """Return class probabilities (N, K)."""
-        return predict_in_pieces(self._shares, X)
-
-    def predict(self, X: Rows2D) -> np.ndarray:
-        """Return class indices (N,)."""
-        likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
-        return likeliest
-
-    def _shares(self, rows: np.ndarray) -> np.ndarray:
+    def _probabilities(self, rows: np.ndarray) -> np.ndarray:
         places = self._places()
         if self.rule == "best_base":
             return rows[:, places[self.best_]].astype(np.float64)
-        each_MNK = np.stack([rows[:, of] for of in places.values()]).astype(np.float64)
-        mean: np.ndarray = each_MNK.mean(axis=0)
+        bases_MNK = np.stack([rows[:, of] for of in places.values()]).astype(np.float64)
+        mean: np.ndarray = bases_MNK.mean(axis=0)
         if self.rule == "mean":
             return mean
-        votes = np.eye(mean.shape[1])[each_MNK.argmax(axis=2)].mean(axis=0)
-        shares = votes + TIE * mean
-        found: np.ndarray = shares / shares.sum(axis=1, keepdims=True)
-        return found
+        votes = np.eye(mean.shape[1])[bases_MNK.argmax(axis=2)].mean(axis=0)
+        votes += TIE * mean
+        shares: np.ndarray = votes / votes.sum(axis=1, keepdims=True)
+        return shares
 
     def _places(self) -> dict[str, list[int]]:
         """Return where each backbone's probabilities are, in the order of the first one's classes."""
-        found: dict[str, dict[str, int]] = {}
+        places: dict[str, dict[str, int]] = {}
         for number, name in enumerate(self.columns):
             parts = PROBABILITY.fullmatch(name)
             if parts is not None:
-                found.setdefault(parts["backbone"], {})[parts["name"]] = number
-        if not found:
+                places.setdefault(parts["backbone"], {})[parts["name"]] = number
+        if not places:
             raise StackError(
                 f"{self.rule} looks at the base models' probabilities, and none of the "
                 f"{len(self.columns)} columns is one (as in resnet50/probabilities/malignant); put "
                 "probabilities into stack.features"
             )
-        names = list(next(iter(found.values())))
-        for backbone, of in found.items():
+        names = list(next(iter(places.values())))
+        for backbone, of in places.items():
             if set(of) != set(names):
                 raise StackError(
                     f"{self.rule}: {backbone} has probabilities of {', '.join(of)}, "
                     f"expected {', '.join(names)}"
                 )
-        return {backbone: [of[name] for name in names] for backbone, of in found.items()}
+        return {backbone: [of[name] for name in names] for backbone, of in places.items()}
 
     def save(self, path: Path) -> None:
         """Write the rule as JSON."""

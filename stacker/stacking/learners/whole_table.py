@@ -1,9 +1,8 @@
 """scikit-learn's estimators as meta-learners, and whatever keeps to the same contract.
 
-They need their whole table at once, so the memory is asked for first. They are stored with skops, which
-builds the objects of known types from a description of their parts: unlike a pickle it runs nothing of
-the file's choosing. Types that skops does not know are loaded only where their package is trusted. It is
-imported when something is stored, for it imports all of scikit-learn, and torch with it where that is.
+They need their whole table at once, so the memory is asked for first, and are stored with skops. The
+support vector machine is an estimator of the same kind whose probabilities rest on rows that it has not
+seen.
 """
 
 from __future__ import annotations
@@ -12,31 +11,38 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.tree import DecisionTreeClassifier
+from sklearn.svm import SVC
 from sklearn.utils._param_validation import InvalidParameterError
 
+from stacker.data.cuts import cut
 from stacker.errors import StackerError, StackError
-from stacker.stacking.learners.contract import count_classes
-from stacker.stacking.learners.matrix import Rows2D, predict_in_pieces, whole
+from stacker.scores.predictions import sigmoids
+from stacker.stacking.learners.contract import (
+    MetaLearner,
+    count_classes,
+    fit_sigmoid,
+    or_ones,
+    say_once,
+)
+from stacker.stacking.learners.matrix import Rows2D, whole
+from stacker.stacking.learners.skops_file import check_forest, check_machine, load_skops, require
 
 log = logging.getLogger(__name__)
-PLAIN = {"collections.OrderedDict", "collections.defaultdict"}  # containers that packages keep things in
-TREE = "sklearn.tree._tree.Tree"  # skops does not know it: what its numbers point at is never checked
+PARTS = 5  # of the rows, for the sigmoids of the support vector machine
 
 
-class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """An estimator that gets its table as one array; `estimator_` is the fitted copy.
 
     `parallel` lets a fit take all cores; never a prediction, whose sums would come out in another order
-    each time. `columns` is how many a stored one must have. `path` is that of a class which is not ours:
-    what it raises is not a bug of this program.
+    each time. A stored one of ours must have as many `columns`. `path` is that of a class which is not
+    ours: what it raises is not a bug of this program.
     """
 
     suffix: ClassVar[str] = ".skops"
@@ -47,7 +53,7 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         name: str,
         memory_gb: float = 2.0,
         parallel: bool = False,
-        columns: int | None = None,
+        columns: Sequence[str] = (),
         path: str | None = None,
     ) -> None:
         self.estimator = estimator
@@ -85,21 +91,17 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             model.set_params(n_jobs=-1)
         with self._named("learn from", values):
             model.fit(values, labels, **extra)
-        found = np.asarray(getattr(model, "classes_", np.arange(classes)))
-        if not np.array_equal(found, np.arange(classes)):
+        learnt = np.asarray(getattr(model, "classes_", np.arange(classes)))
+        if not np.array_equal(learnt, np.arange(classes)):
             raise StackError(
-                f"{self.name} has the classes {found.tolist()}, expected 0 to {classes - 1}"
+                f"{self.name} has the classes {learnt.tolist()}, expected 0 to {classes - 1}"
             )
         if self.parallel:
             model.set_params(n_jobs=None)
         self.estimator_, self.classes_ = model, np.arange(classes)
         return self
 
-    def predict_proba(self, X: Rows2D) -> np.ndarray:
-        """Return class probabilities (N, K)."""
-        return predict_in_pieces(self._shares, X)
-
-    def _shares(self, rows: np.ndarray) -> Any:
+    def _probabilities(self, rows: np.ndarray) -> Any:
         with self._named("answer for", rows):
             return self.estimator_.predict_proba(rows)
 
@@ -124,11 +126,6 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "other features, or leave it out"
             ) from error
 
-    def predict(self, X: Rows2D) -> np.ndarray:
-        """Return class indices (N,)."""
-        likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
-        return likeliest
-
     def save(self, path: Path) -> None:
         """Write the fitted estimator with skops."""
         import skops.io
@@ -137,68 +134,76 @@ class WholeTable(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def restore(self, path: Path, trusted: Sequence[str] = ()) -> Self:
         """Take the estimator that `save` wrote; raise StackError for types that are not trusted."""
-        forest = isinstance(self.estimator, RandomForestClassifier) and self.path is None
-        found = load_skops(path, self.name, trusted, (TREE,) if forest else ())
-        self.estimator_, self.classes_ = found.get("estimator"), np.arange(found["classes"])
-        if self.path is None:
-            require(self.estimator_, type(self.estimator), self.columns, path)
-        for tree in self.estimator_.estimators_ if forest else []:
-            require(tree, DecisionTreeClassifier, self.columns, path)
-            _check_tree(tree.tree_, self.estimator_.n_features_in_, path)
+        kind = None if self.path is not None else type(self.estimator)
+        content = load_skops(path, self.name, trusted, TYPES.get(kind, ()))
+        self.estimator_, self.classes_ = content.get("estimator"), np.arange(content["classes"])
+        if kind is not None:
+            require(self.estimator_, kind, len(self.columns), path)
+        if kind is RandomForestClassifier:
+            check_forest(self.estimator_, path)
+        if kind is SupportVectors:
+            check_machine(self.estimator_, self.estimator.kernel, len(self.classes_), path)
         return self
 
 
-@cache
-def say_once(message: str) -> None:
-    """Warn of what is so for every fit of an estimator."""
-    log.warning(message)
+class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A support vector machine whose distances become probabilities by Platt's sigmoids.
+
+    These learn from the distances of rows that the machine has not seen: the rows are cut by whole
+    groups, a machine is fitted without each part. A sigmoid never falls: where the distances of unseen
+    rows tell nothing, neither do the probabilities. `machine_` learns from all, `slopes_` and
+    `intercepts_` come after.
+    """
+
+    def __init__(self, C: float = 1.0, kernel: str = "rbf") -> None:
+        self.C = C
+        self.kernel = kernel
+
+    def fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        groups: np.ndarray | None = None,
+        sample_weight: np.ndarray | None = None,
+    ) -> Self:
+        """Learn from rows (N, F) and class indices (N,), cut by `groups` (N,)."""
+        classes, weights = count_classes(y), or_ones(sample_weight, y)
+        parts = cut(y, np.arange(len(y)) if groups is None else groups, PARTS, seed=0)
+        if parts is None:
+            log.warning(
+                "svm: too few cases to cut; its probabilities rest on rows that it has learnt from"
+            )
+        self.machine_ = self._machine().fit(X, y, weights)
+        distances = _distances(self.machine_, X)
+        for part in [] if parts is None else np.unique(parts):
+            unseen = parts == part
+            machine = self._machine().fit(X[~unseen], y[~unseen], weights[~unseen])
+            distances[unseen] = _distances(machine, X[unseen])
+        targets = [1] if classes == 2 else range(classes)
+        fitted = [
+            fit_sigmoid(column, y == k, weights / weights.mean())
+            for k, column in zip(targets, distances.T, strict=True)
+        ]
+        self.slopes_, self.intercepts_ = (list(numbers) for numbers in zip(*fitted, strict=True))
+        self.classes_, self.n_features_in_ = np.arange(classes), X.shape[1]
+        return self
+
+    def _machine(self) -> SVC:
+        return SVC(C=self.C, kernel=self.kernel, cache_size=500)
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return class probabilities (N, K)."""
+        return sigmoids(_distances(self.machine_, X), self.slopes_, self.intercepts_)
 
 
-def load_skops(path: Path, name: str, trusted: Sequence[str], types: Sequence[str]) -> dict[str, Any]:
-    """Read a file of skops; raise StackError when it is none or holds types that nobody vouches for."""
-    import skops.io
-
-    again = f"run 'stacker stack' again with --meta {name}"
-    packages = {*trusted, "sklearn"} if trusted else set()
-    try:
-        unknown = set(skops.io.get_untrusted_types(file=path))
-        vouched = {t for t in unknown if t in PLAIN or t in types or t.split(".")[0] in packages}
-        if unknown == vouched:
-            found: dict[str, Any] = skops.io.load(path, trusted=sorted(vouched))
-            return found
-    except Exception as error:  # a damaged file can raise anything at all
-        raise StackError(f"{path} cannot be read as skops ({error}); {again}") from error
-    strange = sorted(unknown - vouched)
-    needed = ", ".join(dict.fromkeys(each.split(".")[0] for each in strange))
-    raise StackError(
-        f"{path} holds types that are not trusted: {', '.join(strange)}; if the file is your own and "
-        f"you trust what is installed as {needed}, say so (--trust {needed}), else {again}"
-    )
+# What skops does not know, by the estimator of ours whose file may hold it.
+TYPES: dict[type | None, tuple[str]] = {
+    RandomForestClassifier: ("sklearn.tree._tree.Tree",),
+    SupportVectors: (f"{__name__}.SupportVectors",),
+}
 
 
-def require(found: Any, kind: type, columns: int | None, path: Path) -> None:
-    """Raise StackError for a stored estimator of another type, or of another number of columns."""
-    if type(found) is not kind:
-        raise StackError(
-            f"{path} holds a {type(found).__name__}, expected a {kind.__name__}; run 'stacker stack' "
-            "again"
-        )
-    has = getattr(found, "n_features_in_", None)
-    if columns is not None and has != columns:
-        raise StackError(
-            f"{path} holds a {kind.__name__} of {has} columns, expected {columns}; run 'stacker stack' "
-            "again"
-        )
-
-
-def _check_tree(tree: Any, columns: int, path: Path) -> None:
-    """Raise StackError when a stored tree points outside itself or its rows: it would read anywhere."""
-    left, right, feature = tree.children_left, tree.children_right, tree.feature
-    own = np.arange(tree.node_count)
-    inner = left != -1
-    fine = all(
-        ((side[inner] > own[inner]) & (side[inner] < tree.node_count)).all() for side in (left, right)
-    )
-    fine = fine and tree.n_features == columns
-    if not fine or not ((feature[inner] >= 0) & (feature[inner] < columns)).all():
-        raise StackError(f"{path} is damaged: a tree points outside itself; run 'stacker stack' again")
+def _distances(machine: SVC, values: np.ndarray) -> np.ndarray:
+    """Return how far rows lie from the border: (N, 1) for two classes, (N, K) for more."""
+    distances: np.ndarray = machine.decision_function(values)
+    return distances[:, None] if distances.ndim == 1 else distances

@@ -10,9 +10,9 @@ import xgboost
 
 from stacker.config.learners import XgboostConfig
 from stacker.data.cuts import validation_rows
-from stacker.errors import StackError
+from stacker.errors import ConfigError, StackError
 from stacker.stacking.learners import boosting
-from stacker.stacking.learners.boosting import BoostedTrees, choose_device, quantiles
+from stacker.stacking.learners.boosting import BoostedTrees, quantiles
 from stacker.stacking.learners.matrix import InMemory
 from tests.learning import Lazy, table
 
@@ -144,8 +144,12 @@ def test_a_file_keeps_the_best_round(tmp_path: Path) -> None:
         BoostedTrees(SETTINGS, ["column"] * 31).restore(tmp_path / "model.ubj")
 
 
-def test_the_device_is_what_was_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that is named is taken; 'auto' takes no card that is hidden."""
+def test_the_best_device_is_none_that_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself XGBoost takes no card that is hidden; one that is named has to be there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert choose_device("auto") == "cpu"
-    assert choose_device("cuda") == "cuda"
+    rows = table(cases=10)
+    model = BoostedTrees(SETTINGS, rows.columns).fit(rows.values, rows.labels)
+    assert model.predict_proba(rows.values).shape == (len(rows.labels), 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="device: cuda is not here"):
+        BoostedTrees(SETTINGS, rows.columns, device="cuda").fit(rows.values, rows.labels)

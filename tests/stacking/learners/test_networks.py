@@ -15,7 +15,7 @@ from stacker.data.cuts import validation_rows
 from stacker.errors import StackError
 from stacker.stacking.learners import networks
 from stacker.stacking.learners.convnet import ConvnetClassifier, MapNetwork, lay_out
-from stacker.stacking.learners.networks import MlpClassifier, NetworkClassifier, Targets
+from stacker.stacking.learners.networks import MlpClassifier, NetworkClassifier
 from tests.learning import Lazy, Learnt, standardised, table
 
 MLP = MlpConfig(hidden=[16], epochs=30)
@@ -37,25 +37,19 @@ def test_a_batch_never_has_one_row() -> None:
 
 @pytest.mark.parametrize("number", [9, 65, 200])
 def test_a_large_table_is_read_in_blocks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks side by side, some of them pooled: each row once, no lone row, mixed beyond its block.
-
-    Labels and weights go with their rows.
-    """
+    """Blocks side by side, some of them pooled: each row once, no lone row, mixed beyond its block."""
     monkeypatch.setattr(networks, "BLOCK_BYTES", 5 * 4)
     monkeypatch.setattr(networks, "POOL", 4)
     lazy = Lazy(np.arange(number, dtype=np.float32)[:, None])
-    labels = np.arange(number)
-    targets = Targets(labels, labels / 4)
-    batches = list(networks.pooled(lazy, targets, 8, np.random.default_rng(0)))
+    batches = list(networks.pooled(lazy, 8, np.random.default_rng(0)))
     assert max(lazy.read_rows) <= 5
-    for values, wanted in batches:
-        assert np.array_equal(values[:, 0], wanted.labels)
-        assert np.array_equal(values[:, 0] / 4, wanted.weights)
-        assert 2 <= len(wanted.labels) <= 9
-    drawn = np.concatenate([wanted.labels for _, wanted in batches])
-    assert np.array_equal(np.sort(drawn), labels)
+    for values, places in batches:
+        assert np.array_equal(values[:, 0], places)
+        assert 2 <= len(places) <= 9
+    drawn = np.concatenate([places for _, places in batches])
+    assert np.array_equal(np.sort(drawn), np.arange(number))
     if number == 200:
-        assert len({int(row) // 5 for row in batches[0][1].labels}) > 2
+        assert len({int(place) // 5 for place in batches[0][1]}) > 2
 
 
 def test_a_table_beyond_the_limit_teaches_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def fit(name: str, config: StackConfig, rows: Learnt, weights: np.ndarray | None
 
 def before(model: Any, values: np.ndarray) -> np.ndarray:
     """Return what comes before any sigmoid that is fitted on cuts: distances, or else probabilities."""
-    machine = getattr(model, "machine_", None)
+    machine = getattr(getattr(model, "estimator_", None), "machine_", None)
     found: np.ndarray = machine.decision_function(values) if machine else model.predict_proba(values)
     return found
 
@@ -269,13 +269,16 @@ def test_a_machine_never_says_the_opposite_of_its_distances(classes: int, kernel
         labels, values = np.arange(60) % classes, rng.normal(size=(60, 12)).astype(np.float32)
         model: Any = build("svm", config, 0, [""] * 12)
         model.fit(values, labels, np.arange(60) // 2 if classes == 3 else None, rng.uniform(0.5, 2, 60))
-        assert min(model.slopes_) >= 0
-        flat += sum(slope == 0 for slope in model.slopes_)
+        assert min(model.estimator_.slopes_) >= 0
+        flat += sum(slope == 0 for slope in model.estimator_.slopes_)
         unseen = rng.normal(size=(300, 12)).astype(np.float32)
-        shares, distances = model.predict_proba(unseen), model.machine_.decision_function(unseen)
+        shares, distances = (
+            model.predict_proba(unseen),
+            model.estimator_.machine_.decision_function(unseen),
+        )
         if classes == 2:
             assert (np.diff(shares[np.argsort(distances), 1]) >= 0).all()
             continue
-        each = expit(distances * model.slopes_ + model.intercepts_)
+        each = expit(distances * model.estimator_.slopes_ + model.estimator_.intercepts_)
         np.testing.assert_allclose(shares, each / each.sum(axis=1, keepdims=True), atol=1e-12)
     assert flat > 0
