@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/stacker demo
 
 test: .venv/installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check stacker tests

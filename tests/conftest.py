@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads of two workers wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["COLUMNS"] = "160"  # tables as they are in a file
+
 from stacker import pipeline
 from stacker.config.load import load_config
 from stacker.config.root import Config
+from stacker.files import held
 from stacker.run import Run
 from stacker.stacking.admission import open_caches
 from stacker.stacking.tables import Tables
@@ -49,12 +55,28 @@ def small_settings(artifacts: Path, data: Path) -> dict[str, Any]:
     }
 
 
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that is made once for all workers of a session."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (factory.getbasetemp().parent if parallel else factory.getbasetemp()) / name
+    with held(folder.with_name(f".{name}.lock"), wait=True):
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a synthetic BreakHis of 24 cases and 72 images."""
-    root = tmp_path_factory.mktemp("data") / "breakhis"
-    write_breakhis(root, cases=24, images_per_case=3, size=(70, 46), seed=3, workers=1)
-    return root
+
+    def make(folder: Path) -> None:
+        root = folder / "breakhis"
+        write_breakhis(root, cases=24, images_per_case=3, size=(70, 46), seed=3, workers=1)
+
+    return shared(tmp_path_factory, "data", make) / "breakhis"
 
 
 @pytest.fixture
@@ -100,20 +122,24 @@ def tables_of(run: Run, features: list[str]) -> Tables:
 @pytest.fixture(scope="session")
 def finished_artifacts(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """Return an artifacts folder that holds one finished run, `small`. Do not write into it."""
-    artifacts = tmp_path_factory.mktemp("finished") / "artifacts"
-    pipeline.run_all(Config.model_validate(small_settings(artifacts, data)))
-    return artifacts
+
+    def make(folder: Path) -> None:
+        pipeline.run_all(Config.model_validate(small_settings(folder / "artifacts", data)))
+
+    return shared(tmp_path_factory, "finished", make) / "artifacts"
 
 
 @pytest.fixture(scope="session")
 def crossed_artifacts(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """Return an artifacts folder with one finished run by crossfit, `small`. Do not write into it."""
-    artifacts = tmp_path_factory.mktemp("crossed") / "artifacts"
-    settings = small_settings(artifacts, data)
-    settings["folds"] = {"protocol": "crossfit", "k": 3, "test": 0.25, "validation": 0.25}
-    settings["stack"] |= {"meta": ["logistic", "xgboost"], "calibration": "platt"}
-    pipeline.run_all(Config.model_validate(settings))
-    return artifacts
+
+    def make(folder: Path) -> None:
+        settings = small_settings(folder / "artifacts", data)
+        settings["folds"] = {"protocol": "crossfit", "k": 3, "test": 0.25, "validation": 0.25}
+        settings["stack"] |= {"meta": ["logistic", "xgboost"], "calibration": "platt"}
+        pipeline.run_all(Config.model_validate(settings))
+
+    return shared(tmp_path_factory, "crossed", make) / "artifacts"
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def contents(config: Config) -> dict[Path, str]:
 
 def test_killed_at_thirty_random_moments(write_config: Callable[..., Path]) -> None:
     """What is visible after a kill is whole; the next call ends with the undisturbed bytes."""
-    config = write_config(cam={"part_rows": 2})
+    config = write_config(cam={"part_rows": 4})
     assert call("train", config).exit_code == 0
     script = Path(__file__).parents[1] / "killing.py"
     done = subprocess.run(
