@@ -71,20 +71,20 @@ def cam(
     wanted = {"maps": (method, lower)}
     facts = _facts(model, size, mean, std)
     batches = _batches(images, ImagesConfig(size=facts["size"]), batch_size)
-    found: list[Output] = []
+    outputs: list[Output] = []
     backbone: Backbone | None = None
     with torch.inference_mode(mode=False):
         for batch in batches:
             if backbone is None:
                 backbone = _backbone(model, batch, facts)
                 backbone.layers_below(lower)
-            found.append(_answer(backbone, batch, wanted, precision))
-    if not found:
+            outputs.append(_answer(backbone, batch, wanted, precision))
+    if not outputs:
         raise DataError("cam: no image is given")
     return Cams(
-        maps=torch.cat([answers.maps["maps"] for answers in found]).numpy(),
-        logits=torch.cat([answers.logits_BK for answers in found]).numpy(),
-        embeddings=torch.cat([answers.embedding_BD for answers in found]).numpy(),
+        maps=torch.cat([output.maps["maps"] for output in outputs]).numpy(),
+        logits=torch.cat([output.logits_BK for output in outputs]).numpy(),
+        embeddings=torch.cat([output.embedding_BD for output in outputs]).numpy(),
     )
 
 
@@ -119,9 +119,9 @@ def _backbone(model: nn.Module, batch: Tensor, facts: dict[str, Any]) -> Backbon
         )
     height, width = batch.shape[1:3] if raw else batch.shape[2:4]
     scaling = (facts["mean"] or (0.0, 0.0, 0.0), facts["std"] or (1.0, 1.0, 1.0))
-    own = deepcopy(model).float()
-    with _device(own):  # trunk and head are tried on images that are made where the model lies
-        backbone = attach(type(model).__name__, own, (height, width), *scaling)
+    copy = deepcopy(model).float()
+    with _device(copy):  # trunk and head are tried on images that are made where the model lies
+        backbone = attach(type(model).__name__, copy, (height, width), *scaling)
         require_same(backbone)
     return backbone.freeze()
 
@@ -162,9 +162,9 @@ def _checked(batch: Any) -> Tensor:
     images = batch[0] if isinstance(batch, list | tuple) else batch
     if isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4:
         return images
-    found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
+    given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
     raise DataError(
-        f"cam: found {found}, expected a tensor of floats (B, 3, H, W), normalised already; give images "
+        f"cam: found {given}, expected a tensor of floats (B, 3, H, W), normalised already; give images "
         "that are not as uint8 arrays (H, W, 3)"
     )
 

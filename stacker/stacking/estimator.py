@@ -68,8 +68,8 @@ class MetaLearnerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         groups = None if groups is None else np.asarray(groups)[kept]
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:  # scikit-learn's contract wants a ValueError here
-            found = ", ".join(map(str, self.classes_)) or "none"
-            raise ValueError(f"{self.name}: y is of one class ({found}), expected two classes or more")
+            only = ", ".join(map(str, self.classes_)) or "none"
+            raise ValueError(f"{self.name}: y is of one class ({only}), expected two classes or more")
         seed = self._seed()
         self.preparation_ = fit_preparation(
             InMemory(X), self._names(X.shape[1]), {}, is_scaled(self.name, config), seed
