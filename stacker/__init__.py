@@ -69,5 +69,5 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of ours
 
 
 def __dir__() -> list[str]:
-    """Name what is offered, before it is imported, beside what is here already."""
-    return sorted({*globals(), *__all__})
+    """Name what is offered, before it is imported."""
+    return sorted(__all__)

@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from stacker import __version__
-from stacker.errors import RunError, StackError
+from stacker.errors import RunError
 
 CLOCKS_APART = 2.0  # seconds that the start of a process may be misjudged by
 UMASK = os.umask(0)
@@ -96,18 +94,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Publish arrays as .npz."""
     with publish(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **dict[str, Any](arrays))
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read arrays that were written so; raise StackError when they are missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StackError(
-            f"{path} is missing or damaged ({error}); delete {path.parent} and run 'stacker stack "
-            "CONFIG' again"
-        ) from None
 
 
 def digest(content: Any) -> str:

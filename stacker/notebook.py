@@ -9,16 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
-from PIL import Image as Picture
+from typing import TYPE_CHECKING, Any
 
 from stacker.caches import reader
 from stacker.caches.reader import Cache
 from stacker.caches.summary import find_caches
 from stacker.config.data import DataConfig
-from stacker.data.images import each_of, require_pixels
+from stacker.data.images import Shown, each_of, require_pixels
 from stacker.errors import ConfigError, require_one_of
 from stacker.run import FROZEN, Run
 
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
     from stacker.prediction.inputs import Input
     from stacker.prediction.predictor import Predictor
     from stacker.prediction.rows import Row
-
-Shown: TypeAlias = str | Path | np.ndarray | Picture.Image  # one image, or a path that names several
 
 
 def open_cache(run: Run, backbone: str, fold: str | None = None) -> Cache:

@@ -53,7 +53,7 @@ class BaseModel(NamedTuple):
         return self.fold == FROZEN
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run directory and the config that produced it."""
 
@@ -176,12 +176,18 @@ def reopen(config: Config, store: bool = True) -> Run:
 
 
 def open_run(path: Path | str, overrides: Sequence[str] = ()) -> Run:
-    """Open an existing run; raise RunError when there is none, or one of another layout."""
+    """Open an existing run; raise RunError when there is none, or one of another layout.
+
+    `overrides` change nothing on disk, and may not change what the run's results stand on.
+    """
     path = Path(path)
     if not (path / "manifest.csv").exists():
         raise RunError(f"{path} is not a run directory", "give the folder of one, e.g. artifacts/demo")
     _refuse_another_layout(path)
-    return Run(path, load_config(path / "config.yaml", overrides))
+    config = load_config(path / "config.yaml", overrides)
+    if overrides:
+        _refuse_change(path, load_config(path / "config.yaml").results(), config.results())
+    return Run(path, config)
 
 
 def _layout(path: Path) -> Any:
@@ -214,7 +220,12 @@ def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
     for results in (old, new):
         backbones = results["backbones"]
         results["backbones"] = {name: backbones.get(name) for name in trained}
-    old, new = _flat(old), _flat(new)
+    _refuse_change(path, old, new)
+
+
+def _refuse_change(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RunError for a setting of one tree that is another one in the other."""
+    old, new = _flat(before), _flat(now)
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
         key = changed[0]

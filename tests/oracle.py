@@ -13,7 +13,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor
 
 from stacker.backbones.backbone import Backbone, create
-from stacker.config.stacking import name_maps
+from stacker.config.maps import name_maps
 from stacker.config.training import WeightsConfig
 from stacker.maps.cam import look
 

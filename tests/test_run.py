@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import pytest
 from stacker.errors import RunError
 from stacker.files import read_json
 from stacker.run import create_run, open_run, reopen
+from stacker.training.begin import begin
+from tests.commands import call
 from tests.conftest import MakeConfig
+
+WriteConfig = Callable[..., Path]
 
 
 def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
@@ -22,6 +27,25 @@ def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
         create_run(make_config(images={"size": 48}))
     changed = make_config(stack={"meta": ["mlp"]})
     assert create_run(changed).config == changed
+
+
+def test_a_run_is_not_opened_as_another_one(make_config: MakeConfig) -> None:
+    """What its results stand on is not overridden; what they do not stand on may be."""
+    run = create_run(make_config())
+    run.manifest_file.touch()
+    for setting, message in (("train.epochs=7", "epochs was 2, is 7"), ("folds.test=0.3", "test was")):
+        with pytest.raises(RunError, match=message):
+            open_run(run.path, [setting])
+    assert open_run(run.path, ["stack.abstain=0.5"]).config.stack.abstain == 0.5
+
+
+def test_looking_keeps_the_config_of_a_run(make_config: MakeConfig, write_config: WriteConfig) -> None:
+    """`data describe` and `check` with other settings leave config.yaml as it is."""
+    run = begin(make_config())
+    before = (run.path / "config.yaml").read_bytes()
+    for command in (("data", "describe"), ("check",)):
+        call(*command, write_config(), "--set", "stack.features=[maps]")
+        assert (run.path / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize(

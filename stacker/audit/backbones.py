@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stacker.audit.report import Finding, Fit, finding
+from stacker.config.maps import PERTURBING
 from stacker.config.root import Config
-from stacker.config.stacking import PERTURBING
 from stacker.data.manifest import Manifest
 from stacker.errors import BackboneError, LeakError, StackerError
 

@@ -74,7 +74,7 @@ def _audit(
 def _data(config: Config, findings: list[Finding]) -> tuple[Manifest, Folds | None]:
     """Return the run's images and split, or those that it would begin with."""
     if has_begun(config):
-        run = reopen(config)
+        run = reopen(config, store=False)
         return run.manifest, run.folds
     try:
         manifest = read_manifest(config.data)

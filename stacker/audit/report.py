@@ -6,7 +6,6 @@ a reader should be told.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,11 +119,6 @@ def write(report: Report, config: Config, folder: Path) -> bool:
     with publish(folder / "audit.md") as temporary:
         temporary.write_text(markdown(report, config), encoding="utf-8")
     return True
-
-
-def to_json(report: Report) -> str:
-    """Return the findings as JSON for scripts."""
-    return json.dumps([asdict(finding) for finding in report.findings], indent=1)
 
 
 def markdown(report: Report, config: Config) -> str:

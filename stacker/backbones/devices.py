@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stacker.config.root import Config
+from stacker.config.section import require_device
 from stacker.data.store import Pixels
 from stacker.errors import ConfigError
 
@@ -27,6 +28,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc
 
 def choose_device(wanted: str) -> torch.device:
     """Return the wanted device, or the best one at hand for 'auto'."""
+    require_device(wanted)
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)

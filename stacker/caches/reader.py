@@ -22,8 +22,8 @@ from stacker.caches.format import (
     Rows,
     content_sha256,
 )
-from stacker.config.stacking import name_maps
-from stacker.errors import CacheError
+from stacker.config.maps import name_maps
+from stacker.errors import CacheError, plural
 from stacker.files import digest
 
 
@@ -40,6 +40,11 @@ class Cache:
     parts: tuple[Path, ...]
     sizes: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]]
+
+    def __repr__(self) -> str:
+        """Say where it lies and what it holds."""
+        arrays = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        return f"Cache {self.folder}: {plural(len(self.rows), 'image')} of {arrays}"
 
     @property
     def maps(self) -> list[str]:

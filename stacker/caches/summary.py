@@ -1,4 +1,4 @@
-"""Look into the caches of a run: what they hold, and their maps drawn over the images."""
+"""Look into the caches of a run: which there are, what they hold, their origin and their cost."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ from stacker.caches.reader import (
     read_provenance,
     read_rows,
 )
-from stacker.config.stacking import name_maps
+from stacker.config.maps import name_maps
 from stacker.errors import CacheError
 from stacker.files import publish
 

@@ -19,6 +19,7 @@ from stacker.cli.common import (
     takes_config,
     takes_run,
 )
+from stacker.errors import ConfigError
 
 if TYPE_CHECKING:
     from stacker.config.root import Config
@@ -174,10 +175,13 @@ def inspect(
     from stacker.figures.canvas import save_figure
     from stacker.figures.heatmaps import draw
 
+    drawn = bool(sample or image_ids)
+    if not drawn and (backbones or classes or signed or out or maps != "maps"):
+        raise ConfigError("nothing is drawn without images", "add --sample N, or --image ID")
     caches = summary.find_caches(run)
     if as_json:
         print_json(summary.summaries(run, caches))
-    elif not (sample or image_ids):
+    elif not drawn:
         show(caches_table(summary.summaries(run, caches)))
     if sample:
         image_ids += tuple(summary.sample(caches, sample, seed))

@@ -125,7 +125,7 @@ def _open(config: Config) -> tuple[Manifest, Folds | None]:
     from stacker.run import has_begun, reopen
 
     if has_begun(config):
-        run = reopen(config)
+        run = reopen(config, store=False)
         return run.manifest, run.folds
     manifest = read_manifest(config.data)
     if config.data.on_error == "skip":  # else what cannot be used stops the run anyway

@@ -1,7 +1,7 @@
 """The command line: every command opens a config or a run, calls one function and prints.
 
 Heavy packages are imported inside the commands, so that `stacker --help` answers at once. Results go to
-stdout; progress and the log go to stderr. Only a StackerError becomes a one-line message (`command`):
+stdout; progress and the log go to stderr. Only a StackerError becomes a one-line message (`common`):
 anything else is a bug and keeps its traceback.
 """
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from stacker.cli.common import META, RUN, Failure, out_option, repeated, takes_run
-from stacker.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,10 +113,7 @@ def _on_device(run: Run, device: str | None) -> Run:
 
     if device is None:
         return run
-    try:
-        choose_device(device)
-    except RuntimeError:
-        raise ConfigError(f"--device {device}: expected auto, cpu, cuda or cuda:1") from None
+    choose_device(device)
     return replace(run, config=run.config.model_copy(update={"device": device}))
 
 

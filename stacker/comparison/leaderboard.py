@@ -230,8 +230,19 @@ def _gains(
             nested.append((more, less, *added))
     joint = gains(how, models, [(more.name, less.name) for more, less, _ in nested])
     for more, less, added in nested:
-        named = {"added": added, "to": " + ".join(less.facts["features"]), "meta": more.facts["meta"]}
-        yield {"part": part, **named, **joint.row((more.name, less.name))}
+        rest = less.facts["features"]
+        named = {"added": added, "to": " + ".join(rest), "meta": more.facts["meta"]}
+        yield {
+            "part": part,
+            **named,
+            "maps_alone": _has_maps(more, [added]) and not _has_maps(more, rest),
+            **joint.row((more.name, less.name)),
+        }
+
+
+def _has_maps(entry: Entry, blocks: Sequence[str]) -> bool:
+    """Say whether a block of a stack is made of maps."""
+    return entry.design is not None and any(is_of_maps(name, entry.design) for name in blocks)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

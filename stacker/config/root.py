@@ -15,8 +15,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
 from stacker.config.data import DataConfig, FoldsConfig, ImagesConfig
-from stacker.config.section import Section
-from stacker.config.stacking import CamConfig, StackConfig
+from stacker.config.maps import CamConfig
+from stacker.config.section import DEVICE, Section
+from stacker.config.stacking import StackConfig
 from stacker.config.training import BackboneConfig, TrainConfig, TuneConfig, WeightsConfig
 
 
@@ -26,7 +27,7 @@ class Config(Section):
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     artifacts: Path = Path("artifacts")
     seed: int = Field(0, ge=0, lt=2**31)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=DEVICE)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     deterministic: bool = False
     compile: bool = False

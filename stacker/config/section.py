@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
+from stacker.errors import ConfigError
+
 T = TypeVar("T")
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 
 
 class Section(BaseModel):
@@ -28,3 +33,9 @@ def _field_once(names: list[T], info: ValidationInfo) -> list[T]:
 
 
 Names = Annotated[list[T], AfterValidator(_field_once)]
+
+
+def require_device(name: str) -> None:
+    """Raise ConfigError for what no device is called."""
+    if re.match(DEVICE, name) is None:
+        raise ConfigError(f"device: {name!r} is none", "expected auto, cpu, cuda or cuda:1")

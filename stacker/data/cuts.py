@@ -1,7 +1,7 @@
 """Cuts of rows: whole groups, every class on each side, by the assignment of the run's own split.
 
-The out-of-fold estimate of a meta-learner, the inner validation of those that stop early and the shallow
-models of the audit are cut so: by case, or by what the run's split goes by.
+So are cut the out-of-fold estimate of a meta-learner, the inner validation of learners that stop early,
+and the shallow models of the audit: by case, or by what the run's split goes by.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From a picture file to a rectangle of uint8 pixels, or a reason why not.
 
 What would have to be guessed at (16-bit pixels, several frames, slivers of tissue) is refused with its
-path and reason; grey, palette, CMYK and transparent pictures become RGB.
+path and reason; grey, palette, CMYK and transparent pictures become RGB. Images
+that are rows of an array in an HDF5 file, as PatchCamelyon's, are read where they lie.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -23,6 +24,7 @@ from stacker.config.root import Config
 from stacker.data.manifest import Image
 from stacker.errors import DataError
 
+Shown: TypeAlias = str | Path | np.ndarray | Picture.Image  # one image, or a path that names several
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 16  # a sliver of tissue (IDC has patches of 50x1) shows no nucleus
 GRID = 48  # pixels a side of a small grey picture

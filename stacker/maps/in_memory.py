@@ -16,21 +16,19 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
-from PIL import Image as Picture
 from torch import Tensor, nn
 
 from stacker.backbones.backbone import Backbone, attach, require_same
 from stacker.backbones.devices import choose_precision
 from stacker.config.data import ImagesConfig
-from stacker.config.stacking import PERTURBING, MethodName
-from stacker.data.images import UnusableError, decode, decode_picture, each_of, require_pixels
+from stacker.config.maps import PERTURBING, MethodName
+from stacker.data.images import Shown, UnusableError, decode, decode_picture, each_of, require_pixels
 from stacker.errors import BackboneError, ConfigError, DataError, require_one_of
 from stacker.maps.cam import Output, Wanted, look
 
 CONTRACT = ("forward_features", "forward_head", "get_classifier")
 PRECISIONS = ("fp32", "bf16", "auto")
-One: TypeAlias = str | Path | np.ndarray | Picture.Image  # becomes the model's input by its own scaling
-Images: TypeAlias = Tensor | One | Iterable[One] | Iterable[Tensor]
+Images: TypeAlias = Tensor | Shown | Iterable[Shown] | Iterable[Tensor] | Iterable[Sequence[Tensor]]
 
 
 class Cams(NamedTuple):
@@ -43,6 +41,11 @@ class Cams(NamedTuple):
     logits: np.ndarray  # (N, K)
     embeddings: np.ndarray  # (N, D)
 
+    def __repr__(self) -> str:
+        """Say what is here."""
+        arrays = zip(self._fields, self, strict=True)
+        return ", ".join(f"{name} {values.shape}" for name, values in arrays)
+
 
 def cam(
     model: nn.Module,
@@ -52,9 +55,9 @@ def cam(
     lower: int = 0,
     batch_size: int = 32,
     precision: str = "fp32",
-    size: tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | np.ndarray | None = None,
+    std: Sequence[float] | np.ndarray | None = None,
 ) -> Cams:
     """Return the maps of all classes, logits and embeddings, in one pass on the model's device.
 
@@ -66,7 +69,9 @@ def cam(
     """
     require_one_of("method", [method], get_args(MethodName))
     require_one_of("precision", [precision], PRECISIONS)
-    if lower < 0 or (lower and method in PERTURBING):
+    if lower < 0 or batch_size < 1:
+        raise ConfigError(f"cam: lower={lower}, batch_size={batch_size}; expected 0 or more, 1 or more")
+    if lower and method in PERTURBING:
         raise ConfigError(f"cam: lower={lower} with {method}; it has maps of the last grid alone (0)")
     wanted = {"maps": (method, lower)}
     facts = _facts(model, size, mean, std)
@@ -90,9 +95,9 @@ def cam(
 
 def _facts(
     model: Any,
-    size: tuple[int, int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    size: int | tuple[int, int] | None,
+    mean: Sequence[float] | np.ndarray | None,
+    std: Sequence[float] | np.ndarray | None,
 ) -> dict[str, Any]:
     """Return size and scaling of a model's input; raise BackboneError for what is no timm-like model."""
     lacking = [name for name in CONTRACT if not callable(getattr(model, name, None))]
@@ -102,10 +107,11 @@ def _facts(
             "as timm.create_model('resnet50', pretrained=True), or a module that keeps to its contract"
         )
     known = getattr(model, "pretrained_cfg", None) or {}
+    input_size = known.get("input_size", (3, 224, 224))
     return {
-        "size": tuple(size or known.get("input_size", (3, 224, 224))[1:]),
-        "mean": mean or known.get("mean"),
-        "std": std or known.get("std"),
+        "size": (size, size) if isinstance(size, int) else tuple(size or input_size[1:]),
+        "mean": tuple(known.get("mean") or () if mean is None else mean),
+        "std": tuple(known.get("std") or () if std is None else std),
     }
 
 
@@ -169,7 +175,7 @@ def _checked(batch: Any) -> Tensor:
     )
 
 
-def _decoded(images: Iterator[One], config: ImagesConfig, size: int) -> Iterator[Tensor]:
+def _decoded(images: Iterator[Shown], config: ImagesConfig, size: int) -> Iterator[Tensor]:
     """Yield images as batches of pixels; threads read the next batch while one is worked on."""
     with ThreadPoolExecutor() as pool:
 
@@ -183,7 +189,7 @@ def _decoded(images: Iterator[One], config: ImagesConfig, size: int) -> Iterator
             pending = following
 
 
-def _pixels(image: One, config: ImagesConfig) -> np.ndarray:
+def _pixels(image: Shown, config: ImagesConfig) -> np.ndarray:
     if isinstance(image, str | Path):
         return decode(image, config)
     require_pixels(image)

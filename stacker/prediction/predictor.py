@@ -24,7 +24,7 @@ import torch
 
 from stacker.backbones.checkpoint import read_facts
 from stacker.backbones.devices import Machine
-from stacker.config.stacking import name_maps
+from stacker.config.maps import name_maps
 from stacker.data.formats.registry import case_in
 from stacker.errors import BackboneError, ConfigError, StackError
 from stacker.figures.heatmaps import Overlays

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stacker.config.stacking import BLOCKS
 from stacker.errors import StackerError, StackError, plural, require_one_of
 from stacker.run import Run
 from stacker.stacking.admission import open_caches
@@ -22,7 +23,7 @@ from stacker.stacking.preparation import fit_centres
 from stacker.stacking.tables import Table
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureTable:
     """Out-of-fold rows: X (N, F) float32 with its `columns`, and y (N,), the place in `classes`.
 
@@ -79,6 +80,10 @@ def table(
     """
     config = run.config.stack
     names = ([features] if isinstance(features, str) else list(features)) or config.features
+    unknown = [
+        name for name in names if not name.startswith("maps")
+    ]  # maps are looked for in the caches
+    require_one_of("feature block", unknown, (*BLOCKS, "maps", *config.blocks))
     caches = open_caches(run, sees_frozen(resolve(names, config)))
     tables = caches.tables(names, config)
     rows = tables.development

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 from stacker.errors import StackError
-from stacker.files import read_arrays, write_arrays
+from stacker.files import write_arrays
 from stacker.run import BaseModel, Run
+from stacker.stacking.preparation import read_arrays
 from stacker.stacking.tables import Caches, Source
 
 UNLIKE = 0.95  # novelty beyond which an image is called unlike those that the stack was fitted on

@@ -9,6 +9,8 @@ to mean 0 and deviation 1.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from stacker.errors import StackError
-from stacker.files import read_arrays, write_arrays
+from stacker.files import write_arrays
 from stacker.run import FROZEN
 from stacker.stacking.blocks import array_of
 from stacker.stacking.learners.matrix import Changed, Matrix, chunks, spans
@@ -193,3 +195,15 @@ def _moments(table: Matrix) -> tuple[np.ndarray, np.ndarray]:
     scale = np.sqrt(squares / max(1, count))
     scale[scale < LEAST_SCALE] = 1  # a column that says nothing stays at 0
     return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read an .npz of stage three; raise StackError when they are missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StackError(
+            f"{path} is missing or damaged ({error})",
+            f"delete {path.parent} and run 'stacker stack CONFIG' again",
+        ) from None

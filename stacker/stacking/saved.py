@@ -29,7 +29,7 @@ from stacker.caches.format import Rows
 from stacker.config.stacking import StackConfig
 from stacker.data.manifest import Manifest
 from stacker.errors import RunError, StackError
-from stacker.files import digest, publish, read_arrays, read_json, write_arrays, write_json
+from stacker.files import digest, publish, read_json, write_arrays, write_json
 from stacker.run import Run
 from stacker.scores.predictions import Finish, Predictions, by_case, mean_over_folds
 from stacker.stacking.blocks import Arrays, Blocks, assemble, resolve
@@ -37,7 +37,7 @@ from stacker.stacking.finish import Says, conclude, unfinished
 from stacker.stacking.fitting import SCHEMA, Design, Fitted, Member, of_scope, say
 from stacker.stacking.learners.matrix import InMemory
 from stacker.stacking.learners.registry import load_meta, save_meta
-from stacker.stacking.preparation import Preparation
+from stacker.stacking.preparation import Preparation, read_arrays
 
 CENTRES = "centres.npz"
 KEYS = ("labels", "cases", "raw", "parts")  # of what is said of a part of the split

@@ -14,7 +14,7 @@ from stacker.data.manifest import Manifest, save_manifest
 from stacker.data.store import open_usable
 from stacker.errors import ConfigError
 from stacker.files import read_json
-from stacker.run import Run, create_run, has_begun, reopen
+from stacker.run import Run, create_run, has_begun, reopen, store_config
 from stacker.training.optimizer import require_optimizer
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,9 @@ def begin(config: Config) -> Run:
     """Start a run, or reopen it; raise before anything is written when the data is unusable."""
     require_usable(config)
     if has_begun(config):
-        run = reopen(config)
+        run = reopen(config, store=False)
         _require_fitting(config, run.manifest)
+        store_config(run)
         return run
     manifest = undisputed(read_manifest(config.data), config.images, config.data.on_error)
     _require_fitting(config, manifest)

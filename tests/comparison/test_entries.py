@@ -243,7 +243,7 @@ def test_what_maps_add_is_said_with_what_could_have_been_seen() -> None:
     """A gain that is shown, one that is shown to be negligible, and one that nobody can tell."""
     row: dict[str, Any] = {"part": "test", "added": "maps", "to": "logits", "meta": "a"}
     row |= {"auc_difference": 0.0, "auc_low": -0.005, "auc_high": 0.005, "auc_withheld": None}
-    row |= {"auc_negligible": True, "auc_detectable": 0.004}
+    row |= {"auc_negligible": True, "auc_detectable": 0.004, "maps_alone": True}
     more = {**row, "auc_low": 0.02, "auc_high": 0.2, "auc_negligible": False, "auc_detectable": 0.1}
     said = "\n".join(verdicts(board_of(answers=[row, more])))
     assert "in 2 comparisons, maps are shown to add to the rest in 1" in said

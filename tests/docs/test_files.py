@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import pytest
 
-from stacker.config.stacking import name_maps
+from stacker.config.maps import name_maps
 from stacker.prediction.rows import CasePrediction, Prediction, Skipped
 from tests.docs.pages import PAGE, PAGES, ROOT, Page, spans
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from stacker.config.learners import META_NAMES
+from stacker.config.maps import MethodName
 from stacker.config.root import Config
 from stacker.config.stacking import BLOCKS as BLOCKS_OF_FEATURES
-from stacker.config.stacking import MethodName
 from stacker.data.formats.registry import FORMATS
 from tests.docs.pages import BLOCKS, PAGE, PAGES, Block, Page, spans
 from tests.docs.settings import LEAST, default, known_as, listing, takes

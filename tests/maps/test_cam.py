@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stacker.config.stacking import name_maps
+from stacker.config.maps import name_maps
 from stacker.maps.cam import look
 from stacker.maps.extract import classifier_bias
 from stacker.maps.formulas import BY_ACTIVATION, BY_CURVATURE, BY_GRADIENT, PERTURB

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stacker.backbones.backbone import Backbone
-from stacker.config.stacking import PERTURBING, MethodName
+from stacker.config.maps import PERTURBING, MethodName
 from stacker.maps.cam import look
 from stacker.maps.formulas import BY_ACTIVATION, BY_CURVATURE, BY_GRADIENT, PERTURB, first_component
 from tests.oracle import (

@@ -84,6 +84,10 @@ def test_lower_stages() -> None:
     assert relative(torch.from_numpy(found.maps), expected) < 1e-5
     with pytest.raises(BackboneError, match="asks for more"):
         cam(base.model, images, lower=9)
+    with pytest.raises(ConfigError, match="lower=-1, batch_size=32; expected 0 or more"):
+        cam(base.model, images, lower=-1)
+    with pytest.raises(ConfigError, match="batch_size=0; expected 0 or more, 1 or more"):
+        cam(base.model, images, batch_size=0)
     with pytest.raises(ConfigError, match="the last grid alone"):
         cam(base.model, images, "scorecam", lower=1)
 
@@ -154,6 +158,7 @@ def test_however_images_are_given(model: Any, tmp_path: Path) -> None:
     assert_equal(cam(model, np.stack(arrays)), expected)
     assert cam(model, paths[0]).logits.shape == cam(model, arrays[0]).logits.shape == (1, 3)
     assert cam(model, paths[0], size=(64, 96)).maps.shape == (1, 3, 2, 3)
+    assert cam(model, paths[0], size=64, mean=np.full(3, 0.5)).maps.shape == (1, 3, 2, 2)
 
 
 def test_a_loader_is_read_batch_by_batch(model: Any) -> None:
@@ -172,7 +177,7 @@ def test_a_loader_is_read_batch_by_batch(model: Any) -> None:
             events.append("answered")
 
     model.layer4.register_forward_pre_hook(hear)
-    assert_equal(cam(model, loader()), expected)  # type: ignore[arg-type]
+    assert_equal(cam(model, loader()), expected)
     assert events == ["read", "answered"] * 3
     assert_equal(cam(model, list(images.split(4))), expected)
 

@@ -78,6 +78,8 @@ def test_what_is_not_there_is_said(crossed: Run) -> None:
     """A fold or a feature that the run does not have, and a table larger than the memory allowed."""
     with pytest.raises(ConfigError, match="no fold 'fold9'; did you mean"):
         table(crossed, fold="fold9")
+    with pytest.raises(ConfigError, match="no feature block 'logit'; did you mean 'logits'"):
+        table(crossed, "logit")
     with pytest.raises(CacheError, match="has no maps_layercam"):
         table(crossed, ["maps_layercam"])
     small = open_run(crossed.path, ["stack.memory_gb=1e-9"])

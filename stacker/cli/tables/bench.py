@@ -1,4 +1,4 @@
-"""Tables for the terminal: plain results in, rich renderables out; only the CLI prints them."""
+"""Tables of what was measured: rates, costs by image, deviations and fits."""
 
 from __future__ import annotations
 

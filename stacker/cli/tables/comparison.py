@@ -128,8 +128,8 @@ def verdicts(board: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{named}: {_against(rival, rows)}")
     if board["best_stack"] is not None:
         lines.append(_best(board["best_stack"]))
-    of_maps = [row for row in board["answers"] if row["added"].startswith("map")]
-    of_maps = [r for r in of_maps if "map" not in r["to"] and r["auc_difference"] is not None]
+    of_maps = [row for row in board["answers"] if row["maps_alone"]]
+    of_maps = [row for row in of_maps if row["auc_difference"] is not None]
     lines += [
         _maps(part, [row for row in of_maps if row["part"] == part])
         for part in dict.fromkeys(row["part"] for row in of_maps)

@@ -20,6 +20,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from stacker.config.section import require_device
 from stacker.errors import ConfigError, StackError
 from stacker.stacking.learners.matrix import Rows2D, predict_in_pieces
 
@@ -163,6 +164,7 @@ def choose_device(wanted: str, has_gpu: Callable[[], bool]) -> str:
     What a library can make of a GPU is for the library to say; torch is asked, and imported, only where
     a GPU is wanted by its name.
     """
+    require_device(wanted)
     if wanted == "auto":
         return "cuda" if has_gpu() else "cpu"
     if wanted != "cpu":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -70,13 +70,13 @@ class Rule(MetaLearner):
                 )
         self.best_ = next(iter(places))
         if self.rule == "best_base":
-            within = np.zeros(len(labels), int) if groups is None else groups
-            parts = np.unique(within, return_inverse=True)[1][None]
-            areas = {}
-            for backbone, of in places.items():
-                shares = predict_in_pieces(partial(np.take, indices=of, axis=1), X)
-                said = Predictions(labels, labels, shares, raw=shares[None], parts=parts)
-                areas[backbone] = area_within(said)
+            shares = {
+                backbone: predict_in_pieces(partial(np.take, indices=of, axis=1), X)
+                for backbone, of in places.items()
+            }
+            areas = _areas(shares, labels, groups)
+            if not all(np.isfinite(area) for area in areas.values()):  # no group has both classes
+                areas = _areas(shares, labels, None)
             self.best_ = max(areas, key=lambda backbone: areas[backbone])
         self.classes_ = np.arange(classes)
         return self
@@ -140,3 +140,15 @@ class Rule(MetaLearner):
                 f"{self.rule} over these {len(self.columns)}; run 'stacker stack' again"
             )
         return self
+
+
+def _areas(
+    shares: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray | None
+) -> dict[str, float]:
+    """Return the AUC of every backbone's probabilities (N, K), by pairs of rows of one group."""
+    within = np.zeros(len(labels), int) if groups is None else groups
+    parts = np.unique(within, return_inverse=True)[1][None]
+    return {
+        name: area_within(Predictions(labels, labels, of_rows, raw=of_rows[None], parts=parts))
+        for name, of_rows in shares.items()
+    }

@@ -8,7 +8,7 @@ on what trained it or chose its epoch. The settings, however, have seen the labe
 cases, and the best score is the highest of many: it is too good by that. The test cases are never looked
 at, so what `stacker run` says of them with `best.yaml` is fair.
 
-    <run>/tune/study.db          Optuna's own record: a run in it for everything that was searched
+    <run>/tune/study.db          Optuna's own record, a study in it for every search space
                best.yaml         the whole config with the best values, a run of its own
                trials.csv history.png importance.png
 """

@@ -13,7 +13,7 @@ from sklearn.base import clone
 
 from stacker.config.learners import RULES
 from stacker.config.stacking import StackConfig
-from stacker.errors import StackError
+from stacker.errors import ConfigError, StackError
 from stacker.stacking.learners.contract import MetaLearner, row_weights
 from stacker.stacking.learners.matrix import Rows2D
 from stacker.stacking.learners.registry import (
@@ -302,3 +302,23 @@ assert "torch" not in sys.modules
 assert {name!r} != "mean" or "sklearn" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_best_base_looks_at_all_rows_where_no_group_has_two_classes() -> None:
+    """Groups of one class each cannot rank anything: the better backbone is found without them."""
+    labels = np.arange(40) % 2
+    rng = np.random.default_rng(0)
+    good, bad = np.where(labels == 1, 0.9, 0.1), rng.random(40)
+    values = np.stack([1 - bad, bad, 1 - good, good], axis=1).astype(np.float32)
+    columns = [f"{name}/probabilities/{label}" for name in ("bad", "good") for label in ("b", "m")]
+    rule = build("best_base", CONFIG, 0, columns)
+    rule.fit(values, labels, groups=np.arange(40))
+    assert rule.predict_proba(values).argmax(axis=1).tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("name", ["mlp", "xgboost"])
+def test_what_is_no_device_is_refused(name: str) -> None:
+    """By its name, before anything is fitted."""
+    rows = table()
+    with pytest.raises(ConfigError, match="'gpu' is none; expected auto, cpu"):
+        build(name, CONFIG, 0, rows.columns, device="gpu").fit(rows.values, rows.labels)
