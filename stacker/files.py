@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -48,16 +48,22 @@ def publish(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Say whether a lock file is this process's own while the block runs; a killed process lets go."""
+def held(path: Path, wait: bool = False, on_wait: Callable[[], object] = lambda: None) -> Iterator[bool]:
+    """Say whether a lock file is this process's own while the block runs; a killed process lets go.
+
+    With `wait` it will be, in the end; `on_wait` is called where another process has it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-        else:
-            yield True
+            if not wait:
+                yield False
+                return
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield True
 
 
 def sweep(folder: Path) -> None:

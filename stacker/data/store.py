@@ -160,10 +160,8 @@ def _pack(folder: Path, paths: dict[str, str], config: ImagesConfig) -> tuple[Pa
     kind, rows = _kind(config), list(paths)
     file = folder / f"{kind}-{digest(rows)}.npy"
     index, partial = file.with_suffix(".json"), file.with_suffix(".partial")
-    with held(partial) as free:
-        if not free:
-            log.info("another process is packing the same images: waiting for it")
-    with held(partial, wait=True):
+    waiting = "another process is packing the same images: waiting for it"
+    with held(partial, wait=True, on_wait=lambda: log.info(waiting)):
         if file.exists() and index.exists():  # made by the process waited for
             partial.unlink(missing_ok=True)
         else:
