@@ -25,10 +25,8 @@ FLOORS = (  # a room imports from the floors before its own; rooms of one floor 
     {"cli", "notebook"},
     {"__main__"},
 )
-HALVES = (
-    {"backbones", "maps", "training"},
-    {"stacking"},
-)  # torch, scikit-learn: neither imports the other
+# torch and scikit-learn: neither imports the other
+HALVES = {"backbones", "maps", "training"}, {"stacking"}
 INNER = {  # what a room within a room may know of the room around it
     "data/formats": {"data/images", "data/manifest"},
     "stacking/learners": set[str](),
@@ -39,20 +37,14 @@ LINES = 350
 def imports(file: Path, top_level_only: bool = False) -> Iterator[str]:
     """Yield the modules of stacker that a file imports, as paths, but not those for type checking."""
     tree = ast.parse(file.read_text())
-    guards = [
-        n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
-    ]
+    guards = (n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECK" in ast.unparse(n.test))
     guarded = {id(child) for guard in guards for child in ast.walk(guard)}
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and id(node) not in guarded:
             for name in node.names:
-                module = f"stacker.{name.name}" if node.module == "stacker" else str(node.module)
-                if module.startswith("stacker."):
-                    yield (
-                        module.removeprefix("stacker.")
-                        .replace(".", "/")
-                        .replace("__version__", "__init__")
-                    )
+                path = f"{node.module}.{name.name}" if node.module == "stacker" else str(node.module)
+                if path.startswith("stacker."):
+                    yield path[8:].replace(".", "/").replace("__version__", "__init__")
 
 
 def room_of(path: str) -> str:
