@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,10 @@ def test_tests_mirror_the_rooms() -> None:
     assert {path.name for path in tests.iterdir() if (path / "__init__.py").exists()} == rooms | {"docs"}
     for file in tests.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):  # what is patched by name
+                assert re.fullmatch(r"stacker(\.\w+)*\._\w+", node.value) is None, (
+                    f"{file}: {node.value}"
+                )
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("stacker"):
                 assert not any(n.name.startswith("_") and n.name != "__version__" for n in node.names), (
                     f"{file}: {node.module}"

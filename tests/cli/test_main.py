@@ -15,7 +15,6 @@ import pytest
 from stacker import __version__
 from stacker.cli.main import main
 from stacker.config.root import Config
-from stacker.errors import BackboneError
 from tests.commands import call, expect_refusal
 
 WriteConfig = Callable[..., Path]
@@ -224,8 +223,9 @@ def test_hub_without_network_says_what_else_there_is(
 ) -> None:
     """The message of stage one names the file and the random start."""
 
-    def offline(name: str, wanted: dict[str, Any]) -> None:
-        raise BackboneError(f"backbones.{name}, {wanted}: no hub; try weights=random")
+    def offline() -> None:
+        raise ConnectionError("no network")
 
-    monkeypatch.setattr("stacker.backbones.weights._from_hub", offline)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.utils.get_session", offline)
     expect_refusal(call("train", write_config(backbones={"resnet50": None})), 1, "weights=random")
