@@ -1,6 +1,6 @@
 """The exception tree, and the check that suggests the nearest name.
 
-    StackerError            exit 1: something that the user can mend went wrong
+    StackerError            exit 1: something that the user can fix went wrong
     ├── ConfigError         exit 2: the config, an option or an argument is wrong
     ├── DataError           images, names or labels
     │   └── UnreadableImages    pictures that cannot be decoded, with their rows
@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 
 class StackerError(Exception):
-    """Base of every error that a user can mend: what is wrong, and what to do about it."""
+    """Base of every error that a user can fix: what is wrong, and what to do about it."""
 
     exit_code = 1
 
@@ -49,7 +49,7 @@ class UnreadableImages(DataError):
         self.reasons = reasons
         listed = "\n  ".join(reasons[row] for row in sorted(reasons))
         super().__init__(
-            f"{len(reasons)} of {total} images cannot be decoded; mend or remove them, or go on "
+            f"{len(reasons)} of {total} images cannot be decoded; fix or remove them, or go on "
             f"without them (--set data.on_error=skip):\n  {listed}"
         )
 

@@ -3,7 +3,7 @@
 Stage one and two are lists of jobs, one per backbone and fold, worked off in this process. A job's
 result says in itself from what it was made (an identity digest in a checkpoint, the provenance in a
 cache); a job whose result is there is skipped, and anything else that lies in its place is refused or
-made anew. Torch is imported by the stages that need it, so stage three runs without it.
+made again. Torch is imported by the stages that need it, so stage three runs without it.
 """
 
 from __future__ import annotations

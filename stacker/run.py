@@ -28,7 +28,7 @@ from stacker.data.store import Pixels, open_store
 from stacker.errors import RunError, plural
 from stacker.files import held, publish, read_json, write_json
 
-LAYOUT = 2  # of the files of a run; another number for every change that old runs do not survive
+LAYOUT = 3  # of the files of a run; another number for every change that old runs do not survive
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
 
 
@@ -212,7 +212,7 @@ def _refuse_another_layout(path: Path) -> None:
 def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
     """Raise RunError for a change of what results stand on: the data, the split, what trained a model.
 
-    A backbone that has no base model yet may change: what went wrong can be mended and run again.
+    A backbone that has no base model yet may change: what went wrong can be fixed and run again.
     """
     models = path.glob("models/*/*/model.safetensors")
     trained = {model.parent.parent.name for model in models if model.parent.name != FROZEN}

@@ -64,11 +64,11 @@ def test_a_run_of_another_layout_is_refused(make_config: MakeConfig, book: str, 
     (run.path / "run.json").write_text(book)
     (run.path / "config.yaml").write_text("method: of another version")
     for way in (partial(open_run, run.path), partial(reopen, config), partial(create_run, config)):
-        with pytest.raises(RunError, match=f"{stated}.* reads runs of layout 2 only; start a new run"):
+        with pytest.raises(RunError, match=f"{stated}.* reads runs of layout 3 only; start a new run"):
             way()
 
 
-def test_a_start_that_another_version_left_is_begun_anew(make_config: MakeConfig) -> None:
+def test_a_start_that_another_version_left_is_begun_again(make_config: MakeConfig) -> None:
     """Nothing was frozen: the logbook is this version's from then on."""
     config = make_config()
     config.run_path.mkdir(parents=True)

@@ -95,7 +95,7 @@ def _unreadable(config: Config, error: UnreadableImages) -> Finding:
         "error" if stop else "warning",
         "unreadable images",
         f"{plural(len(error.reasons), 'image')} cannot be used",
-        "mend or remove them, or go on without them: data.on_error=skip" if stop else "",
+        "fix or remove them, or go on without them: data.on_error=skip" if stop else "",
         [error.reasons[row] for row in sorted(error.reasons)],
     )
 

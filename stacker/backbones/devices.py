@@ -53,7 +53,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 def keep_memory(wanted: bool = True) -> None:
     """Let glibc keep the memory of freed tensors for the next ones, or give it back as it is used to.
 
-    Large blocks are mapped anew for every layer otherwise, and the kernel clears them page by page: a
+    Large blocks are mapped again for every layer otherwise, and the kernel clears them page by page: a
     third of a forward pass on a CPU. Where there is no glibc, nothing happens.
     """
     libc = ctypes.CDLL(None)

@@ -42,7 +42,7 @@ FLAGS = {
     NOT_A_NUMBER: "not a number",
     EMPTY: "zero everywhere for some class",
 }
-AGAIN = "run 'stacker cache CONFIG' again, which makes only this anew"
+AGAIN = "run 'stacker cache CONFIG' again, which rebuilds only this"
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def verify(run: Run, as_json: bool) -> None:
         show(verdicts_table(verdicts))
     bad = [verdict.name for verdict in verdicts if verdict.problems]
     if bad:
-        mend = f"'stacker cache {run.path}/config.yaml' makes anew what is missing or damaged"
-        raise Failure(f"{len(bad)} of {len(verdicts)} caches are not as they should be; {mend}", 1)
+        fix = f"'stacker cache {run.path}/config.yaml' rebuilds what is missing or damaged"
+        raise Failure(f"{len(bad)} of {len(verdicts)} caches are not as they should be; {fix}", 1)
 
 
 @cache.command()

@@ -29,7 +29,7 @@ class Failure(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group that turns what a user can mend into one message."""
+    """A group that turns what a user can fix into one message."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; translate errors, a full disk and Ctrl-C."""

@@ -60,7 +60,7 @@ def tune(config: Config, trials: int | None, backbones: tuple[str, ...], as_json
 def train(config: Config, backbones: tuple[str, ...], folds: tuple[str, ...]) -> None:
     """Stage one: fine-tune every backbone on every fold of CONFIG.
 
-    What is trained is skipped, what was interrupted goes on after its last whole epoch. Started several
+    What is trained is skipped, what was interrupted resumes after its last whole epoch. Started several
     times, e.g. once per GPU, each call takes the base models that no other has in hand.
     """
     from stacker import pipeline

@@ -101,7 +101,7 @@ def compare(run: Run, jobs: int = 0) -> Comparison:
 def null_of_plain(
     before: Mapping[str, Says], tables: Tables, seed: int, draws: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the permuted labels of models that need no fit: the same permutations, scored anew."""
+    """Return the permuted labels of models that need no fit: the same permutations, scored again."""
     areas: dict[str, list[dict[str, Any]]] = {}
     for number in range(draws):
         rng = np.random.default_rng([seed, number])
@@ -213,7 +213,7 @@ def _attempts(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, bool,
 
 
 def _attempt(name: str, task: Task) -> tuple[str, bool, str | None]:
-    """Do a task; return its name, whether it was new, and what a user can mend where it failed."""
+    """Do a task; return its name, whether it was new, and what a user can fix where it failed."""
     try:
         return name, task(), None
     except StackerError as error:

@@ -191,7 +191,7 @@ def _differences(
     """Yield what each stack gains over the mean and over the best base model, with every test.
 
     Which base model is the best is part of what was learnt from the development cases: it is chosen
-    anew in every draw of them.
+    again in every draw of them.
     """
     for part, said in models.items():
         chosen = {entry.name: said[entry.name] for entry in stacks[part]}

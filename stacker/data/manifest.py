@@ -70,6 +70,11 @@ class Manifest:
         position = {name: i for i, name in enumerate(self.classes)}
         return np.array([position[image.label] for image in self.images], dtype=np.int64)
 
+    @property
+    def positive(self) -> str | None:
+        """The class that sensitivity is about, the last of two; None where there are more."""
+        return self.classes[-1] if len(self.classes) == 2 else None
+
     @cached_property
     def unit(self) -> str:
         """Name the largest unit that is known of every image: case, slide or image.

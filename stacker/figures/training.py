@@ -1,7 +1,7 @@
 """Figures of stage one: the course of a training, by epoch, and that of a search, by trial.
 
 A training has its loss and its scores on the inner validation images. Of a search there are how the
-score rose, and which settings it hung on.
+score rose, and which settings it depends on.
 """
 
 from __future__ import annotations
@@ -93,5 +93,5 @@ def draw_importance(shares: Mapping[str, float], trials: int) -> Figure:
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xlabel("share of the settings' own effects on the score", fontsize=9)
-    axis.set_title(f"What the score hung on, in {trials} complete trials (fANOVA)", fontsize=9)
+    axis.set_title(f"Hyperparameter importance, in {trials} complete trials (fANOVA)", fontsize=9)
     return figure

@@ -170,12 +170,12 @@ class _Filling:
 
 
 def _look_for_gaps(target: Target) -> _Gaps | None:
-    """Return what a cache misses, None where it is as it should be; log why parts are made anew."""
+    """Return what a cache misses, None where it is as it should be; log why parts are rebuilt."""
     missing, files = target.missing(), target.files
     reasons = [why for number, why in missing.items() if files[number].exists()]
     if reasons:
         facts = (target.name, len(reasons), len(files), reasons[0])
-        log.warning("cache %s: %d of %d parts are made anew: %s", *facts)
+        log.warning("cache %s: %d of %d parts are rebuilt: %s", *facts)
     for stray in target.strays():
         log.warning("cache %s: %s is none of its parts, and is removed", target.name, stray.name)
     if not missing and target.is_whole():

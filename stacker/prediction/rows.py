@@ -187,7 +187,7 @@ def _as_table(row: Row, width: int) -> str:
         novelty = "" if row.novelty is None else f"{row.novelty:.2f}"
         line += f"  {row.disagreement:>8.2f}  {novelty:>7}  {row.path}"
         notes += ["unlike the training images"] if row.unlike_training else []
-        notes += ["its case was fitted on"] if row.seen else []
+        notes += ["the case was in the training data"] if row.seen else []
     return f"{line}  ({'; '.join(notes)})" if notes else line
 
 
@@ -283,7 +283,7 @@ class Tally:
         if self.strange:
             yield (
                 f"warning: {plural(self.strange, 'label')} that no class has, counted for no accuracy "
-                f"(the first: {self.strange_first}); mend the column label"
+                f"(the first: {self.strange_first}); fix the column label"
             )
         if self.seen:
             yield (

@@ -28,7 +28,7 @@ MOST_LIST_BYTES = 8_000_000
 ENCRYPTED = 1  # among the flags of a member
 PIECE = 1 << 20
 NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
-AGAIN = "copy the pack again, or make it anew with 'stacker pack'"
+AGAIN = "copy the pack again, or rebuild it with 'stacker pack'"
 
 
 @contextmanager
@@ -84,7 +84,9 @@ def _listed(content: bytes, named: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RunError(f"{named}: its {LIST} cannot be read", AGAIN) from None
     if version != SCHEMA:
-        raise RunError(f"{named} is of schema {version}, this program reads {SCHEMA}; pack the run anew")
+        raise RunError(
+            f"{named} is of schema {version}, this program reads {SCHEMA}; pack the run again"
+        )
     if not sound:
         raise RunError(f"{named}: its {LIST} lists what no pack holds", AGAIN)
     return files

@@ -57,7 +57,7 @@ def _open(run: Run, backbone: str, fold: Fold | None) -> Cache:
     if not cache.rows.equals(rows_of_cache(run, fold)):
         raise CacheError(f"{cache.folder} holds other images than the split of this run says", AGAIN)
     model = run.model_file(*base)
-    if model.exists() and file_sha256(model) != cache.provenance.checkpoint_sha256:  # trained anew
+    if model.exists() and file_sha256(model) != cache.provenance.checkpoint_sha256:  # trained again
         raise CacheError(f"{cache.folder} was made by another model than {model}", AGAIN)
     return cache
 

@@ -161,7 +161,7 @@ def conclude(
     """Return what a model says once it is finished, from its raw probabilities out of fold and of tests.
 
     Cases are finished as images are, from their mean probability, but by Platt's sigmoid: their classes
-    are not as frequent as those of images, which a temperature cannot mend, and a dozen cases that are
+    are not as frequent as those of images, which a temperature cannot fix, and a dozen cases that are
     told apart would be certain.
     """
     how = (config.calibration, config.threshold, config.sensitivity)

@@ -241,7 +241,7 @@ def parts_of(
 ) -> np.ndarray | None:
     """Return the parts (R, N) of rows: the folds (N,) that made them, or pieces by case of one fold.
 
-    One fold's rows are cut anew for every seed: with few cases, one cut decides too much. None where a
+    One fold's rows are cut again for every seed: with few cases, one cut decides too much. None where a
     class has too few folds, or cases, for all parts to be predicted by fits that know it.
     """
     if len(np.unique(fold)) > 1:

@@ -162,7 +162,7 @@ def keep_novelty(run: Run, caches: Caches) -> None:
 
 
 def _kept_origins(path: Path) -> dict[BaseModel, str] | None:
-    """Return the digests behind a file; None for one that is damaged, and has to be made anew."""
+    """Return the digests behind a file; None for one that is damaged, and has to be rebuilt."""
     try:
         return load_novelty(path).origins
     except StackError:

@@ -4,7 +4,7 @@
                  centres.npz          what is taken off the columns of each fold's models
                  <scope>-<seed>.npz   scales and components of one member
                  <scope>-<seed>.*     its meta-learner: skops, UBJSON, safetensors or JSON, never pickle
-                 says.npz             raw probabilities of development and test rows
+                 predictions.npz             raw probabilities of development and test rows
     out_of_fold.csv                   a line per model, development image and cut into parts
     predictions.csv                   a line per model and test image
     ..._cases.csv                     the same by case, where each case has one label
@@ -208,12 +208,12 @@ def _save_says(folder: Path, says: Says) -> None:
             cases = said.cases.view(f"S{said.cases.itemsize}")  # h5py marks its own type
             values = (said.labels, cases, raw, parts)
             arrays |= {f"{part}_{key}": v for key, v in zip(KEYS, values, strict=True)}
-    write_arrays(folder / "says.npz", arrays)
+    write_arrays(folder / "predictions.npz", arrays)
 
 
 def load_says(folder: Path, config: StackConfig) -> Says:
     """Read what a stack said of the run's cases; raise StackError when that is missing or damaged."""
-    stored = read_arrays(folder / "says.npz")
+    stored = read_arrays(folder / "predictions.npz")
 
     def said(part: str) -> Predictions:
         labels, cases, raw, parts = (stored[f"{part}_{key}"] for key in KEYS)

@@ -2,7 +2,7 @@
 
 A job's result says in itself from what it was made: an identity digest of everything that decides its
 weights. A job whose result is there is skipped, one that another process has in hand is left to it, and
-one that was killed goes on after its last whole epoch.
+one that was killed resumes after its last whole epoch.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
     before: list[Epoch] = snapshot.facts["epochs"] if snapshot else []
     train, validation = job.parts(job.run.pixels())
     if before:
-        log.info("train %s: goes on after epoch %d", job.base, len(before))
+        log.info("train %s: resuming after epoch %d", job.base, len(before))
 
     def on_images(count: int) -> None:
         nonlocal shown

@@ -110,7 +110,7 @@ def validate(
     return {
         "val_loss": round(float(cross_entropy(logits_NK, torch.from_numpy(labels))), 6),
         **{f"val_{name}": round(float(values[name][0]), 6) for name in wanted},
-        "val_commonest": round(float(answers.max() / len(labels)), 6),
+        "val_majority_share": round(float(answers.max() / len(labels)), 6),
     }
 
 

@@ -41,7 +41,7 @@ class Watch:
     """Everything that is written down about one training."""
 
     def __init__(self, folder: Path, name: str, total: int, before: Sequence[Epoch] = ()) -> None:
-        """Start anew, or with the epochs that a resumed training has behind it."""
+        """Start afresh, or with the epochs that a resumed training has behind it."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.name, self.total = folder, name, total
@@ -64,7 +64,7 @@ class Watch:
         )
         if not math.isfinite(epoch["val_loss"]):
             log.warning("train %s: the validation loss is %s", self.name, epoch["val_loss"])
-        last = [seen["val_commonest"] == 1 for seen in self.epochs[-COLLAPSED:]]
+        last = [seen["val_majority_share"] == 1 for seen in self.epochs[-COLLAPSED:]]
         if len(last) == COLLAPSED and all(last):
             log.warning(
                 "train %s: collapsed, every validation image has had one class for %d epochs; "
@@ -79,7 +79,7 @@ class Watch:
     def end(self, best: Epoch) -> None:
         """Draw the curves; warn when the epoch that is kept cannot tell the classes apart."""
         save_figure(draw_curves(self.epochs, best["epoch"], self.name), self.folder / "curves.png")
-        if best["val_commonest"] == 1:
+        if best["val_majority_share"] == 1:
             log.warning(
                 "train %s: the epoch that is kept (%d) gives every validation image the same class",
                 *(self.name, best["epoch"]),

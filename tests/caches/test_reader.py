@@ -264,7 +264,7 @@ def replace_by_group(file: h5py.File) -> None:
     ids=["group", "classes", "lower", "empty", "digest", "sha256", "dataset"],
 )
 def test_parts_of_another_build_are_damaged_not_a_traceback(folder: Path, damage: Any) -> None:
-    """Whatever stands where something else belongs, the file is named and can be made anew."""
+    """Whatever stands where something else belongs, the file is named and can be rebuilt."""
     with h5py.File(part_file(folder, 0), "a") as file:
         damage(file)
     assert not part_is_done(part_file(folder, 0), some_rows(7), ORIGIN)

@@ -208,7 +208,7 @@ def test_ctrl_c_is_one_line(write_config: WriteConfig, monkeypatch: pytest.Monke
 
 
 def test_a_bug_keeps_its_traceback(write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what a user can mend becomes a message."""
+    """Only what a user can fix becomes a message."""
 
     def bug(*_: object) -> Any:
         return dict[str, str]()["missing"]

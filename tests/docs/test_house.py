@@ -17,7 +17,7 @@ WORDS = (
 
 
 def test_the_picture_is_made_from_the_floors() -> None:
-    """Where this fails, `python -m tests.docs.house` prints the picture anew."""
+    """Where this fails, `python -m tests.docs.house` prints the picture again."""
     assert HOUSE.blocks[0].text == picture()
 
 

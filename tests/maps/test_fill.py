@@ -68,7 +68,7 @@ def test_a_cache_is_looked_at_once(finished: Config, monkeypatch: pytest.MonkeyP
 
 
 def test_a_damaged_index_is_made_again(finished: Config) -> None:
-    """When all parts are whole but the index is not, caching again mends it and touches no part."""
+    """When all parts are whole but the index is not, caching again fixes it and touches no part."""
     folder = finished.run_path / "cache" / "test_resnet" / "holdout"
     before = {path: path.stat().st_mtime_ns for path in folder.glob("part*")}
     digest = file_sha256(folder / "index.h5")
@@ -249,9 +249,9 @@ def test_one_diverged_base_model_does_not_stop_the_others(
     assert not (finished.run_path / "cache" / "test_resnet" / "holdout" / "index.h5").exists()
 
 
-def test_what_is_made_anew_is_said(finished: Config, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_rebuilt_is_said(finished: Config, caplog: pytest.LogCaptureFixture) -> None:
     """Another method replaces a cache, and the log says why."""
     with caplog.at_level("WARNING", "stacker"):
         pipeline.cache(with_cam(finished, methods=["layercam"]))
-    assert "4 of 4 parts are made anew" in caplog.text
+    assert "4 of 4 parts are rebuilt" in caplog.text
     assert "was made with methods gradcam, this run has layercam" in caplog.text

@@ -34,7 +34,7 @@ def flip(path: Path) -> None:
 
 
 def edit(path: Path) -> None:
-    """Change a logit by HDF5's own means, which mend its checksums."""
+    """Change a logit by HDF5's own means, which fix its checksums."""
     with h5py.File(path, "a") as file:
         file["logits"][0, 0] += 1
 

@@ -345,7 +345,7 @@ def chosen_by_hand(
 
 
 @pytest.mark.parametrize("same_cases", [True, False])
-def test_the_best_is_chosen_anew_in_every_draw(same_cases: bool) -> None:
+def test_the_best_is_chosen_again_in_every_draw(same_cases: bool) -> None:
     """Gains over the best base model equal a loop over draws; other cases are drawn apart."""
     chosen = [of_cases(9, 9, seed, gain=0.5) for seed in range(4)]
     judged = chosen if same_cases else [of_cases(12, 8, seed, gain=0.5) for seed in range(4, 8)]

@@ -1,4 +1,4 @@
-"""The best of many is corrected: nulls of the largest, choices made anew, joint intervals."""
+"""The best of many is corrected: nulls of the largest, choices made again, joint intervals."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_a_choice_is_made_again_in_every_draw() -> None:
 
 
 def test_the_best_of_noise_is_corrected_to_chance() -> None:
-    """The best of thirty that know nothing looks good, until it is chosen anew in every draw."""
+    """The best of thirty that know nothing looks good, until it is chosen again in every draw."""
     found = [choose(noise(30, seed), 100, seed) for seed in range(12)]
     known = [each for each in found if each is not None]
     assert np.mean([each["auc"] for each in known]) > 0.65

@@ -181,7 +181,7 @@ def test_it_is_fitted_again_when_the_caches_change(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_what_lacks_a_part_is_made_anew(tmp_path: Path) -> None:
+def test_what_lacks_a_part_is_rebuilt(tmp_path: Path) -> None:
     """Nothing is said by a file that is damaged, and stage three makes it again."""
     run = Run(tmp_path, cast("Any", None))
     path = novelty_file(run)
@@ -195,7 +195,7 @@ def test_what_lacks_a_part_is_made_anew(tmp_path: Path) -> None:
     assert 0 < load_novelty(path).ratio < 1
 
 
-def ask_anew(novelty: Novelty, seen: np.ndarray, shift: float = 0, *, agree: bool) -> np.ndarray:
+def ask_again(novelty: Novelty, seen: np.ndarray, shift: float = 0, *, agree: bool) -> np.ndarray:
     """Return the novelty of new images, which every base model sees with its own eyes."""
     looks = {
         BaseModel(name, fold): look(seen, base_of(int(fold[4:]), name, agree=agree), noise=0)
@@ -218,8 +218,8 @@ def test_one_image_in_twenty_of_the_same_kind_is_called_unlike(
     for turn in range(40):
         novelty = fitted(make_caches(folds, cases, turn=turn, tests=4, agree=agree))
         seen = latents(np.random.default_rng([turn, 100]), 100)
-        usual.append((ask_anew(novelty, seen, agree=agree) > UNLIKE).mean())
-        shifted.append((ask_anew(novelty, seen, shift=6, agree=agree) > UNLIKE).mean())
+        usual.append((ask_again(novelty, seen, agree=agree) > UNLIKE).mean())
+        shifted.append((ask_again(novelty, seen, shift=6, agree=agree) > UNLIKE).mean())
     assert 0.035 < np.mean(usual) < 0.065
     assert np.mean(shifted) > 0.9
 

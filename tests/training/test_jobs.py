@@ -78,8 +78,8 @@ def test_a_failing_job_does_not_stop_the_others(make_config: MakeConfig) -> None
     with pytest.raises(BackboneError, match=r"1 of 2 base models failed:\n  test_efficientnet/holdout"):
         pipeline.train(run)
     assert trained(config) == {"test_resnet/holdout"}
-    mended = make_config(backbones={"test_efficientnet": {"weights": "random"}, **ONE})
-    pipeline.train(begin(mended))  # as the message says: no model stands on the old recipe
+    fixed = make_config(backbones={"test_efficientnet": {"weights": "random"}, **ONE})
+    pipeline.train(begin(fixed))  # as the message says: no model stands on the old recipe
     assert len(trained(config)) == 2
     with pytest.raises(RunError, match=r"test_efficientnet\.train\.clip_norm was 1\.0, is None"):
         begin(config)

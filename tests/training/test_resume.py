@@ -21,10 +21,10 @@ COMPARED = (
     "out_of_fold.csv",
     "models/*/*/model.safetensors",
     "cache/*/*/*.h5",
-    "stack/*/says.npz",
+    "stack/*/predictions.npz",
     "stack/*/centres.npz",
     "stack/*/*.safetensors",
-    "stack/*/*.ubj",  # a .skops file carries the time: its says.npz stands for it
+    "stack/*/*.ubj",  # a .skops file carries the time: its predictions.npz stands for it
 )
 # What must be there when the kill comes, so that it comes in the middle of a stage.
 MOMENTS = {

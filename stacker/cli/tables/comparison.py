@@ -172,7 +172,7 @@ def _against(rival: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _best(best: Mapping[str, Any]) -> str:
-    """Return what is left of the best AUC once the choice is made anew in every draw of cases."""
+    """Return what is left of the best AUC once the choice is made again in every draw of cases."""
     corrected = best["auc_corrected"]
     left = (
         "" if corrected is None else f", {corrected:.3f} when the choice is made in every draw of cases"

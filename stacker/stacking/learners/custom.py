@@ -21,12 +21,12 @@ def find_class(path: str) -> type:
         package = (error.name or module_name).split(".")[0]
         raise StackError(
             f"{path} cannot be imported: there is no module {error.name}; install the package that has "
-            f"it (often: pip install {package}) into the environment of stacker, or mend the path"
+            f"it (often: pip install {package}) into the environment of stacker, or fix the path"
         ) from error
     except ImportError as error:
-        raise StackError(f"{path} cannot be imported: {error}; mend its installation") from error
+        raise StackError(f"{path} cannot be imported: {error}; fix its installation") from error
     except AttributeError as error:
-        raise StackError(f"{module_name} has no {name}; mend the path {path}") from error
+        raise StackError(f"{module_name} has no {name}; fix the path {path}") from error
     if not isinstance(kind, type):
         raise StackError(f"{path} is a {type(kind).__name__}, expected the class of a classifier")
     return kind

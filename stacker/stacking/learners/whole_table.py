@@ -86,7 +86,7 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
         if weights is not None and self.weighs:
             extra["sample_weight"] = weights
         elif weights is not None and np.ptp(weights) > 0:
-            say_once(f"{self.name} takes no weights: a rare class may be drowned")
+            say_once(f"{self.name} takes no weights: the minority class may be under-predicted")
         if self.parallel:
             model.set_params(n_jobs=-1)
         with self._named("learn from", values):
@@ -111,7 +111,7 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
         try:
             yield
         except InvalidParameterError as error:
-            raise StackError(f"{self.name}: {error}; mend its parameters in the config") from error
+            raise StackError(f"{self.name}: {error}; fix its parameters in the config") from error
         except StackerError:
             raise
         except Exception as error:

@@ -269,7 +269,7 @@ def _report(ledger: Ledger, search: Search, space: Space) -> Tuned:
 
 
 def _draw_importance(ledger: Ledger, path: Path, seed: int) -> tuple[Path, ...]:
-    """Draw which settings the scores hung on; leave it out, and say so, where they hardly differ."""
+    """Draw which settings the scores depend on; leave it out, and say so, where they hardly differ."""
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
     path.unlink(missing_ok=True)

@@ -134,7 +134,7 @@ def test_classes_weigh_the_same_by_what_it_takes(caplog: pytest.LogCaptureFixtur
         assert caplog.text == ""  # nothing is lost
         neighbours.fit(rare.values, rare.labels, rare.cases, weights)
         neighbours.fit(rare.values, rare.labels, rare.cases, weights)
-    assert caplog.text.count("a rare class may be drowned") == 1
+    assert caplog.text.count("the minority class may be under-predicted") == 1
 
 
 def test_weights_go_to_whom_they_concern() -> None:
@@ -166,7 +166,7 @@ def test_groups_go_to_whom_they_concern() -> None:
     [
         ("no_such_package.Model", {}, "pip install no_such_package"),
         ("sklearn.no_such_part.Model", {}, "no module sklearn.no_such_part"),
-        ("sklearn.ensemble.NoSuchTrees", {}, "has no NoSuchTrees; mend the path"),
+        ("sklearn.ensemble.NoSuchTrees", {}, "has no NoSuchTrees; fix the path"),
         ("sklearn.base.clone", {}, "expected the class"),
         ("sklearn.svm.LinearSVC", {}, "has no predict_proba"),
         ("sklearn.ensemble.ExtraTreesClassifier", {"trees": 3}, "given are trees, it has n_estimators"),
@@ -338,7 +338,7 @@ def _failing(model: Any) -> Any:
 
 
 def test_what_ours_raise_is_a_bug() -> None:
-    """It keeps its traceback: nobody can mend it in a config."""
+    """It keeps its traceback: nobody can fix it in a config."""
     rows = table()
     model = build("logistic", StackConfig(), 0, rows.columns).fit(rows.values, rows.labels)
     with pytest.raises(RuntimeError, match="two"):

@@ -97,7 +97,7 @@ def test_an_array_and_a_table_in_files_give_the_same_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_a_rare_class_is_not_drowned(name: str) -> None:
+def test_the_minority_class_is_not_under_predicted(name: str) -> None:
     """With one malignant case in ten, classes weigh the same: sensitivity stays above a half."""
     rows = rows_for(name)
     rare = rows.at((rows.labels == 0) | (rows.cases % 10 == 1))

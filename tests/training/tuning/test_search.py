@@ -275,7 +275,7 @@ def test_a_loss_of_one_logit_is_scored_too(make_search: MakeSearch) -> None:
 def test_another_search_does_not_mix_with_the_old_trials(
     make_search: MakeSearch, skills: Skills
 ) -> None:
-    """A changed space, score, unit or number of folds begins anew in the same file; trials do not."""
+    """A changed space, score, unit or number of folds starts again in the same file; trials do not."""
     del skills[:]
     tune(make_search(), None, [])
     changes: list[dict[str, Any]] = [
@@ -342,7 +342,7 @@ def test_answers_that_are_not_numbers_are_a_failure(
 def test_a_model_that_cannot_be_built_stops_the_search(
     make_search: MakeSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says nothing of the settings, so it does not count, and is tried again once it is mended."""
+    """It says nothing of the settings, so it does not count, and is tried again once it is fixed."""
     config = make_search()
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -475,5 +475,5 @@ def test_what_is_missing_is_said(make_search: MakeSearch, monkeypatch: pytest.Mo
 
 
 def test_a_diverged_training_is_an_error_of_its_backbone() -> None:
-    """Whoever calls the scoring alone meets an error that a user can mend."""
+    """Whoever calls the scoring alone meets an error that a user can fix."""
     assert issubclass(DivergedError, BackboneError)
