@@ -181,7 +181,7 @@ class Resampling:
         same_cases: bool,
         scores: Sequence[str] = ("accuracy", "auc"),
     ) -> list[dict[str, Any]]:
-        """Return what models gain over the best of some base models, which is chosen again in every draw.
+        """Return what models gain over the best of some base models, chosen again in every draw.
 
         `bases` are what each says of the development images, by which it is chosen, and of the images
         that the models are judged by. Where these are other cases, they are drawn apart.
