@@ -63,7 +63,8 @@ class Run:
     @cached_property
     def manifest(self) -> Manifest:
         """The images."""
-        return load_manifest(self.manifest_file, self.config.data.classes)
+        data = self.config.data
+        return load_manifest(self.manifest_file, data.classes, data.positive)
 
     @cached_property
     def folds(self) -> Folds:

@@ -47,7 +47,8 @@ def check(config: Config) -> Report:
         audited = _audit(config, manifest, folds, findings)
     except StackerError as error:
         findings.append(finding("error", "images", str(error)))
-    return Report(sort(findings), fits, disk, *audited)
+    findings += _positive_by_name(config, manifest)
+    return Report(sort(findings), fits, disk, *audited, manifest.positive)
 
 
 def _audit(
@@ -114,6 +115,14 @@ def _check_disputed(config: Config, manifest: Manifest, findings: list[Finding])
     severity: Severity = "error" if stop else "warning"
     findings.append(finding(severity, "one file under two cases", text, advice, listed))
     return manifest if stop else manifest.without(row for rows in groups for row in rows)
+
+
+def _positive_by_name(config: Config, manifest: Manifest) -> Iterator[Finding]:
+    """Note a positive class that nobody chose: of folders and tables, names alone decide."""
+    chosen = config.data.positive or config.data.classes or config.data.format not in ("folder", "csv")
+    if manifest.positive is not None and not chosen:
+        text = f"{manifest.positive} is taken as the positive class: its name sorts last"
+        yield finding("note", "positive class", text, "name the right one with data.positive")
 
 
 def _estimate(config: Config, manifest: Manifest, folds: Folds | None, fits: tuple[Fit, ...]) -> Disk:

@@ -20,6 +20,7 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 MOST_EXAMPLES = 200
 SHOWN = 5  # examples on the page
+WHAT_IS_POSITIVE = "sensitivity, ROC curve, average precision and threshold are about it"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Report:
     audit: Audit | None
     manifest_digest: str = ""
     folds_digest: str = ""
+    positive: str | None = None
 
 
 def write(report: Report, config: Config, folder: Path) -> bool:
@@ -125,26 +127,29 @@ def markdown(report: Report, config: Config) -> str:
     """Return the whole page."""
     lines = [f"# Data of {config.run}", "", f"Written by stacker {__version__}.", ""]
     if report.audit is not None:
-        lines += _data(report.audit, config, report.manifest_digest, report.folds_digest)
+        lines += _data(report.audit, config, report)
     lines += ["## Findings", ""]
     lines += [line for finding in report.findings for line in _item(finding)] or ["None.", ""]
     return "\n".join(lines)
 
 
-def _data(audit: Audit, config: Config, manifest_digest: str, folds_digest: str) -> Iterator[str]:
+def _data(audit: Audit, config: Config, report: Report) -> Iterator[str]:
     total = audit.census["total"]["all"]
     yield (
         f"{total['images']} images, {_known(total, 'slide')}, {_known(total, 'case')} "
-        f"({config.data.format}, manifest {manifest_digest})."
+        f"({config.data.format}, manifest {report.manifest_digest})."
     )
     yield ""
+    if report.positive is not None:
+        yield f"Positive class: {report.positive} ({WHAT_IS_POSITIVE})."
+        yield ""
     for view, rows in audit.census.items():
         if view != "total":
             yield from _table(view, rows)
     if audit.parts["own"]:
         yield f"## Split: {audit.split}"
         yield ""
-        yield f"{_method(config.folds)} Seed {config.seed}, split {folds_digest}."
+        yield f"{_method(config.folds)} Seed {config.seed}, split {report.folds_digest}."
         yield ""
         yield from _parts(audit.parts["own"])
     if audit.shortcuts:

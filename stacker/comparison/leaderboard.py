@@ -66,6 +66,7 @@ def _score(comparison: Comparison, run: Run) -> dict[str, Any]:
         "split": run.folds.label,
         "leaks": run.folds.leaks,
         "classes": manifest.classes,
+        "positive": manifest.positive,
         "unit": manifest.unit,
         "intervals": how.description,
         "sizes": {

@@ -58,6 +58,7 @@ def probe(run: Run, strength: float) -> dict[str, Any]:
         "split": run.folds.label,
         "leaks": run.folds.leaks,
         "classes": manifest.classes,
+        "positive": manifest.positive,
         "unit": manifest.unit,
         "C": strength,
         "intervals": how.description,

@@ -24,15 +24,17 @@ Part = Annotated[float | Literal["official"], BeforeValidator(_share_or_official
 class DataConfig(Section):
     """Which images, and what is to be told apart; data.formats knows what each `format` takes.
 
-    `classes` says which classes are wanted and puts them in order, the last being the one that
-    sensitivity is about; without it they are all there, sorted. `case_pattern` finds the case in a
-    file's path, `fold_list` is BreakHis's own split.
+    `classes` says which classes are wanted and puts them in order; without it they are all there,
+    sorted. Of two, the last is the positive one, which sensitivity, ROC curve, average precision and
+    threshold are about; `positive` puts another one last. `case_pattern` finds the case in a file's
+    path, `fold_list` is BreakHis's own split.
     """
 
     format: str = "breakhis"
     path: Path
     task: Literal["binary", "subtype"] = "binary"
     classes: Names[str] | None = Field(None, min_length=2)
+    positive: str | None = None
     magnifications: list[int] | None = Field(None, min_length=1)
     case_pattern: str | None = None
     fold_list: Path | None = None
@@ -58,6 +60,25 @@ class DataConfig(Section):
                     f"{pattern!r} needs a group (?P<case>...), may have (?P<slide>...) and no other name"
                 )
         return pattern
+
+    @model_validator(mode="after")
+    def _one_positive_class(self) -> DataConfig:
+        """Refuse a positive class that `classes` contradicts; what else is one, the images tell."""
+        if self.positive is None or self.classes is None:
+            return self
+        listed = ", ".join(self.classes)
+        if self.positive not in self.classes:
+            raise ValueError(f"positive: {self.positive!r} is none of the classes {listed}")
+        if len(self.classes) > 2:
+            raise ValueError(
+                f"positive: {self.positive!r} is for two classes; classes has {len(self.classes)}: {listed}"
+            )
+        if self.classes[-1] != self.positive:
+            raise ValueError(
+                f"positive is {self.positive!r} but classes ends with {self.classes[-1]!r}, and the last "
+                f"of two classes is the positive one; put {self.positive!r} last, or leave out one setting"
+            )
+        return self
 
 
 Side = Annotated[int, Field(ge=32, le=2048)]

@@ -165,6 +165,8 @@ class Manifest:
             f"{c} {images[c]} images" + (f" of {cases[c]} cases" if cases[c] else "")
             for c in self.classes
         ]
+        if self.positive is not None:
+            parts.append(f"positive class: {self.positive}")
         return f"{len(self.images)} images: " + "; ".join(parts)
 
 
@@ -181,13 +183,15 @@ def cases_by_class(images: Iterable[Image]) -> Counter[str]:
     return Counter(label for _, label in {(i.case, i.label) for i in images if i.case})
 
 
-def make_manifest(images: Sequence[Image], classes: Sequence[str] | None = None) -> Manifest:
-    """Return the images with their classes, sorted unless an order is given.
+def make_manifest(
+    images: Sequence[Image], classes: Sequence[str] | None = None, positive: str | None = None
+) -> Manifest:
+    """Return the images with their classes, sorted unless an order is given, the positive one last.
 
     Raise DataError when there is only one class, or when the images' classes are not those given.
     """
     counts = Counter(image.label for image in images)
-    order = tuple(classes or sorted(counts))
+    order = tuple(sorted(classes or sorted(counts), key=lambda name: name == positive))
     if len(counts) < 2:
         only = order[0] if counts and not classes else ", ".join(counts) or "none"
         raise DataError(
@@ -210,12 +214,14 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
         writer.writerows([getattr(image, name) for name in COLUMNS] for image in manifest.images)
 
 
-def load_manifest(path: Path, classes: Sequence[str] | None = None) -> Manifest:
-    """Read a manifest that `save_manifest` wrote, with the classes in the given order."""
+def load_manifest(
+    path: Path, classes: Sequence[str] | None = None, positive: str | None = None
+) -> Manifest:
+    """Read a manifest that `save_manifest` wrote, with the classes in the order of `make_manifest`."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         try:
-            return make_manifest([_image(row) for row in reader], classes)
+            return make_manifest([_image(row) for row in reader], classes, positive)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} was edited and cannot be read ({error}); delete the run") from None
 

@@ -174,6 +174,7 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
         "split": folds.label,
         "leaks": folds.leaks,
         "classes": manifest.classes,
+        "positive": manifest.positive,
         "unit": manifest.unit,
         "intervals": how.description,
         "test": by_unit(how.evaluate(test), manifest.unit),

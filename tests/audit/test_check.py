@@ -41,6 +41,22 @@ def test_a_sound_run_has_no_errors_and_is_described(make_config: MakeConfig) -> 
     assert report.folds_digest
 
 
+def test_a_positive_class_that_nobody_chose_is_noted(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """In BreakHis it is known; of a table it is the last name, until data.positive chooses one."""
+    assert check(make_config()).positive == "malignant"
+    rows = [[path, {"benign": "normal"}.get(label, "cancer"), case] for path, label, case in case_rows()]
+    table = write_table(tmp_path / "images.csv", "path,label,case", rows)
+    settings: dict[str, Any] = {"format": "csv", "path": str(table), "masks": None}
+    report = check(make_config(data=settings))
+    assert report.positive == "normal"
+    assert "normal is taken as the positive class" in of_topic(report, "positive class").message
+    report = check(make_config(data={**settings, "positive": "cancer"}))
+    assert report.positive == "cancer"
+    assert "positive class" not in {found.topic for found in report.findings}
+
+
 def test_the_estimate_is_what_the_run_writes(make_config: MakeConfig) -> None:
     """Bytes of models and caches as estimated are those of the files, give or take headers."""
     config = make_config(

@@ -108,6 +108,24 @@ def test_recipes_that_contradict_themselves_are_refused(
         load_config(write_config(train=setting))
 
 
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        (["malignant", "benign"], "positive is 'malignant' but classes ends with 'benign'"),
+        (["benign", "normal"], "'malignant' is none of the classes benign, normal"),
+        (["benign", "normal", "malignant"], "for two classes; classes has 3"),
+    ],
+)
+def test_a_positive_class_against_the_classes_is_refused(
+    write_config: Callable[..., Path], classes: list[str], reason: str
+) -> None:
+    """Both settings are named, and a positive class that is the last of two agrees with them."""
+    with pytest.raises(ConfigError, match=reason):
+        load_config(write_config(data={"positive": "malignant", "classes": classes}))
+    agreed = {"positive": "malignant", "classes": ["benign", "malignant"]}
+    assert load_config(write_config(data=agreed)).data.positive == "malignant"
+
+
 @pytest.mark.parametrize("size", [16, [64], [64, 64], [64, 96], [64, 96, 3], "large", [64, 9]])
 def test_image_size_is_a_side_or_height_and_width(
     write_config: Callable[..., Path], size: object

@@ -68,10 +68,11 @@ def read_manifest(config: DataConfig) -> Manifest:
         images = _of_classes(images, config.classes)
     if not images:
         raise DataError(f"no image is left of {config.path}; look at data.classes and data.task")
+    _require_positive(images, config.positive)
     _refuse_duplicate_ids(images)
     _refuse_useless_masks(images, config.masks)
     images = _with_hashes(sorted(images, key=lambda image: image.id), config.on_error)
-    manifest = make_manifest(images, config.classes)
+    manifest = make_manifest(images, config.classes, config.positive)
     if config.task == "binary" and len(manifest.classes) > 2:
         counts = Counter(image.label for image in images)
         listed = ", ".join(f"{label!r}: {counts[label]}" for label in manifest.classes)
@@ -126,6 +127,20 @@ def _of_classes(images: list[Image], classes: list[str]) -> list[Image]:
     for label in sorted(counts.keys() - set(classes)):
         log.warning("class '%s' is left out, images: %d (data.classes)", label, counts[label])
     return [image for image in images if image.label in classes]
+
+
+def _require_positive(images: list[Image], positive: str | None) -> None:
+    """Raise for a positive class that no image is of, or that more than one class stands against."""
+    if positive is None:
+        return
+    classes = sorted({image.label for image in images})
+    require_one_of("class (data.positive)", [positive], classes)
+    if len(classes) > 2:
+        raise ConfigError(
+            f"data.positive is {positive!r}: a positive class is for two classes, and there are "
+            f"{len(classes)} ({', '.join(classes)})",
+            "choose two with data.classes, or leave out data.positive",
+        )
 
 
 def _refuse_duplicate_ids(images: list[Image]) -> None:

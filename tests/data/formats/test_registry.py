@@ -34,6 +34,27 @@ def test_classes_are_in_the_order_that_is_given(tmp_path: Path) -> None:
         read_manifest(DataConfig.model_validate({**content, "classes": ["catt", "dog"]}))
 
 
+def test_the_positive_class_is_the_last(tmp_path: Path) -> None:
+    """`positive` moves its class to the end, in the manifest that is read and in the stored one."""
+    tree(tmp_path, "cancer/a.png", "normal/a.png")
+    content = {"format": "folder", "path": tmp_path}
+    by_name = read_manifest(DataConfig.model_validate(content))
+    assert by_name.positive == "normal"
+    chosen = read_manifest(DataConfig.model_validate({**content, "positive": "cancer"}))
+    assert (chosen.classes, chosen.positive) == (("normal", "cancer"), "cancer")
+    assert chosen.labels.tolist() == [1, 0]
+    assert chosen.digest != by_name.digest
+    assert chosen.describe().endswith("; positive class: cancer")
+    save_manifest(chosen, tmp_path / "manifest.csv")
+    assert load_manifest(tmp_path / "manifest.csv", None, "cancer") == chosen
+    with pytest.raises(ConfigError, match=r"no class \(data.positive\) 'cancr'; did you mean 'cancer'"):
+        read_manifest(DataConfig.model_validate({**content, "positive": "cancr"}))
+    tree(tmp_path, "benign/a.png")
+    several = {**content, "positive": "cancer", "task": "subtype"}
+    with pytest.raises(ConfigError, match=r"for two classes, and there are 3 \(benign, cancer, normal\)"):
+        read_manifest(DataConfig.model_validate(several))
+
+
 def test_classes_that_are_not_asked_for_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
