@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,23 +28,31 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc
 
 
 def choose_device(wanted: str) -> torch.device:
-    """Return the wanted device, or the best one at hand for 'auto'."""
+    """Return the wanted device; for 'auto' a CUDA GPU, else Apple's (MPS), else the CPU."""
     require_device(wanted)
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(wanted)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device: mps is not here (torch finds no Apple GPU)", "use 'auto'")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ConfigError(f"device: {wanted} is not here ({count} CUDA devices found); use 'auto'")
+        raise ConfigError(f"device: {wanted} is not here ({count} CUDA devices found)", "use 'auto'")
     return device
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """Return bfloat16 for 'auto' where the hardware multiplies it natively, else float32."""
+    """Return bfloat16 for 'auto' where the hardware multiplies it natively, else float32.
+
+    On Apple's GPU it is float32: not every kernel has bfloat16 there.
+    """
     if wanted == "auto":
+        native = False
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
+        elif device.type == "cpu":
             checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
             native = any(getattr(torch.cpu, check, bool)() for check in checks)
         return torch.bfloat16 if native else torch.float32
@@ -56,6 +65,8 @@ def keep_memory(wanted: bool = True) -> None:
     Large blocks are mapped again for every layer otherwise, and the kernel clears them page by page: a
     third of a forward pass on a CPU. Where there is no glibc, nothing happens.
     """
+    if sys.platform != "linux":  # elsewhere ctypes may not even find the C library without its name
+        return
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return
@@ -67,6 +78,21 @@ def keep_memory(wanted: bool = True) -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**26)
         libc.malloc_trim(0)
+
+
+def rng_state(device: torch.device) -> Tensor | None:
+    """Return the state of a GPU's own random generator; None on a CPU, whose generator is torch's."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def set_rng_state(device: torch.device, state: Tensor) -> None:
+    """Give a GPU's random generator a state back."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -118,12 +144,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Subset:
-    """Rows of the store; all images' class indices, and their cases where these count."""
+    """Rows of the store; all images' class indices, and their cases and classes' names where known."""
 
     pixels: Pixels
     labels: np.ndarray
     rows: np.ndarray
     cases: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    names: Sequence[str] = ()
+
+    def name_of(self, label: int) -> str:
+        """Return what a class is called."""
+        return self.names[label] if self.names else f"class {label}"
 
     def batches(self, order: np.ndarray, size: int, device: torch.device) -> Iterator[Batch]:
         """Yield (pixels_BHWC uint8, labels_B) on the device, in the given order of rows.

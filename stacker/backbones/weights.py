@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stacker.config.training import TrainConfig, WeightsConfig
 from stacker.errors import BackboneError, LeakError
@@ -112,9 +113,8 @@ def build(
     path = weights_file(name, settings)
     wanted = {"num_classes": classes, **model_settings(name, size), **drop}
     try:
-        if settings.weights == "hub":
-            return _from_hub(name, wanted)
-        model = timm.create_model(name, **wanted)
+        from_hub = settings.weights == "hub"
+        model = _from_hub(name, wanted) if from_hub else timm.create_model(name, **wanted)
     except TypeError as error:
         refused = [key for key in wanted if f"'{key}'" in str(error)]
         if not refused:
@@ -128,7 +128,23 @@ def build(
         raise BackboneError(f"backbones.{name}: not at images.size={size}: {error}") from None
     if path is not None:
         _load(name, model, path, settings.partial)
+    _start_small(model)
     return model
+
+
+def _start_small(model: Any) -> None:
+    """Draw the new classifier again where its family makes it too large, as `reset_classifier` would.
+
+    timm's EfficientNets, MobileNets and Inception scale it for their 1000 classes: of two, its weights
+    are 8 to 30 times as large as torch's, and the first loss is 5 to 10 instead of ln 2. All others keep
+    what they drew.
+    """
+    classifier = model.get_classifier()
+    if not isinstance(classifier, nn.Linear) or classifier.weight.is_meta:
+        return
+    usual = 1 / math.sqrt(3 * classifier.in_features)  # the std of torch's uniform draw
+    if classifier.weight.std() > 2 * usual:
+        classifier.reset_parameters()
 
 
 def require_published(name: str) -> None:

@@ -12,7 +12,7 @@ from stacker.errors import ConfigError
 T = TypeVar("T")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
-DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
 
 
 class Section(BaseModel):
@@ -38,4 +38,4 @@ Names = Annotated[list[T], AfterValidator(_field_once)]
 def require_device(name: str) -> None:
     """Raise ConfigError for what no device is called."""
     if re.match(DEVICE, name) is None:
-        raise ConfigError(f"device: {name!r} is none", "expected auto, cpu, cuda or cuda:1")
+        raise ConfigError(f"device: {name!r} is none", "expected auto, cpu, cuda, cuda:1 or mps")

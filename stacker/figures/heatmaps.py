@@ -170,7 +170,7 @@ class Overlays:
         self.names.add(name)
         height, width, _ = pixels_HWC.shape
         step, top = width + GAP, 2 * LINE + GAP
-        pictures = [pixels_HWC, *(_lay_over(pixels_HWC, heat) for heat in panels.values())]
+        pictures = [pixels_HWC, *(lay_over(pixels_HWC, heat) for heat in panels.values())]
         sheet = PIL.Image.new("RGB", (step * len(pictures) - GAP, top + height), "white")
         text, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
         for column, (caption, pixels) in enumerate(zip([title, *panels], pictures, strict=True)):
@@ -183,7 +183,7 @@ class Overlays:
         return self.folder / name
 
 
-def _lay_over(pixels_HWC: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
+def lay_over(pixels_HWC: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
     """Return pixels with what of a map speaks for its class laid over them."""
     heat = upsample(map_hw, pixels_HWC.shape[:2]).clip(min=0)
     heat = heat / heat.max() if heat.max() > 0 else heat

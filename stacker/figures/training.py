@@ -10,45 +10,66 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-PANELS = {
-    "loss": ("train_loss", "val_loss"),
-    "accuracy": ("val_accuracy", "val_balanced_accuracy"),
-    "AUC": ("val_auc",),
-    "precision and recall": ("val_precision", "val_recall"),
-    "F1": ("val_f1",),
-    "learning rate": ("lr",),
+TRAINING, VALIDATION = "training images", "inner validation images"
+PANELS = {  # by title: the label of the axis, and each line's key and name
+    "Loss": ("cross-entropy (nats)", {"train_loss": TRAINING, "val_loss": VALIDATION}),
+    "Accuracy": (
+        "share of images",
+        {"val_accuracy": "accuracy", "val_balanced_accuracy": "balanced accuracy"},
+    ),
+    "AUC": ("AUC", {"val_auc": VALIDATION}),
+    "Precision and recall": ("share of images", {"val_precision": "precision", "val_recall": "recall"}),
+    "F1": ("F1", {"val_f1": VALIDATION}),
 }
 BLUE, ORANGE, GREY = "#1f77b4", "#d95f02", "0.6"
+FEW_TRIALS = 20  # in simulations of three settings, fewer often put the wrong one first
 
 
-def draw_curves(epochs: Sequence[dict[str, Any]], best: int, title: str) -> Figure:
-    """Return one small panel per group of scores; a dashed line marks the epoch that was kept."""
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+def draw_curves(epochs: Sequence[dict[str, Any]], best: int, name: str) -> Figure:
+    """Return the loss and each score by epoch, and the learning rate by step.
+
+    All scores are those on the inner validation images. A dashed line marks the epoch that was kept.
+    """
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    title = f"Training of {name}: loss, scores on the inner validation images and learning rate"
+    figure.suptitle(f"{title}\ndashed: epoch {best}, which was kept", fontsize=11)
+    *panels, last = figure.subplots(2, 3).flat
     numbers = [epoch["epoch"] for epoch in epochs]
-    for axes, (name, keys) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
-        for key, colour in zip(keys, (BLUE, ORANGE), strict=False):
+    for axes, (subject, (label, lines)) in zip(panels, PANELS.items(), strict=True):
+        for (key, line), colour in zip(lines.items(), (BLUE, ORANGE), strict=False):
             values = [epoch[key] for epoch in epochs]
-            label = key.removeprefix("val_").replace("_", " ")
-            if name == "loss":
-                label = {"train_loss": "training", "val_loss": "inner validation"}[key]
-            axes.plot(
-                numbers, values, color=colour, marker="o", markersize=3, linewidth=1.3, label=label
-            )
-        axes.axvline(best, color="0.6", linestyle="--", linewidth=1)
-        axes.set_title(name, fontsize=10)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.tick_params(labelsize=8)
-        if name not in ("loss", "learning rate"):
+            axes.plot(numbers, values, color=colour, marker="o", markersize=3, linewidth=1.3, label=line)
+        axes.axvline(best, color=GREY, linestyle="--", linewidth=1)
+        axes.set(xlabel="epoch", ylabel=label)
+        if subject == "Loss":
+            axes.set_ylim(bottom=0)
+        else:
             axes.set_ylim(-0.03, 1.03)
-        if len(keys) > 1:
+        if len(lines) > 1:
             axes.legend(fontsize=7, frameon=False)
-        axes.grid(visible=True, color="0.92")
-    figure.supxlabel("epoch (dashed: the one that was kept)", fontsize=9)
+        _trim(axes, subject)
+    steps, rates = np.array([point for epoch in epochs for point in epoch["lr_by_step"]]).T
+    last.plot(steps, rates, color=BLUE, linewidth=1.3)
+    kept = next(epoch for epoch in epochs if epoch["epoch"] == best)
+    last.axvline(kept["lr_by_step"][-1][0], color=GREY, linestyle="--", linewidth=1)
+    last.set(xlabel="step (one batch each)", ylabel="learning rate of the last layers")
+    last.set_ylim(bottom=0)
+    _trim(last, "Learning rate")
     return figure
+
+
+def _trim(axes: Axes, title: str) -> None:
+    """Give a panel its title, whole numbers below and a light grid."""
+    axes.set_title(title, fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_fontsize(8)
+    axes.grid(visible=True, color="0.92")
 
 
 def draw_history(
@@ -82,6 +103,12 @@ def draw_history(
     return figure
 
 
+def trial_caution(trials: int) -> str:
+    """Say how many complete trials there are, and whether they are enough to rank settings by."""
+    count = f"{trials} complete trials"
+    return count if trials >= FEW_TRIALS else f"{count}: too few to rank settings (take {FEW_TRIALS})"
+
+
 def draw_importance(shares: Mapping[str, float], trials: int) -> Figure:
     """Draw a bar per setting: its share of what the settings do to the score by themselves (fANOVA)."""
     figure = Figure(figsize=(7, 0.36 * len(shares) + 1.3), layout="constrained")
@@ -92,6 +119,6 @@ def draw_importance(shares: Mapping[str, float], trials: int) -> Figure:
     axis.set_xlim(0, 1.1 * max(*shares.values(), 0.1))
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlabel("share of the settings' own effects on the score", fontsize=9)
-    axis.set_title(f"Hyperparameter importance, in {trials} complete trials (fANOVA)", fontsize=9)
+    axis.set_xlabel("share of the settings' own effects on the score (adds up to 1)", fontsize=9)
+    axis.set_title(f"Hyperparameter importance (fANOVA)\n{trial_caution(trials)}", fontsize=9)
     return figure

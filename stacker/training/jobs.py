@@ -29,12 +29,14 @@ from stacker.errors import BackboneError, RunError, require_one_of
 from stacker.files import digest, held, require_space, sweep, versions
 from stacker.progress import bar
 from stacker.run import BaseModel, Run
+from stacker.training.board import draw_maps
 from stacker.training.loop import finetune
 from stacker.training.measures import Epoch
 from stacker.training.optimizer import require_stages
 from stacker.training.record import Snapshot, Watch, load_snapshot
 
 log = logging.getLogger(__name__)
+UNKEPT = ("images_per_second", "gpu_gb", "lr_by_step")  # of an epoch, not a checkpoint's business
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Job:
         manifest, group = self.run.manifest, self.run.folds.group
         cases = np.array(manifest.cases)
         train, validation = (
-            Subset(pixels, manifest.labels, manifest.rows_of(group, groups), cases)
+            Subset(pixels, manifest.labels, manifest.rows_of(group, groups), cases, manifest.classes)
             for groups in (self.fold.train, self.fold.validation)
         )
         return train, validation
@@ -206,8 +208,13 @@ def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
         shown += count
         advance(count, f"train {job.base}")
 
+    def maps() -> dict[str, np.ndarray]:
+        return draw_maps(backbone, validation, job.run.manifest, machine)
+
     def on_epoch(epoch: Epoch, take: Callable[[], Snapshot]) -> None:
         watch.see(epoch)
+        if len(watch.epochs) == len(before) + 1:
+            watch.board.show(maps(), epoch["epoch"])
         if epoch["epoch"] < recipe.epochs:
             taken = take()
             taken.facts["identity"] = job.identity
@@ -216,7 +223,8 @@ def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
     with closing(Watch(folder, str(job.base), recipe.epochs, before)) as watch:
         on_images(len(before) * len(train.rows))
         best = finetune(backbone, train, validation, recipe, machine, on_epoch, on_images, snapshot)
-        watch.end(best)
+        watch.board.show(maps(), best["epoch"])
+        watch.end(best, recipe)
     trained = np.concatenate([train.rows, validation.rows])
     save_checkpoint(job.path, backbone, _facts(job, machine, best, trained))
     resume_file.unlink(missing_ok=True)
@@ -248,5 +256,5 @@ def _facts(job: Job, machine: Machine, best: Epoch, trained: np.ndarray) -> dict
         "config": job.run.config.results(),
         "precision": machine.arithmetic,
         "versions": versions(),
-        "best": {k: v for k, v in best.items() if k not in ("images_per_second", "gpu_gb")},
+        "best": {k: v for k, v in best.items() if k not in UNKEPT},
     }

@@ -22,11 +22,11 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import one_hot
 
 from stacker.backbones.backbone import Backbone
-from stacker.backbones.devices import Batch, Machine, Subset, autocast
+from stacker.backbones.devices import Batch, Machine, Subset, autocast, rng_state, set_rng_state
 from stacker.config.training import TrainConfig
 from stacker.errors import BackboneError
 from stacker.training.augment import draw_order, mix, vary
-from stacker.training.measures import Epoch, Loss, merit, settle, to_two_logits, validate
+from stacker.training.measures import Epoch, Loss, check_start, merit, settle, to_two_logits, validate
 from stacker.training.optimizer import Schedule, make_optimizer, set_trainable
 from stacker.training.record import Snapshot, State, optimizer_state, restore_optimizer
 
@@ -60,7 +60,7 @@ def finetune(
         started = time.perf_counter()
         order = draw_order(train, recipe.balance, training.order_rng)[: training.images]
         batches = train.batches(order, recipe.batch_size, machine.device)
-        train_loss = training.run_epoch(batches, on_images)
+        first, train_loss = training.step, training.run_epoch(batches, on_images)
         seconds = time.perf_counter() - started
         if not math.isfinite(train_loss):
             raise BackboneError(
@@ -72,6 +72,7 @@ def finetune(
             "train_loss": round(train_loss, 6),
             **validate(training.judged, backbone, validation, training.loss, recipe.batch_size, machine),
             "lr": training.schedule.rate(training.step - 1),
+            "lr_by_step": training.schedule.course(first, training.step),
             "accumulate": training.accumulate,
             "images_per_second": round(len(order) / seconds, 1),
             **_memory(machine.device),
@@ -103,7 +104,7 @@ class Training:
         self.schedule = Schedule(recipe, math.ceil(self.images / recipe.batch_size))
         self.ema = ModelEmaV3(self.model, recipe.ema, use_warmup=True) if recipe.ema else None
         self.accumulate = recipe.accumulate
-        self.step = 0
+        self.step, self.started_high = 0, False
         self.epochs: list[Epoch] = []
         self.best: Epoch = {}
         self.best_state: State = {}
@@ -131,6 +132,8 @@ class Training:
             images_BCHW = self.backbone.scale(colours_BHWC)
             self.schedule.apply(self.optimizer, self.step)
             losses.append(self._gradient(images_BCHW, targets_BK))
+            if self.step == 0:
+                self._check_start(float(losses[0]))
             if self.recipe.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
             self.optimizer.step()
@@ -139,7 +142,22 @@ class Training:
             if self.ema:
                 self.ema.update(self.model, step=self.step)
             on_images(len(labels_B))
-        return float(torch.stack(losses).mean())
+        mean = float(torch.stack(losses).mean())
+        if self.step == len(losses) and not self.started_high:
+            lower = f"the learning rate may be too high; try --set train.lr={self.recipe.lr / 10:.0e}"
+            loss = "the mean training loss of the first epoch"
+            check_start(self.backbone.name, loss, mean, self.loss.classes, lower)
+        return mean
+
+    def _check_start(self, loss: float) -> None:
+        """Warn where the model is far from guessing before it has learnt anything."""
+        name = self.backbone.name
+        look = (
+            f"check the weights it starts from (backbones.{name}.weights) and the mean and std of its "
+            f"input (backbones.{name}.mean and .std)"
+        )
+        first = "the loss of the first batch, before any learning,"
+        self.started_high = check_start(name, first, loss, self.loss.classes, look)
 
     def _gradient(self, images_BCHW: Tensor, targets_BK: Tensor) -> Tensor:
         """Add up the gradient of a batch, slice by slice; smaller slices when memory is short."""
@@ -211,8 +229,8 @@ class Training:
         memory, plain = optimizer_state(self.optimizer)
         tensors = {"model": dict(self.model.state_dict()), "optimizer": memory}
         tensors["rng"] = {"cpu": torch.get_rng_state(), "augment": self.augment_rng.get_state()}
-        if self.machine.device.type == "cuda":
-            tensors["rng"]["cuda"] = torch.cuda.get_rng_state(self.machine.device)
+        if (state := rng_state(self.machine.device)) is not None:
+            tensors["rng"]["device"] = state
         if self.ema:
             tensors["ema"] = dict(self.ema.module.state_dict())
         if self.best is not self.epochs[-1]:  # else they are the judged model's
@@ -235,8 +253,8 @@ class Training:
         restore_optimizer(self.optimizer, tensors["optimizer"], facts["optimizer"])
         torch.set_rng_state(tensors["rng"]["cpu"])
         self.augment_rng.set_state(tensors["rng"]["augment"])
-        if self.machine.device.type == "cuda" and "cuda" in tensors["rng"]:
-            torch.cuda.set_rng_state(tensors["rng"]["cuda"], self.machine.device)
+        if "device" in tensors["rng"]:
+            set_rng_state(self.machine.device, tensors["rng"]["device"])
         if self.ema:
             self.ema.module.load_state_dict(tensors["ema"])
         self.order_rng.bit_generator.state = facts["order_rng"]

@@ -24,6 +24,7 @@ from stacker.scores.metrics import scores
 
 log = logging.getLogger(__name__)
 Epoch = dict[str, Any]
+FAR = math.log(2)  # above ln K: the right class has half of the probability that guessing gives it
 FEWEST_CASES = 5  # of a class, below which the scores of an epoch are those of a few patients
 
 
@@ -98,7 +99,7 @@ def logits_of(
 def validate(
     model: nn.Module, backbone: Backbone, subset: Subset, loss: Loss, batch_size: int, machine: Machine
 ) -> Epoch:
-    """Return loss and scores on the inner validation images, and the share of the commonest answer."""
+    """Return loss and scores on the inner validation images, the commonest answer and its share."""
     labels = subset.labels[subset.rows]
     logits_NK = loss.as_classes(logits_of(model, backbone, subset, batch_size, machine)).cpu()
     shares_NK = logits_NK.softmax(1).numpy()
@@ -110,8 +111,25 @@ def validate(
     return {
         "val_loss": round(float(cross_entropy(logits_NK, torch.from_numpy(labels))), 6),
         **{f"val_{name}": round(float(values[name][0]), 6) for name in wanted},
+        "val_majority": subset.name_of(int(answers.argmax())),
         "val_majority_share": round(float(answers.max() / len(labels)), 6),
     }
+
+
+def check_start(name: str, when: str, loss: float, classes: int, advice: str) -> bool:
+    """Warn of a loss far above that of guessing; say whether it is.
+
+    That is ln K of K classes, whatever the weights of the classes, the smoothing and the mixing: twice
+    that of two classes, or as much more of several, is no start that a new classifier makes.
+    """
+    guessing = math.log(classes)
+    if loss <= guessing + FAR:
+        return False
+    log.warning(
+        "%s: %s is %.2f, and guessing among %d classes gives %.2f (ln %d): %s",
+        *(name, when, loss, classes, guessing, classes, advice),
+    )
+    return True
 
 
 def settle(recipe: TrainConfig, validation: Subset, name: str) -> TrainConfig:
@@ -128,9 +146,9 @@ def settle(recipe: TrainConfig, validation: Subset, name: str) -> TrainConfig:
     if fewest >= FEWEST_CASES:
         return recipe
     log.info(
-        "%s: %d validation cases of class %d, %d are needed to choose an epoch: all %d epochs are run "
-        "and the last is kept",
-        *(name, fewest, label, FEWEST_CASES, recipe.epochs),
+        "%s: only %d validation cases of %s, and %d are needed to choose the best epoch: all %d epochs "
+        "are run and the last is kept",
+        *(name, fewest, validation.name_of(label), FEWEST_CASES, recipe.epochs),
     )
     return recipe.model_copy(update={"monitor": "last", "patience": None})
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from timm.models import group_parameters
 from timm.models.vgg import VGG
@@ -24,6 +25,7 @@ from stacker.backbones.alexnet import AlexNet
 from stacker.config.training import Trainable, TrainConfig
 from stacker.errors import BackboneError, ConfigError, require_one_of
 
+POINTS = 16  # of an epoch at which the learning rate is written down
 FUSED = {"adam", "adamw"}  # one kernel for all tensors; SGD's cannot begin with a part of them
 
 
@@ -135,6 +137,11 @@ class Schedule:
         if step < self.rising:
             return self.recipe.lr * (step + 1) / self.rising
         return self.recipe.lr * self._factor(step - self.rising)
+
+    def course(self, first: int, end: int) -> list[list[float]]:
+        """Return some steps of an epoch, the first and the last among them, with their rates."""
+        steps = sorted({round(step) for step in np.linspace(first, end - 1, POINTS)})
+        return [[step, self.rate(step)] for step in steps]
 
     def _factor(self, step: int) -> float:
         """Return what the rate is multiplied with, by the step after the warm-up."""

@@ -1,7 +1,7 @@
 """What a training leaves on the disk: what is seen of it, and what it needs to go on.
 
 models/<backbone>/<fold>/metrics.jsonl         one line per epoch
-                         tensorboard/          the same as scalars: tensorboard --logdir RUN/models
+                         tensorboard/          the same for TensorBoard, and more: see board.py
                          curves.png            the same as a picture, when the training has ended
                          resume.safetensors    as long as it has not ended
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +26,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stacker.config.training import TrainConfig
 from stacker.figures.canvas import save_figure
 from stacker.figures.training import draw_curves
 from stacker.files import publish
+from stacker.training.board import Board
 from stacker.training.measures import Epoch
 
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
+FORMAT = (
+    2  # of the resume file; rises when an older one would not end as the same job from its beginning
+)
 COLLAPSED = 3  # epochs in a row with one answer for all images before it is called a collapse
 
 
@@ -42,12 +46,9 @@ class Watch:
 
     def __init__(self, folder: Path, name: str, total: int, before: Sequence[Epoch] = ()) -> None:
         """Start afresh, or with the epochs that a resumed training has behind it."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self.folder, self.name, self.total = folder, name, total
         self.epochs: list[Epoch] = []
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self.scalars = SummaryWriter(folder / "tensorboard")
+        self.board = Board(folder / "tensorboard")
         with publish(folder / "metrics.jsonl") as temporary:
             temporary.touch()
         for epoch in before:
@@ -64,36 +65,38 @@ class Watch:
         )
         if not math.isfinite(epoch["val_loss"]):
             log.warning("train %s: the validation loss is %s", self.name, epoch["val_loss"])
-        last = [seen["val_majority_share"] == 1 for seen in self.epochs[-COLLAPSED:]]
-        if len(last) == COLLAPSED and all(last):
+        last = self.epochs[-COLLAPSED:]
+        answers = [seen["val_majority"] for seen in last if seen["val_majority_share"] == 1]
+        if len(answers) == COLLAPSED:
             log.warning(
-                "train %s: collapsed, every validation image has had one class for %d epochs; "
-                "a lower learning rate, a longer warmup or train.balance may help",
-                *(self.name, COLLAPSED),
+                "train %s: for %d epochs every validation image has been given one class (%s); "
+                "a lower learning rate, a longer warm-up or another train.balance may help",
+                *(self.name, COLLAPSED, ", ".join(dict.fromkeys(answers))),
             )
 
     def close(self) -> None:
-        """Let go of the file of scalars."""
-        self.scalars.close()
+        """Let go of TensorBoard's file."""
+        self.board.close()
 
-    def end(self, best: Epoch) -> None:
+    def end(self, best: Epoch, recipe: TrainConfig) -> None:
         """Draw the curves; warn when the epoch that is kept cannot tell the classes apart."""
+        self.board.end(self.name, recipe, best)
         save_figure(draw_curves(self.epochs, best["epoch"], self.name), self.folder / "curves.png")
         if best["val_majority_share"] == 1:
             log.warning(
-                "train %s: the epoch that is kept (%d) gives every validation image the same class",
-                *(self.name, best["epoch"]),
+                "train %s: the model that is kept (epoch %d) calls every validation image %s",
+                *(self.name, best["epoch"], best["val_majority"]),
             )
 
     def _keep(self, epoch: Epoch) -> None:
         self.epochs.append(epoch)
-        numbers = {name: value if math.isfinite(value) else None for name, value in epoch.items()}
+        line = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in epoch.items()
+        }
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")  # JSON has no NaN
-        for name, value in epoch.items():
-            if name != "epoch":
-                self.scalars.add_scalar(name, value, epoch["epoch"])
-        self.scalars.flush()
+            file.write(json.dumps(line) + "\n")  # JSON has no NaN
+        self.board.add(epoch)
 
 
 @dataclass
@@ -111,7 +114,9 @@ class Snapshot:
             for name, tensor in state.items()
         }
         with publish(path) as temporary:
-            save_file(flat, temporary, metadata={"stacker": json.dumps(self.facts)})
+            save_file(
+                flat, temporary, metadata={"stacker": json.dumps({"format": FORMAT, **self.facts})}
+            )
 
 
 def load_snapshot(path: Path, identity: str) -> Snapshot | None:
@@ -119,7 +124,7 @@ def load_snapshot(path: Path, identity: str) -> Snapshot | None:
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("stacker", "{}"))
-        if facts.get("identity") != identity:
+        if (facts.get("identity"), facts.get("format")) != (identity, FORMAT):
             return None
         tensors: dict[str, State] = {}
         for key, tensor in load_file(path).items():

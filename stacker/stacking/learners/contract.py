@@ -167,6 +167,8 @@ def choose_device(wanted: str, has_gpu: Callable[[], bool]) -> str:
     require_device(wanted)
     if wanted == "auto":
         return "cuda" if has_gpu() else "cpu"
+    if wanted == "mps":  # the libraries do not know Apple's GPU, and the tables are small
+        return "cpu"
     if wanted != "cpu":
         import torch
 

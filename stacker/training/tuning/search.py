@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from stacker.config.root import Config
 from stacker.errors import BackboneError, ConfigError, RunError, require_one_of
 from stacker.figures.canvas import save_figure
-from stacker.figures.training import draw_history, draw_importance
+from stacker.figures.training import draw_history, draw_importance, trial_caution
 from stacker.files import digest, held, publish, sweep
 from stacker.progress import bar
 from stacker.training.begin import begin
@@ -283,5 +283,6 @@ def _draw_importance(ledger: Ledger, path: Path, seed: int) -> tuple[Path, ...]:
     if not shares:
         log.info("tune: no %s: it takes two complete trials that differ in score", path.name)
         return ()
+    log.info("tune: %s is drawn from %s", path.name, trial_caution(len(scores)))
     save_figure(draw_importance({short(name): s for name, s in shares.items()}, len(scores)), path)
     return (path,)
