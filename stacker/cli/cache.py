@@ -133,28 +133,28 @@ def export(run: Run, npz: bool, csv: bool, zarr: bool, out: Path | None) -> None
 @repeated(
     "--image",
     "image_ids",
-    "Draw this cached image (see the ids in predictions.csv). May be repeated.",
+    "Draw this image (an id of predictions.csv or out_of_fold.csv). May be repeated.",
     "ID",
 )
 @click.option(
-    "--sample", type=click.IntRange(1), metavar="N", help="Draw N test images, the classes in turn."
+    "--sample", type=click.IntRange(1), metavar="N", help="Draw N test images, the classes taking turns."
 )
-@click.option("--seed", default=0, show_default=True, help="Which images --sample takes.")
+@click.option("--seed", default=0, show_default=True, help="Seed of --sample.")
 @backbones_option()
 @repeated(
     "--class",
     "classes",
-    "The class whose map is drawn; default: the last one. May be repeated.",
+    "Draw the evidence for this class; default: the last one. May be repeated.",
 )
 @click.option(
     "--maps",
     default="maps",
     show_default=True,
     metavar="NAME",
-    help="Which maps are drawn, where several methods or layers are cached.",
+    help="Which cached maps to draw: maps, or e.g. maps_layercam, maps_lower1.",
 )
-@click.option("--signed", is_flag=True, help="Draw evidence against the class too, in blue.")
-@out_option("The PNG to write; default: RUN/figures/heatmaps.png.")
+@click.option("--signed", is_flag=True, help="Draw the evidence against the class, too (in blue).")
+@out_option("The PNG to write; default: RUN/figures/inspect.png, written anew each time.")
 @json_option("Print the table as JSON.")
 def inspect(
     run: Run,
@@ -168,7 +168,7 @@ def inspect(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Draw cached heatmaps over the images of RUN; without images, show what its caches hold."""
+    """Draw cached heatmaps over images of RUN; without --image or --sample, list its caches."""
     from stacker.caches import summary
     from stacker.cli.tables.data import caches_table
     from stacker.errors import plural
@@ -186,6 +186,6 @@ def inspect(
     if sample:
         image_ids += tuple(summary.sample(caches, sample, seed))
     if image_ids:
-        path = out or run.figures / "heatmaps.png"
+        path = out or run.figures / "inspect.png"
         save_figure(draw(run, caches, image_ids, backbones, classes, signed, maps), path)
         click.echo(f"heatmaps of {plural(len(image_ids), 'image')}: {path}", err=as_json)

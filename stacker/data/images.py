@@ -57,42 +57,65 @@ def decode(path: Path | str, config: ImagesConfig, background: str = "white") ->
 
 def decode_image(image: Image, config: ImagesConfig) -> np.ndarray:
     """Return the pixels of one row of a manifest, from its file or its array."""
-    if image.index is None:
-        return decode(image.path, config)
-    return resize(open_array(Path(image.path), "x")[image.index], config)
+    return resize(source_of(image), config)
+
+
+def source_of(image: Image) -> np.ndarray:
+    """Return the pixels of one row of a manifest in the size that they have."""
+    if image.index is not None:
+        pixels: np.ndarray = open_array(Path(image.path), "x")[image.index]
+        return pixels
+    try:
+        return own_size(image.path)
+    except UnusableError as error:
+        raise DataError(f"{image.path}: {error}") from None
 
 
 class UnusableError(Exception):
     """Why a file's content is no picture to work with."""
 
 
+def own_size(image: Path | str | np.ndarray | Picture.Image, background: str = "white") -> np.ndarray:
+    """Return a picture or that of a file as (height, width, 3) uint8, in the size that it has."""
+    if isinstance(image, str | Path):
+        return _decode(_content(image), background)
+    picture = Picture.fromarray(image) if isinstance(image, np.ndarray) else image
+    return _pixels(picture, background)
+
+
 def decode_file(path: Path | str, config: ImagesConfig, background: str = "white") -> np.ndarray:
     """Return one picture as (height, width, 3) uint8; raise UnusableError with the reason alone."""
+    return decode_bytes(_content(path), config, background)
+
+
+def _content(path: Path | str) -> bytes:
     try:
-        return decode_bytes(Path(path).read_bytes(), config, background)
+        return Path(path).read_bytes()
     except OSError as error:
         raise UnusableError(f"cannot be read: {error.strerror}") from None
 
 
 def decode_bytes(content: bytes, config: ImagesConfig, background: str = "white") -> np.ndarray:
     """Return a file's content as (height, width, 3) uint8; raise UnusableError with the reason."""
+    return resize(_decode(content, background), config, background)
+
+
+def _decode(content: bytes, background: str) -> np.ndarray:
+    """Return a file's content in its own size; raise UnusableError with the reason."""
     try:
         with Picture.open(io.BytesIO(content)) as picture:
-            pixels_HWC = _pixels(picture, background)
+            return _pixels(picture, background)
     except UnidentifiedImageError:
         raise UnusableError("not an image, or of a format that Pillow does not know") from None
     except (UnusableError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  # what Pillow raises for damaged files is no closed list
         raise UnusableError(f"cannot be decoded: {error}") from None
-    return resize(pixels_HWC, config, background)
 
 
 def decode_picture(picture: np.ndarray | Picture.Image, config: ImagesConfig) -> np.ndarray:
     """Return a picture in memory as its file would come out; raise UnusableError with the reason."""
-    if isinstance(picture, np.ndarray):
-        picture = Picture.fromarray(picture)
-    return resize(_pixels(picture, "white"), config)
+    return resize(own_size(picture), config)
 
 
 def each_of(images: Any) -> Iterable[Any]:
@@ -189,9 +212,13 @@ def open_array(path: Path, name: str) -> Any:
     return ContiguousArray(path, offset, dataset.shape, dataset.dtype)
 
 
+def mask_file(image: Image, config: Config) -> Path | None:
+    """Return the file of an image's lesion mask, or None when it has none."""
+    path = None if config.data.masks is None else config.data.masks / Path(image.path).name
+    return path if path is not None and path.exists() else None
+
+
 def read_mask(image: Image, config: Config) -> np.ndarray | None:
     """Return an image's lesion mask as (height, width) bool, or None when it has none."""
-    if config.data.masks is None:
-        return None
-    path = config.data.masks / Path(image.path).name
-    return decode(path, config.images, "black")[..., 0] > 127 if path.exists() else None
+    path = mask_file(image, config)
+    return None if path is None else decode(path, config.images, "black")[..., 0] > 127

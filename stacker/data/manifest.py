@@ -91,6 +91,14 @@ class Manifest:
         return self.groups(self.unit)
 
     @cached_property
+    def mixed_cases(self) -> list[str]:
+        """The cases with images of several classes: where there are any, labels are not of cases."""
+        labels: dict[str, set[str]] = defaultdict(set)
+        for case, image in zip(self.cases, self.images, strict=True):
+            labels[case].add(image.label)
+        return sorted(case for case, found in labels.items() if len(found) > 1)
+
+    @cached_property
     def slides(self) -> list[str]:
         """Return every image's slide; where cases number their slides from one, with its case."""
         if not self._slides_are_numbered:

@@ -10,31 +10,34 @@ from matplotlib.figure import Figure
 
 from stacker.files import publish
 
-STRONG_ALPHA = 0.75
 LEAK_COLOUR = "#c00000"
+DOTS, SHOWN_DOTS = 120, 180  # per inch, of a file and of a sheet in a notebook
 
 
 class Sheet(Figure):
-    """A figure that a notebook shows by itself, whether or not pyplot was ever imported."""
+    """A figure of photographs, in inches as it is printed: its `dpi` is what they need in a file.
+
+    A notebook shows it by itself, whether or not pyplot was ever imported.
+    """
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
-        _draw(self, content)
+        _draw(self, content, SHOWN_DOTS)
         return content.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Publish a figure as PNG."""
+    """Publish a figure as PNG, a sheet in the resolution that its photographs need."""
     with publish(path) as temporary:
-        _draw(figure, temporary)
+        _draw(figure, temporary, figure.dpi if isinstance(figure, Sheet) else DOTS)
 
 
-def _draw(figure: Figure, target: Path | io.BytesIO) -> None:
+def _draw(figure: Figure, target: Path | io.BytesIO, dots: float) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(
         target,
         format="png",
-        dpi=120,
+        dpi=dots,
         bbox_inches="tight",  # the constrained layout alone cuts titles of two lines
         pad_inches=0.1,
         metadata={"Software": None},

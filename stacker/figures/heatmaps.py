@@ -1,43 +1,57 @@
-"""Maps over images: a sheet of what is cached, and the overlays of what is predicted.
+"""A sheet of cached maps over their images: a figure with a scale below every column.
 
-A sheet is a figure with axes and colour bars; a column of it shares one scale, in units of the logit.
-An overlay is drawn pixel by pixel: a figure takes a second, this takes hundredths of one, and new images
-come by the thousand. Each of its panels has its own scale, from nothing to its map's maximum.
+A column shares one scale: the maps of two backbones differ in size, those of two images can be compared.
+Images are shown in their own resolution, and text has the size that it has in print.
 """
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from PIL import ImageDraw, ImageFont
+from scipy.special import softmax
 
 from stacker.caches.format import map_classes
 from stacker.caches.reader import Cache
-from stacker.data.images import decode_image, read_mask
+from stacker.config.data import ImagesConfig
+from stacker.data.images import mask_file, own_size, source_of
+from stacker.data.manifest import Image
 from stacker.errors import ConfigError, require_one_of
-from stacker.figures.canvas import LEAK_COLOUR, STRONG_ALPHA, Sheet
-from stacker.files import publish
+from stacker.figures.canvas import LEAK_COLOUR, Sheet
+from stacker.figures.evidence import fit, lay_over, scale_bar, spread, unit_of
+from stacker.figures.lettering import font_of, shorten
 from stacker.run import BaseModel, Run
 
-TEXT, LINE, GAP = 12, 16, 4
-COLOURS = np.round(colormaps["inferno"](np.arange(256))[:, :3] * 255)
+CELL, GAP = 1.65, 0.08  # inches: four columns fill the width of a page
+LINE, BAR, POINTS = 0.15, 0.09, 8
+MOST_DOTS = 450  # per inch
+FINE = 80  # the size in which the width of text is measured
+LESION = "#39ff14"
 
 
-def upsample(map_hw: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Return a map as float32 of (height, width), bilinearly interpolated."""
-    small = PIL.Image.fromarray(np.ascontiguousarray(map_hw, dtype=np.float32))
-    height, width = size
-    return np.asarray(small.resize((width, height), PIL.Image.Resampling.BILINEAR))
+@dataclass(frozen=True)
+class SheetRow:
+    """One row of a sheet: the image (H, W, 3), what is written above it, and its mask (H, W) if any."""
+
+    title: str
+    pixels: np.ndarray
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SheetColumn:
+    """One column: its title, the unit of its maps, and for every row a map (h, w) and its caption."""
+
+    title: str
+    unit: str
+    maps: Sequence[np.ndarray]
+    captions: Sequence[str]
 
 
 def draw(
@@ -70,134 +84,182 @@ def draw(
     require_one_of("backbone", backbones, sorted(by_backbone))
     require_one_of("class", classes, manifest.classes)
     require_one_of("image", image_ids, by_id)
-    panels = {}
-    for backbone in backbones:
-        averaged = _mean_maps(by_backbone[backbone], image_ids, maps)
-        shown = map_classes(manifest.classes, by_backbone[backbone][0].shapes[maps][0])
-        title = backbone if maps == "maps" else f"{backbone}, {maps}"
-        for label in classes if shown == manifest.classes else shown:
-            panels[f"{title}\n{label}"] = [maps_Khw[shown.index(label)] for maps_Khw in averaged]
-    rows = []
-    for image in (by_id[image_id] for image_id in image_ids):
-        pixels, mask = decode_image(image, run.config.images), read_mask(image, run.config)
-        rows.append(SheetRow(f"{image.id}\ntrue label: {image.label}", pixels, mask))
-    return heatmap_sheet(rows, panels, signed, run.folds.label if run.folds.leaks else "")
+    columns = [
+        column
+        for backbone in backbones
+        for column in _columns(run, backbone, by_backbone[backbone], image_ids, classes, maps)
+    ]
+    said = _said_of(run, image_ids)
+    rows = [_row(by_id[image_id], run, said.get(image_id, "")) for image_id in image_ids]
+    warning = run.folds.label if run.folds.leaks else ""
+    return heatmap_sheet(rows, columns, run.config.images, signed, warning)
 
 
-def _mean_maps(caches: Sequence[Cache], image_ids: Sequence[str], dataset: str) -> list[np.ndarray]:
-    """Return each image's maps (K, h, w), averaged over the caches that hold it."""
-    maps_of: dict[bytes, list[np.ndarray]] = {image_id.encode(): [] for image_id in image_ids}
+def _columns(
+    run: Run,
+    backbone: str,
+    caches: Sequence[Cache],
+    image_ids: Sequence[str],
+    classes: Sequence[str],
+    maps: str,
+) -> list[SheetColumn]:
+    """Return the columns of a backbone, one for each class; one alone where classes do not differ."""
+    names = run.manifest.classes
+    averaged = _means(caches, image_ids, maps)
+    logits = _means(caches, image_ids, "logits")
+    shown = map_classes(names, caches[0].shapes[maps][0])
+    method, _ = run.config.cam.maps.get(maps, ("", 0))
+    title, columns = backbone if maps == "maps" else f"{backbone}, {maps}", []
+    for label in classes if shown == names else shown:
+        place = names.index(label) if label in names else names.index(classes[0])
+        columns.append(
+            SheetColumn(
+                f"{title}\n{f'evidence for {label}' if label in names else 'all classes'}",
+                unit_of(method),
+                [maps_Khw[shown.index(label)] for maps_Khw in averaged],
+                [f"{names[place]} {softmax(of_image)[place]:.2f}" for of_image in logits],
+            )
+        )
+    return columns
+
+
+def _means(caches: Sequence[Cache], image_ids: Sequence[str], dataset: str) -> list[np.ndarray]:
+    """Return each image's values of a dataset, averaged over the caches that hold it."""
+    values_of: dict[bytes, list[np.ndarray]] = {image_id.encode(): [] for image_id in image_ids}
     for cache in caches:
-        mask = np.isin(cache.rows.image_id, list(maps_of))
-        for image_id, maps in zip(cache.rows.image_id[mask], cache.read(dataset, mask), strict=True):
-            maps_of[image_id].append(maps.astype(np.float32))
-    missing = [image_id.decode() for image_id, maps in maps_of.items() if not maps]
+        mask = np.isin(cache.rows.image_id, list(values_of))
+        read = cache.read(dataset, mask)
+        for image_id, values in zip(cache.rows.image_id[mask], read, strict=True):
+            values_of[image_id].append(values.astype(np.float32))
+    missing = [image_id.decode() for image_id, values in values_of.items() if not values]
     if missing:
         raise ConfigError(
             f"{missing[0]} is not cached: it trained the base models",
             "choose an image that was held out (see --sample)",
         )
-    return [np.mean(maps_of[image_id.encode()], axis=0) for image_id in image_ids]
+    return [np.mean(values_of[image_id.encode()], axis=0) for image_id in image_ids]
+
+
+def _said_of(run: Run, image_ids: Sequence[str]) -> dict[str, str]:
+    """Return what the run's first meta-learner predicted for the images, where it is known."""
+    said: dict[str, dict[str, str]] = defaultdict(dict)
+    for path in (run.path / "predictions.csv", run.path / "out_of_fold.csv"):
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    if row["image_id"] in image_ids:
+                        share = float(row[f"p_{row['predicted']}"])
+                        said[row["image_id"]][row["model"]] = f"{row['predicted']} {share:.2f}"
+    return {
+        image_id: f"{by_model[name]} ({name})"
+        for image_id, by_model in said.items()
+        for name in [name for name in run.config.stack.meta if name in by_model][:1]
+    }
+
+
+def _row(image: Image, run: Run, said: str) -> SheetRow:
+    """Return the row of an image, in its own resolution."""
+    pixels = np.asarray(fit(PIL.Image.fromarray(source_of(image))))
+    path, mask = mask_file(image, run.config), None
+    if path is not None:
+        grey = PIL.Image.fromarray(own_size(path, "black")[..., 0])
+        mask = np.asarray(grey.resize(pixels.shape[1::-1])) > 127
+    title = f"{image.id}\ntrue class: {image.label}"
+    return SheetRow(f"{title}; predicted: {said}" if said else title, pixels, mask)
 
 
 @dataclass(frozen=True)
-class SheetRow:
-    """One row of a heatmap sheet: pixels (S, S, 3), what to call them, and their mask if any."""
+class _Page:
+    """A sheet in inches from its lower left corner: cells in columns, the images in column 0."""
 
-    title: str
-    pixels: np.ndarray
-    mask: np.ndarray | None = None
+    figure: Figure
+    width: float
+    height: float
 
-    def show(self, axis: Axes) -> None:
-        """Draw the pixels and the outline of the mask."""
-        axis.imshow(self.pixels)
-        if self.mask is not None:
-            axis.contour(self.mask, levels=[0.5], colors="lime", linewidths=0.8)
+    def left(self, column: int) -> float:
+        """Return where a column begins."""
+        return GAP + column * (CELL + GAP)
+
+    def write(self, left: float, top: float, text: str, room: float, colour: str = "black") -> None:
+        """Write a line, without its middle where it is too long."""
+        shown = shorten(text, room, _inches)
+        self.figure.text(
+            left / self.width, top / self.height, shown, va="top", size=POINTS, color=colour
+        )
+
+    def show(self, column: int, bottom: float, pixels: np.ndarray, mask: np.ndarray | None) -> None:
+        """Show pixels in a cell, with the outline of the mask."""
+        high = CELL * pixels.shape[0] / pixels.shape[1]
+        axis = self._axes(self.left(column), bottom, high)
+        axis.imshow(pixels)
+        if mask is not None:
+            axis.contour(mask, levels=[0.5], colors="black", linewidths=1.6)
+            axis.contour(mask, levels=[0.5], colors=LESION, linewidths=0.8)
+
+    def scale(self, column: int, top: float, unit: str, limit: float, signed: bool) -> None:
+        """Draw the scale of a column, with the values of its ends and what they are."""
+        left = self.left(column)
+        if limit <= 0:
+            self.write(left, top, "no evidence in any image", CELL)
+            return
+        self._axes(left, top - BAR, BAR).imshow(scale_bar(256, 1, signed), aspect="auto")
+        ends = (f"-{limit:.2g}" if signed else "0", f"{limit:.2g}")
+        below = top - BAR - GAP / 2
+        self.write(left, below, ends[0], CELL)
+        self.write(left + CELL - _inches(ends[1]), below, ends[1], CELL)
+        if signed:
+            self.write(left + (CELL - _inches("0")) / 2, below, "0", CELL)
+        self.write(left, below - LINE, f"{unit},", CELL)
+        self.write(left, below - 2 * LINE, "one scale for the column", CELL)
+
+    def _axes(self, left: float, bottom: float, high: float) -> Axes:
+        place = (left / self.width, bottom / self.height, CELL / self.width, high / self.height)
+        axis = self.figure.add_axes(place)
         axis.set_axis_off()
+        return axis
+
+
+def _inches(text: str) -> float:
+    """Return how wide a text is."""
+    return font_of(FINE).getlength(text) / FINE * POINTS / 72
 
 
 def heatmap_sheet(
     rows: Sequence[SheetRow],
-    panels: Mapping[str, Sequence[np.ndarray]],
+    columns: Sequence[SheetColumn],
+    images: ImagesConfig,
     signed: bool,
     warning: str = "",
 ) -> Figure:
-    """Return a sheet: on every row the image itself and then one overlay per panel.
-
-    A panel holds one map (h, w) per row. Its colour scale is shared by its column, in units of the
-    logit: the maps of two backbones are of different size, those of two images can be compared.
-    """
-    columns = 1 + len(panels)
-    figure = Sheet(figsize=(2.5 * columns, 2.5 * len(rows) + 0.9), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for axis, row in zip(axes[:, 0], rows, strict=True):
-        row.show(axis)
-        axis.set_title(row.title, fontsize=7)
-    for (name, maps), column in zip(panels.items(), axes.T[1:], strict=True):
-        heats = [upsample(m, row.pixels.shape[:2]) for m, row in zip(maps, rows, strict=True)]
-        heats = heats if signed else [heat.clip(min=0) for heat in heats]
-        limit = max(float(np.abs(heat).max()) for heat in heats)
-        scale = Normalize(-limit if signed else 0, limit if limit > 0 else 1)
-        colours = ScalarMappable(scale, "RdBu_r" if signed else "inferno")
-        for axis, row, heat in zip(column, rows, heats, strict=True):
-            row.show(axis)
-            overlay = colours.to_rgba(heat)
-            overlay[..., 3] = STRONG_ALPHA * np.clip(np.abs(heat) / scale.vmax, 0, 1) ** 0.5
-            axis.imshow(overlay)
-        column[0].set_title(name, fontsize=8)
-        bar = figure.colorbar(colours, ax=list(column), location="bottom", shrink=0.8, aspect=30)
-        bar.ax.tick_params(labelsize=6)
+    """Return a sheet: on every row the image itself, and then the map of each column over it."""
+    heights = [CELL * row.pixels.shape[0] / row.pixels.shape[1] for row in rows]
+    width = (1 + len(columns)) * (CELL + GAP) + GAP
+    head = 2 * LINE + GAP + (LINE if warning else 0)
+    height = head + sum(heights) + len(rows) * (3 * LINE + 2 * GAP) + BAR + 4 * LINE
+    dots = min(MOST_DOTS, max(row.pixels.shape[1] for row in rows) / CELL)
+    page = _Page(Sheet(figsize=(width, height), dpi=dots), width, height)
     if warning:
-        figure.suptitle(warning, fontsize=8, color=LEAK_COLOUR)
-    return figure
+        page.write(GAP, height, warning, width - 2 * GAP, LEAK_COLOUR)
+    for number, column in enumerate(columns, start=1):
+        for line, text in enumerate(column.title.split("\n")):
+            page.write(page.left(number), height - head + (2 - line) * LINE, text, CELL)
+    limits = [_limit(rows, column, images, signed) for column in columns]
+    bottom = height - head
+    for n, (row, high) in enumerate(zip(rows, heights, strict=True)):
+        bottom -= high + 3 * LINE + 2 * GAP
+        for line, text in enumerate(row.title.split("\n")):
+            page.write(GAP, bottom + high + (3 - line) * LINE, text, width - 2 * GAP)
+        page.show(0, bottom, row.pixels, row.mask)
+        for number, (column, limit) in enumerate(zip(columns, limits, strict=True), start=1):
+            heat = spread(column.maps[n], row.pixels.shape[:2], images)
+            page.write(page.left(number), bottom + high + LINE, column.captions[n], CELL)
+            page.show(number, bottom, lay_over(row.pixels, heat, limit, signed), row.mask)
+    for number, (column, limit) in enumerate(zip(columns, limits, strict=True), start=1):
+        page.scale(number, bottom - GAP, column.unit, limit, signed)
+    return page.figure
 
 
-@dataclass
-class Overlays:
-    """A folder of overlays, each under its image's name; those of one name are numbered."""
-
-    folder: Path
-    names: set[str] = field(default_factory=set)
-
-    def draw(
-        self, stem: str, title: str, pixels_HWC: np.ndarray, panels: Mapping[str, np.ndarray]
-    ) -> Path:
-        """Publish a PNG of an image and its overlays, each map (h, w) under its caption of two lines."""
-        name, number = f"{stem}.png", 1
-        while name in self.names:
-            number += 1
-            name = f"{stem}-{number}.png"
-        self.names.add(name)
-        height, width, _ = pixels_HWC.shape
-        step, top = width + GAP, 2 * LINE + GAP
-        pictures = [pixels_HWC, *(lay_over(pixels_HWC, heat) for heat in panels.values())]
-        sheet = PIL.Image.new("RGB", (step * len(pictures) - GAP, top + height), "white")
-        text, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
-        for column, (caption, pixels) in enumerate(zip([title, *panels], pictures, strict=True)):
-            sheet.paste(PIL.Image.fromarray(pixels), (column * step, top))
-            for line, words in enumerate(caption.split("\n")[:2]):
-                place = (column * step + 2, line * LINE)
-                text.text(place, _fitting(words, font, width), "black", font)
-        with publish(self.folder / name) as temporary:
-            sheet.save(temporary, format="PNG", compress_level=3)
-        return self.folder / name
-
-
-def lay_over(pixels_HWC: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
-    """Return pixels with what of a map speaks for its class laid over them."""
-    heat = upsample(map_hw, pixels_HWC.shape[:2]).clip(min=0)
-    heat = heat / heat.max() if heat.max() > 0 else heat
-    alpha = STRONG_ALPHA * np.sqrt(heat)[..., None]
-    colours = COLOURS[np.round(heat * 255).astype(np.int64)]
-    blended: np.ndarray = np.round(pixels_HWC * (1 - alpha) + colours * alpha).astype(np.uint8)
-    return blended
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return a text, or as much of its end as is not too wide: names differ at their ends."""
-    if font.getlength(text) <= width - 2:
-        return text
-    short = text
-    while short and font.getlength(f"...{short}") > width - 2:
-        short = short[1:]
-    return f"...{short}"
+def _limit(rows: Sequence[SheetRow], column: SheetColumn, images: ImagesConfig, signed: bool) -> float:
+    """Return the end of a column's scale: the largest evidence of all its images."""
+    heats = (spread(m, row.pixels.shape[:2], images) for m, row in zip(column.maps, rows, strict=True))
+    return max(float((np.abs(heat) if signed else heat).max()) for heat in heats)

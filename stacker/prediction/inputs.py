@@ -1,14 +1,16 @@
-"""What `stacker predict` is asked about: files, folders, patterns, tables, lists.
+"""The images that `stacker predict` is given: files, folders, patterns, tables, lists.
 
 An image's case comes from the table's own column, or else from the file's name by the grammar of the
-format that the run was made from (`data.format`, `data.case_pattern`); where neither tells, it stays
-empty. An image that is named twice is answered for once.
+run's data format (`data.format`, `data.case_pattern`); where neither tells, it stays empty. An image
+that is named twice is predicted once. Lesion masks of the run that a folder or pattern takes in are left
+out.
 """
 
 from __future__ import annotations
 
 import glob
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +26,9 @@ from stacker.data.formats.registry import case_in
 from stacker.data.formats.table import read_table
 from stacker.data.images import UnusableError, decode_file, decode_picture
 from stacker.data.manifest import PICTURES
-from stacker.errors import ConfigError, DataError
+from stacker.errors import ConfigError, DataError, plural
 
+log = logging.getLogger(__name__)
 STDIN = "-"
 
 
@@ -51,7 +54,7 @@ def find_inputs(arguments: Sequence[str], data: DataConfig, lines: Iterable[str]
     """
     images: dict[str, Input] = {}
     for argument in arguments:
-        for image in _from_lines(lines) if argument == STDIN else _named_by(argument):
+        for image in _from_lines(lines) if argument == STDIN else _named_by(argument, data.masks):
             images.setdefault(os.path.realpath(image.path), image)
     return [
         image if image.case else replace(image, case=case_in(image.path, image.below, data))
@@ -63,11 +66,11 @@ def _from_lines(lines: Iterable[str]) -> list[Input]:
     """Return the files of a list, one path per line."""
     paths = [Path(line.strip()) for line in lines if line.strip()]
     if not paths:
-        raise ConfigError("stdin: nothing is named there; expected a path per line")
+        raise ConfigError("stdin is empty; expected a path per line")
     return [Input(path) for path in paths]
 
 
-def _named_by(argument: str) -> list[Input]:
+def _named_by(argument: str, masks: Path | None) -> list[Input]:
     """Return the images that a file, a folder, a table or a pattern names."""
     path = Path(argument).expanduser()
     if path.is_file():
@@ -80,9 +83,18 @@ def _named_by(argument: str) -> list[Input]:
         raise ConfigError(
             f"{path}: no such file or folder; give a picture, a folder, a .csv or a pattern"
         )
-    if not pictures:
-        raise ConfigError(f"{path}: no picture {where}; looked for {', '.join(sorted(PICTURES))}")
-    return pictures
+    images = pictures if masks is None else [i for i in pictures if not _lies_below(i.path, masks)]
+    if not images:
+        but = " but lesion masks (data.masks)" if pictures else ""
+        raise ConfigError(f"{path}: no picture {where}{but}; looked for {', '.join(sorted(PICTURES))}")
+    if len(images) < len(pictures):
+        left_out = plural(len(pictures) - len(images), "lesion mask")
+        log.info("%s: %s left out (data.masks: %s)", path, left_out, masks)
+    return images
+
+
+def _lies_below(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _below(folder: Path) -> list[Input]:

@@ -26,11 +26,12 @@ from stacker.backbones.checkpoint import read_facts
 from stacker.backbones.devices import Machine
 from stacker.config.maps import name_maps
 from stacker.data.formats.registry import case_in
-from stacker.errors import BackboneError, ConfigError, StackError
-from stacker.figures.heatmaps import Overlays
+from stacker.errors import BackboneError, ConfigError, StackError, plural
+from stacker.figures.overlays import Overlays
 from stacker.files import file_sha256, read_json
 from stacker.maps.cam import Wanted
 from stacker.maps.extract import Arrays, Ensemble
+from stacker.prediction.drawing import draw
 from stacker.prediction.inputs import Input, Reading, read_ahead
 from stacker.prediction.rows import CasePrediction, Cases, Prediction, Row, Skipped, Vote, named
 from stacker.run import BaseModel, Run
@@ -93,8 +94,22 @@ class Predictor:
         """The fine-tuned base models, fold by fold."""
         return fine_tuned(self.stack)
 
+    @property
+    def no_cases(self) -> str:
+        """Say why nothing is said of cases; empty where something is."""
+        cases = self.stack.facts["cases"]
+        if not cases["mixed"]:
+            return ""
+        return (
+            f"No verdict by case: {cases['mixed']} of the {plural(cases['development'], 'case')} in the "
+            "training data have images of more than one class, so the labels are of images, not of cases."
+        )
+
     def stream(self, images: Iterable[Input]) -> Iterator[Row]:
-        """Yield a row for each image, in their order, and at the end one for each case that is known."""
+        """Yield a row for each image, in their order, and at the end one for each case that is known.
+
+        Where labels are of images, not of cases, there are no rows of cases.
+        """
         cases = Cases()
         config = self.run.config.images
         for batch in read_ahead(images, config, self.ensemble.portion(config.shape)):
@@ -105,6 +120,8 @@ class Predictor:
                     yield Skipped(str(reading.image.path), reading.reason)
                 else:
                     yield next(rows)
+        if self.no_cases:
+            return
         for case, raw, votes in cases.means():
             (shares,), (k,) = self.stack.finish_cases(raw[None])
             yield CasePrediction(
@@ -171,8 +188,25 @@ class Predictor:
                 unlike_training=None if novelty is None else bool(novelty[n] > UNLIKE),
                 seen=self._seen(image),
                 base=votes,
-                overlay=self._draw(reading, n, int(k), shares[k], outputs, by_base),
+                overlay=self._draw(image, (int(k), float(shares[k])), n, outputs, by_base),
             )
+
+    def _draw(
+        self,
+        image: Input,
+        predicted: tuple[int, float],
+        row: int,
+        outputs: Outputs,
+        by_base: Mapping[BaseModel, np.ndarray],
+    ) -> str | None:
+        """Draw the maps of an image where overlays are wanted; return the file's path."""
+        if self.overlays is None:
+            return None
+        maps = {base: outputs[base]["maps"][row] for base in by_base}
+        shares = {base: of_base[row] for base, of_base in by_base.items()}
+        images = self.run.config.images
+        path = draw(self.overlays, self.stack, image, predicted, maps, shares, images)
+        return None if path is None else str(path)
 
     def _seen(self, image: Input) -> bool | None:
         """Say whether the stack was fitted on a case; None where the case, or that, is not known.
@@ -192,27 +226,6 @@ class Predictor:
         if confidence >= self.abstain:
             return None
         return f"confidence {confidence:.3f} is below {self.abstain:g}"
-
-    def _draw(
-        self,
-        reading: Reading,
-        row: int,
-        k: int,
-        confidence: float,
-        outputs: Outputs,
-        by_base: Mapping[BaseModel, np.ndarray],
-    ) -> str | None:
-        """Draw the maps of the predicted class, averaged over the folds; return the file's path."""
-        if self.overlays is None or reading.pixels is None:
-            return None
-        panels, name = {}, self.stack.classes[k]
-        for backbone in self.stack.backbones:
-            bases = [BaseModel(backbone, fold) for fold in self.stack.folds]
-            maps = np.mean([outputs[base]["maps"][row] for base in bases], axis=0)
-            share = np.mean([by_base[base][row, k] for base in bases])
-            panels[f"{backbone}\n{name} {share:.2f}"] = maps[min(k, len(maps) - 1)]
-        title = f"{reading.image.path.name}\n{self.stack.name}: {name} {confidence:.2f}"
-        return str(self.overlays.draw(reading.image.path.stem, title, reading.pixels, panels))
 
 
 def fine_tuned(stack: Stack) -> list[BaseModel]:

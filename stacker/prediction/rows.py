@@ -1,10 +1,9 @@
-"""What `stacker predict` says, row by row, and when all is done.
+"""What `stacker predict` says, row by row.
 
 A row is about an image, about one that was skipped, or about a case. Rows come out as soon as they are
 known, as JSON lines, as CSV or as a table with fixed columns, whose last one is the path; every format
-has the same rows. In a file they lie under a name of their own until all are there, so that what bears
-the file's own name is whole, and nothing that was said is lost. At the end a tally of the rows says how
-many images there were, how many were decided rightly, and what was odd.
+has the same rows. A file is written as `<name>.partial` and renamed when all rows are there, so that a
+file of that name is whole, and an interruption loses no row.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import io
 import json
 import logging
 import os
-from collections import Counter
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,10 +23,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from stacker.errors import ConfigError, plural
+from stacker.figures.lettering import shorten
 
 log = logging.getLogger(__name__)
 ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "table"}
-MOST_REASONS = 20  # of skipped images that are told at the end
+BLANK = " " * 19  # below disagree and novelty, which a case does not have
+MOST_SHORT = 20  # characters of a path that are always shown
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,21 @@ def choose_format(wanted: str | None, output: Path | None) -> str:
     return ENDINGS[output.suffix.lower()]
 
 
-def make_layout(format_name: str, classes: Sequence[str], bases: Iterable[str]) -> Layout:
-    """Return how rows of these classes and base models are written in a format."""
+def make_layout(
+    format_name: str, classes: Sequence[str], bases: Iterable[str], columns: int | None = None
+) -> Layout:
+    """Return how rows of these classes and base models are written in a format.
+
+    A table is made to fit into so many columns, where a number is given: paths lose their middle.
+    """
     if format_name == "jsonl":
         return Layout(None, _as_json)
     if format_name == "csv":
-        columns = _columns(classes, bases)
-        return Layout(_as_csv(columns), lambda row: _as_csv([_cells(row).get(c, "") for c in columns]))
+        names = _columns(classes, bases)
+        return Layout(_as_csv(names), lambda row: _as_csv([_cells(row).get(c, "") for c in names]))
     width = max(len("predicted"), len("skipped"), *map(len, classes))
     header = f"{'predicted':<{width}}  confidence  disagree  novelty  image"
-    return Layout(header, lambda row: _as_table(row, width))
+    return Layout(header, lambda row: _as_table(row, width, columns))
 
 
 def _as_json(row: Row) -> str:
@@ -176,19 +182,26 @@ def _as_csv(cells: Sequence[object]) -> str:
     return text.getvalue()
 
 
-def _as_table(row: Row, width: int) -> str:
+def _as_table(row: Row, width: int, columns: int | None) -> str:
+    """Return the line of a row, and below it what else is to be known of the image."""
     if isinstance(row, Skipped):
-        return f"{'skipped':<{width}}{'':>31}  {row.path}: {row.reason}"
-    notes = [] if row.abstained is None else [f"abstains: {row.abstained}"]
-    line = f"{row.predicted:<{width}}  {row.confidence:>10.3f}"
-    if isinstance(row, CasePrediction):
-        line += f"{'':>19}  case {row.case}, {plural(row.images, 'image')}"
+        start, named, notes = f"{'skipped':<{width}}{'':>12}{BLANK}", row.path, [row.reason]
     else:
-        novelty = "" if row.novelty is None else f"{row.novelty:.2f}"
-        line += f"  {row.disagreement:>8.2f}  {novelty:>7}  {row.path}"
-        notes += ["unlike the training images"] if row.unlike_training else []
-        notes += ["the case was in the training data"] if row.seen else []
-    return f"{line}  ({'; '.join(notes)})" if notes else line
+        notes = [] if row.abstained is None else [f"abstains: {row.abstained}"]
+        start = f"{row.predicted:<{width}}  {row.confidence:>10.3f}"
+        if isinstance(row, CasePrediction):
+            start, named = start + BLANK, f"case {row.case}, {plural(row.images, 'image')}"
+        else:
+            novelty = "" if row.novelty is None else f"{row.novelty:.2f}"
+            start, named = f"{start}  {row.disagreement:>8.2f}  {novelty:>7}", row.path
+            notes += ["unlike the training images"] if row.unlike_training else []
+            notes += ["the case was in the training data"] if row.seen else []
+    room = max(MOST_SHORT, columns - len(start) - 2) if columns else len(named)
+    lines = [f"{start}  {shorten(named, room, len)}"]
+    if notes:
+        note = "; ".join(notes)
+        lines += textwrap.wrap(note, columns - 4) if columns else [note]
+    return "\n    ".join(lines)
 
 
 @contextmanager
@@ -217,88 +230,3 @@ def row_file(path: Path) -> Iterator[Callable[[str], None]]:
             file.flush()
             os.fsync(file.fileno())
     partial.replace(path)
-
-
-@dataclass
-class Tally:
-    """What is to be said when all is done: how many images of which kind.
-
-    `new` and `unknown` count the labelled images that were decided, by whether that was right. Images of
-    cases that the stack was not fitted on (`new`) are kept apart from those of which nobody knows
-    whether it was (`unknown`); those that it was fitted on have no accuracy.
-    """
-
-    images: int = 0
-    cases: int = 0
-    abstained: int = 0
-    unlike: int = 0
-    seen: int = 0
-    new: Counter[bool] = field(default_factory=Counter)
-    unknown: Counter[bool] = field(default_factory=Counter)
-    strange: int = 0
-    strange_first: str = ""
-    overlays: int = 0
-    skipped: int = 0
-    reasons: list[str] = field(default_factory=list)
-
-    def add(self, row: Row) -> None:
-        """Count a row; only labels of images that are decided, and are not known to be seen, count."""
-        if isinstance(row, Skipped):
-            self.skipped += 1
-            if len(self.reasons) < MOST_REASONS:
-                self.reasons.append(f"{row.path}: {row.reason}")
-        elif isinstance(row, CasePrediction):
-            self.cases += 1
-        else:
-            self.images += 1
-            self.abstained += row.abstained is not None
-            self.unlike += bool(row.unlike_training)
-            self.seen += bool(row.seen)
-            self.overlays += row.overlay is not None
-            if row.label is not None:
-                self._compare(row, row.label)
-
-    def _compare(self, row: Prediction, label: str) -> None:
-        """Count whether an image is what its label says."""
-        if label not in row.probabilities:
-            self.strange += 1
-            classes = ", ".join(row.probabilities)
-            self.strange_first = (
-                self.strange_first or f"{label!r} of {row.path}, the classes are {classes}"
-            )
-        elif row.abstained is None and not row.seen:
-            (self.unknown if row.seen is None else self.new)[label == row.predicted] += 1
-
-    def lines(self) -> Iterator[str]:
-        """Yield the outcome, a sentence each."""
-        of = f" of {plural(self.cases, 'case')}" if self.cases else ""
-        odd = f"{self.abstained} abstained, {self.unlike} unlike the training images"
-        yield f"{plural(self.images, 'image')}{of}, {odd}"
-        decided = " that were decided" if self.abstained else ""
-        if self.new:
-            yield f"{_accuracy(self.new)}{decided}, of cases that the stack was not fitted on"
-        if self.unknown:
-            accuracy = _accuracy(self.unknown)
-            yield f"{accuracy}{decided}; whether the stack was fitted on them is not known"
-        if self.strange:
-            yield (
-                f"warning: {plural(self.strange, 'label')} that no class has, counted for no accuracy "
-                f"(the first: {self.strange_first}); fix the column label"
-            )
-        if self.seen:
-            yield (
-                f"{self.seen} of the images are of cases that the stack was fitted on: it does better "
-                "on them than on new ones, and no accuracy counts them"
-            )
-
-    def skips(self) -> Iterator[str]:
-        """Yield how many images were skipped, and why the first of them were."""
-        yield f"{self.skipped} images skipped:"
-        yield from self.reasons
-        if self.skipped > len(self.reasons):
-            yield f"and {self.skipped - len(self.reasons)} more"
-
-
-def _accuracy(right: Counter[bool]) -> str:
-    labelled = right.total()
-    return f"accuracy {right[True] / labelled:.3f} on {plural(labelled, 'labelled image')}"

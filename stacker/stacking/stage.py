@@ -18,8 +18,9 @@ import numpy as np
 from stacker.caches.reader import open_cache
 from stacker.config.stacking import StackConfig
 from stacker.data.images import read_mask
+from stacker.data.manifest import Manifest
 from stacker.figures.canvas import save_figure
-from stacker.figures.heatmaps import upsample
+from stacker.figures.evidence import upsample
 from stacker.figures.scores import confusion_figure, reliability_figure, roc_figure
 from stacker.files import digest, read_json, versions, write_json
 from stacker.progress import track
@@ -94,8 +95,18 @@ def facts_of(run: Run, caches: Caches) -> dict[str, Any]:
         "precision": caches.precision,
         "backbones": caches.backbones,
         "folds": caches.folds,
+        "cases": _count_cases(run),
         "versions": versions(),
     }
+
+
+def _count_cases(run: Run) -> dict[str, int]:
+    """Count the cases outside the test part, and those of them with images of several classes."""
+    manifest = run.manifest
+    tests = set(manifest.rows_of(run.folds.group, run.folds.test))
+    others = tuple(image for row, image in enumerate(manifest.images) if row not in tests)
+    development = Manifest(others, manifest.classes)
+    return {"development": len(set(development.cases)), "mixed": len(development.mixed_cases)}
 
 
 def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:

@@ -24,7 +24,7 @@ from stacker.backbones.backbone import Backbone
 from stacker.backbones.devices import Machine, Subset
 from stacker.config.training import TrainConfig
 from stacker.data.manifest import Manifest
-from stacker.figures.heatmaps import lay_over
+from stacker.figures.evidence import lay_over, upsample
 from stacker.maps.cam import look
 from stacker.training.measures import Epoch
 
@@ -112,7 +112,7 @@ def draw_maps(
     maps_Bhw = output.maps["maps"][:, -1].cpu().numpy()  # a single logit is of the last class, too
     return {
         f"{group}/{manifest.images[row].id.replace('/', '_')}": np.hstack(
-            [pixels, lay_over(pixels, heat)]
+            [pixels, lay_over(pixels, upsample(heat, pixels.shape[:2]), float(heat.max()), signed=False)]
         )
         for row, pixels, heat in zip(rows, pixels_BHWC, maps_Bhw, strict=True)
     }
