@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test gpu check format clean
 
 demo: .venv/installed
 	$(BIN)/stacker demo
 
 test: .venv/installed-test
 	$(BIN)/pytest -n auto --dist worksteal
+
+# On one GPU: the tests that need it, then training and stage two at real size, within nine minutes.
+gpu: .venv/installed-test
+	$(BIN)/stacker bench gpu --tests tests/gpu --out artifacts/gpu
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check stacker tests

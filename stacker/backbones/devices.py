@@ -138,6 +138,8 @@ class Machine:
         torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.backends.cudnn.deterministic = self.deterministic
+        # without this, convolutions "in float32" keep ten bits of a number on a GPU
+        torch.backends.cudnn.allow_tf32 = self.precision != torch.float32
         keep_memory(self.device.type == "cpu")
         return self
 

@@ -5,14 +5,18 @@ images as a bare forward pass of the same base models in the same arithmetic, an
 twice: in batches, of the size and in the memory layout that suit it best, and in the loop that people
 write, an image and a model at a time. Both are float32 with a full backward pass and give the map of one
 class. All ways but stage two find their pixels normalised, in the memory of the device, and write
-nothing: that favours them. The bare pass gets stage two's way with memory (`devices.keep_memory`), the
-package that of any program. What it takes for several base models is the sum, for it goes from one to
-the next.
+nothing: that favours them. The bare pass keeps freed memory as stage two does (`devices.keep_memory`),
+the package has the defaults of any program. What it takes for several base models is the sum, for it
+goes from one to the next.
+
+One base model is measured after the other, all ways in turn, and its figures are logged when they are
+there. How many images and repeats fit into the time is planned from a warm-up of every way.
 """
 
 from __future__ import annotations
 
-import statistics
+import logging
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,171 +24,170 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from stacker.backbones.backbone import Backbone, create
-from stacker.backbones.checkpoint import load_checkpoint
-from stacker.backbones.devices import Machine, Subset, autocast, keep_memory
-from stacker.bench.images import shuffled_images
+from stacker.backbones.backbone import Backbone
+from stacker.backbones.devices import autocast, keep_memory
+from stacker.bench.costs import (
+    BARE,
+    BATCHED,
+    LOOP,
+    OURS,
+    TOGETHER,
+    Cost,
+    cost_of,
+    describe_costs,
+    describe_work,
+    deviation,
+    ratios_of,
+    sums,
+    verdict,
+)
 from stacker.bench.peers import SIZES, Peer, find_peers
-from stacker.bench.timing import in_turn, seconds
-from stacker.caches.format import Provenance, Rows, describe_preprocessing, fixed_text, part_file
+from stacker.bench.timing import MINUTES, REPEATS, Budget, in_turn, plan, seconds
+from stacker.bench.work import UNTRAINED, Work, prepare
+from stacker.caches.format import Provenance, part_file
 from stacker.config.root import Config
-from stacker.data.manifest import Manifest
-from stacker.errors import CacheError, ConfigError, RunError
-from stacker.files import file_sha256
-from stacker.maps.extract import Arrays, classifier_bias, extract
+from stacker.errors import CacheError, plural
+from stacker.maps.extract import Arrays, extract
 from stacker.maps.fill import Portion, write_portions
-from stacker.run import Run
+from stacker.progress import track
 
-OURS, BARE, BATCHED, LOOP = "stacker cache", "bare forward", "grad-cam, batched", "grad-cam, naive loop"
-TOGETHER = "all together"
-BATCHED_IMAGES, LOOP_IMAGES = 16, 8  # the package is slow
-UNTRAINED = "not trained"
+log = logging.getLogger(__name__)
+IMAGES = (64, 32, 16)  # best first
+WARM_UP = 4  # images; on a GPU a whole batch
+PEERS_SHARE = 0.3  # of the time that is left, to find the package's best batch
+DEVIATIONS = 16  # images that are compared in both precisions
 
-Ways = dict[tuple[str, str], tuple[int, Callable[[], object]]]  # way, base model: images, how
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one way takes per image: the median of the repeats, and all of them."""
-
-    way: str
-    of: str
-    images: int
-    milliseconds: float
-    repeats: tuple[float, ...]
+Ways = dict[str, tuple[int, Callable[[], object]]]  # images, how
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Stage two's time as a share of a bare forward pass, and how many times longer grad-cam takes."""
+def bench_cache(
+    config: Config,
+    images: int | None = None,
+    repeats: int | None = None,
+    minutes: float = MINUTES,
+) -> dict[str, Any]:
+    """Time all ways in turn; return what was timed, costs, ratios and a verdict.
 
-    of: str
-    bare: float
-    batched: float | None
-    loop: float | None
-
-
-@dataclass(frozen=True)
-class Work:
-    """What all ways share: the images and who they are, the base models and what made them."""
-
-    config: Config
-    machine: Machine
-    part: Subset
-    rows: Rows
-    backbones: dict[str, Backbone]
-    origins: dict[str, Provenance]
+    Without `images` and `repeats`, as many as fit into the minutes.
+    """
+    budget = Budget(minutes)
+    log.info("bench cache: about %g minutes; the estimate comes after a warm-up", minutes)
+    work = prepare(config, images, max(IMAGES))
+    there = len(work.rows)
+    numbers = [images] if images else sorted({min(there, number) for number in IMAGES}, reverse=True)
+    return measure(work, budget, numbers, [repeats] if repeats else REPEATS)
 
 
-def bench_cache(config: Config, images: int, repeats: int) -> dict[str, Any]:
-    """Time all ways in turn on so many images; return what was timed, costs, ratios and a verdict."""
-    work = _prepare(config, images)
-    device, backbones = work.machine.device, work.backbones
-    inputs = {name: _normalised(work, backbone) for name, backbone in backbones.items()}
-    few = {name: (backbones[name], pixels[: max(SIZES)]) for name, pixels in inputs.items()}
-    keep_memory(False)
-    peers, notes = find_peers(few, device)
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=config.artifacts) as folder:
-        costs = _measure(_ways(work, inputs, peers, Path(folder)), repeats, device)
-        parts = {name: list(Path(folder, name).glob("part-*.h5")) for name in backbones}
-        sizes = {name: sum(path.stat().st_size for path in parts[name]) / images for name in backbones}
-    costs += sums(costs, list(backbones))
-    compared = ratios(costs)
+def measure(work: Work, budget: Budget, images: Sequence[int], repeats: Sequence[int]) -> dict[str, Any]:
+    """Warm every way up, plan what fits into the budget, and time it.
+
+    Numbers of images and repeats are listed best first; one alone is measured whatever it takes.
+    """
+    device, names = work.machine.device, list(work.backbones)
+    inputs = {name: _normalised(work, backbone) for name, backbone in work.backbones.items()}
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=work.folder) as name:
+        folder = Path(name)
+        taken = _warm_up(work, inputs, folder)
+        keep_memory(False)
+        few = {name: (work.backbones[name], pixels[: max(SIZES)]) for name, pixels in inputs.items()}
+        peers, notes = find_peers(few, device, PEERS_SHARE * budget.left)
+        estimate = partial(_estimate, work, taken, peers)
+        # float32 is slower than what is measured
+        compared = 0 if work.machine.precision == torch.float32 else 3 * sum(taken.values())
+
+        def cost(number: int, times: int) -> float:
+            return times * sum(estimate(number).values()) + min(number, DEVIATIONS) * compared
+
+        chosen = plan(cost, budget, images, repeats)
+        work = work.first(chosen.images)
+        hurry = _Hurry(budget, estimate(chosen.images), len(repeats) > 1)
+        costs = _measure(work, inputs, peers, folder, chosen.repeats, hurry)
+        parts = {name: list((folder / name).glob("part-*.h5")) for name in names}
+        sizes = {name: sum(p.stat().st_size for p in parts[name]) / chosen.images for name in names}
+    fewest = min(len(cost.repeats) for cost in costs)
+    ratios = [ratios_of(costs, of) for of in dict.fromkeys(cost.of for cost in costs)]
     return {
-        "size": config.images.shape,
-        "images": images,
-        "batch_size": config.cam.batch_size,
+        "size": work.backbones[names[0]].size,
+        "images": chosen.images,
+        "repeats": fewest,
+        "batch_size": work.cam.batch_size,
         "precision": str(work.machine.precision),
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "maps": list(config.cam.maps),
+        "maps": list(work.cam.maps),
         "subjects": [_subject(origin, sizes, peers) for origin in work.origins.values()],
         "costs": costs,
-        "ratios": compared,
-        "deviations": _deviations(work),
+        "ratios": ratios,
+        "deviations": _deviations(work.first(DEVIATIONS)),
         "notes": notes,
-        "verdict": verdict(compared[-1]),
+        "verdict": f"{verdict(ratios[-1])}; {describe_work(chosen.images, fewest)}",
     }
-
-
-def _prepare(config: Config, images: int) -> Work:
-    """Draw the images and put the base models on the device; raise ConfigError for too many images."""
-    machine = Machine.of(config).set_up()
-    manifest, pixels, order = shuffled_images(config)
-    if images > (there := len(order)):
-        raise ConfigError(f"--images {images}: there are {there} images; ask for {there} at most")
-    chosen = np.sort(order[:images])
-    cases = fixed_text([manifest.cases[row] for row in chosen])
-    rows = Rows(
-        label=manifest.labels[chosen],
-        image_id=fixed_text([manifest.images[row].id for row in chosen]),
-        case_id=cases,
-        group_id=cases,
-        fold=fixed_text(["bench"] * images),
-    )
-    models = {name: _base_model(config, name, manifest, machine) for name in config.backbones}
-    backbones = {name: backbone for name, (backbone, _) in models.items()}
-    origins = {name: origin for name, (_, origin) in models.items()}
-    return Work(config, machine, Subset(pixels, manifest.labels, chosen), rows, backbones, origins)
-
-
-def _base_model(
-    config: Config, name: str, manifest: Manifest, machine: Machine
-) -> tuple[Backbone, Provenance]:
-    """Return the run's first base model of a backbone, or what it would start from, and its origin."""
-    fold = "fold0" if config.folds.protocol == "crossfit" else "holdout"
-    path, images, cam = Run(config.run_path, config).model_file(name, fold), config.images, config.cam
-    sha256, cases = UNTRAINED, []
-    if path.exists():
-        backbone, facts = load_checkpoint(path)
-        if backbone.size != images.shape or tuple(facts["classes"]) != manifest.classes:
-            raise RunError(
-                f"{path} was trained on other classes or at another size ({backbone.size}) than this "
-                "config's; give this config another 'run' name (--set run=NAME)"
-            )
-        sha256, cases = file_sha256(path), facts["training_cases"]
-    else:
-        torch.manual_seed(config.seed)
-        backbone = create(name, len(manifest.classes), config.backbones[name], images.shape)
-    backbone.freeze().model.to(machine.device)
-    preprocessing = describe_preprocessing(images.size, images.resize, backbone.mean, backbone.std)
-    return backbone, Provenance(
-        *(name, fold, manifest.classes, config.folds.group, sha256, manifest.digest, "no split"),
-        *(tuple(cases), backbone.target_layer, tuple(cam.methods), cam.lower, preprocessing),
-        precision=str(machine.precision).removeprefix("torch."),
-        lower_layers=tuple(backbone.layers_below(cam.lower)[::-1]),
-        classifier_bias=classifier_bias(backbone),
-    )
 
 
 def _normalised(work: Work, backbone: Backbone) -> Tensor:
     """Return the images as a base model wants them, on the device."""
-    batches = work.part.batches(work.part.rows, work.config.cam.batch_size, work.machine.device)
+    batches = work.part.batches(work.part.rows, work.cam.batch_size, work.machine.device)
     return torch.cat([backbone.normalise(pixels) for pixels, _ in batches])
 
 
-def _ways(work: Work, inputs: Mapping[str, Tensor], peers: Mapping[str, Peer], folder: Path) -> Ways:
-    """List the ways: stage two and the bare pass for each base model and for all, grad-cam for each."""
-    images, names = len(work.rows), list(work.backbones)
-    groups = {name: [name] for name in names} | ({TOGETHER: names} if len(names) > 1 else {})
-    ways: Ways = {}
-    for of, group in groups.items():
-        ways[OURS, of] = images, partial(_cache, work, group, folder)
-        ways[BARE, of] = images, partial(_forward, work, group, inputs)
+def _groups(work: Work) -> dict[str, list[str]]:
+    """Return the base models that are measured at once, by what their figures are called."""
+    names = list(work.backbones)
+    return {name: [name] for name in names} | ({TOGETHER: names} if len(names) > 1 else {})
+
+
+def _warm_up(work: Work, inputs: Mapping[str, Tensor], folder: Path) -> dict[str, float]:
+    """Run stage two and the bare pass on a few images; return what both take per image, in seconds."""
+    device = work.machine.device
+    few = work.first(WARM_UP if device.type == "cpu" else work.cam.batch_size)
+    log.info("warm-up: %s", plural(len(work.backbones), "base model"))
+    keep_memory(device.type == "cpu")
+    taken = {}
+    for name in track(work.backbones, "warm-up", len(work.backbones)):
+        ways = partial(_cache, few, [name], folder), partial(_forward, few, [name], inputs)
+        taken[name] = sum(min(seconds(run, device) for _ in (1, 2)) for run in ways) / len(few.rows)
+    return taken
+
+
+def _estimate(
+    work: Work, taken: Mapping[str, float], peers: Mapping[str, Peer], images: int
+) -> dict[str, float]:
+    """Return the seconds that a repeat takes for each base model and for all, by the warm-up."""
+    counted = images + min(images, work.cam.batch_size) / 2  # a batch is not counted
+    each = {of: counted * sum(taken[n] for n in names) for of, names in _groups(work).items()}
     for name, peer in peers.items():
-        several, few = min(images, max(BATCHED_IMAGES, peer.batch_size)), min(images, LOOP_IMAGES)
-        ways[BATCHED, name] = several, partial(peer.batched, several)
-        ways[LOOP, name] = few, partial(peer.loop, few)
+        several, few = _shares(images, peer)
+        each[name] += several * peer.seconds + few * peer.loop_seconds
+    return each
+
+
+def _shares(images: int, peer: Peer) -> tuple[int, int]:
+    """Return on how many of the images the package is measured, in batches and in the loop."""
+    return min(images, max(images // 4, peer.batch_size)), max(1, images // 8)
+
+
+def _ways(
+    work: Work, of: str, inputs: Mapping[str, Tensor], peers: Mapping[str, Peer], folder: Path
+) -> Ways:
+    """List the ways for a base model or for all: stage two, the bare pass, and grad-cam for one."""
+    images, group = len(work.rows), _groups(work)[of]
+    ways: Ways = {
+        OURS: (images, partial(_cache, work, group, folder)),
+        BARE: (images, partial(_forward, work, group, inputs)),
+    }
+    if of in peers:
+        several, few = _shares(images, peers[of])
+        ways[BATCHED] = several, partial(peers[of].batched, several)
+        ways[LOOP] = few, partial(peers[of].loop, few)
     return ways
 
 
 def _cache(work: Work, names: Sequence[str], folder: Path) -> None:
     """Let stage two write the parts of some base models."""
-    cam, portions = work.config.cam, []
+    cam, portions = work.cam, []
     for number, start in enumerate(range(0, len(work.rows), cam.part_rows)):
         piece = slice(start, start + cam.part_rows)
         parts = {name: (part_file(folder / name, number), work.origins[name]) for name in names}
@@ -198,9 +201,15 @@ def _cache(work: Work, names: Sequence[str], folder: Path) -> None:
         raise CacheError("\n  ".join(failures.values()))
 
 
+def run_stage_two(work: Work) -> None:
+    """Let stage two write the parts of all base models, and remove them."""
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=work.folder) as folder:
+        _cache(work, list(work.backbones), Path(folder))
+
+
 def _forward(work: Work, names: Sequence[str], inputs: Mapping[str, Tensor]) -> None:
     """Run the models, and nothing else."""
-    size = work.config.cam.batch_size
+    size = work.cam.batch_size
     with torch.no_grad():
         for start in range(0, len(work.rows), size):
             for name in names:
@@ -208,63 +217,58 @@ def _forward(work: Work, names: Sequence[str], inputs: Mapping[str, Tensor]) -> 
                     work.backbones[name].model(inputs[name][start : start + size])
 
 
-def _measure(ways: Ways, repeats: int, device: torch.device) -> list[Cost]:
+@dataclass(frozen=True)
+class _Hurry:
+    """How long the repeats of a group may take: its share of what is left, unless these are fixed."""
+
+    budget: Budget
+    estimate: Mapping[str, float]
+    wanted: bool
+
+    def limit(self, of: str) -> float:
+        """Return the seconds of a group, whose successors are measured after it."""
+        to_come = list(self.estimate)[list(self.estimate).index(of) :]
+        share = self.estimate[of] / sum(self.estimate[name] for name in to_come)
+        return self.budget.left * share if self.wanted else math.inf
+
+
+def _measure(
+    work: Work,
+    inputs: Mapping[str, Tensor],
+    peers: Mapping[str, Peer],
+    folder: Path,
+    repeats: int,
+    hurry: _Hurry,
+) -> list[Cost]:
+    """Time one base model after the other and then all together, all ways in turn; log each."""
+    costs: list[Cost] = []
+    for of in _groups(work):
+        ways = _ways(work, of, inputs, peers, folder)
+        costs += _measure_group(work, of, ways, folder, repeats, hurry.limit(of))
+        if of == TOGETHER:
+            costs += sums(costs, list(work.backbones))
+        log.info("%s", describe_costs(costs, of))
+    return costs
+
+
+def _measure_group(
+    work: Work, of: str, ways: Ways, folder: Path, repeats: int, limit: float
+) -> list[Cost]:
     """Time all ways in turn.
 
-    After the package has had the machine, a run that does not count fills stage two's memory again.
+    Before stage two a batch that does not count fills its memory again, as the package had the machine.
     """
+    device, fill = work.machine.device, work.first(work.cam.batch_size)
 
-    def milliseconds(way: str, of: str) -> float:
+    def milliseconds(way: str) -> float:
         keep_memory(device.type == "cpu" and way in (OURS, BARE))
-        images, run = ways[way, of]
+        if way == OURS:
+            _cache(fill, _groups(work)[of], folder)
+        images, run = ways[way]
         return 1000 * seconds(run, device) / images
 
-    fill = [of for way, of in ways if way == OURS][-1]
-    turn = {("fill the memory", fill): partial(milliseconds, OURS, fill)}
-    turn |= {(way, of): partial(milliseconds, way, of) for way, of in ways}
-    taken = in_turn(turn, repeats)
-    return [cost_of(way, of, images, taken[way, of]) for (way, of), (images, _) in ways.items()]
-
-
-def cost_of(way: str, of: str, images: int, repeats: Sequence[float]) -> Cost:
-    """Return what a way takes per image, in milliseconds, from all that was measured."""
-    rounded = tuple(round(value, 3) for value in repeats)
-    return Cost(way, of, images, round(statistics.median(repeats), 3), rounded)
-
-
-def sums(costs: Sequence[Cost], names: Sequence[str]) -> list[Cost]:
-    """Return what grad-cam takes for all base models, where it could be run on all of them."""
-    total = []
-    for way in (BATCHED, LOOP):
-        single = [cost for cost in costs if cost.way == way]
-        if len(names) > 1 and len(single) == len(names):
-            repeats = [sum(taken) for taken in zip(*(cost.repeats for cost in single), strict=True)]
-            total.append(cost_of(way, TOGETHER, min(cost.images for cost in single), repeats))
-    return total
-
-
-def ratios(costs: Sequence[Cost]) -> list[Ratio]:
-    """Compare stage two with the other ways, for each base model and, last, for all."""
-    taken = {(cost.way, cost.of): cost.milliseconds for cost in costs}
-
-    def longer(way: str, of: str) -> float | None:
-        return round(taken[way, of] / taken[OURS, of], 2) if (way, of) in taken else None
-
-    return [
-        Ratio(of, round(ours / taken[BARE, of], 3), longer(BATCHED, of), longer(LOOP, of))
-        for (way, of), ours in taken.items()
-        if way == OURS
-    ]
-
-
-def verdict(ratio: Ratio) -> str:
-    """Say what stage two costs beside the others."""
-    said = [f"{ratio.of}: {ratio.bare:.2f}x the time of a bare forward pass"]
-    if ratio.batched is not None:
-        said.append(f"{BATCHED} takes {ratio.batched:.1f}x as long")
-    if ratio.loop is not None:
-        said.append(f"{LOOP} {ratio.loop:.1f}x as long")
-    return "; ".join(said)
+    taken = in_turn({way: partial(milliseconds, way) for way in ways}, repeats, limit, of)
+    return [cost_of(way, of, images, taken[way]) for way, (images, _) in ways.items()]
 
 
 def _subject(
@@ -284,7 +288,7 @@ def _deviations(work: Work) -> list[dict[str, Any]] | None:
     """Compare the answers in bfloat16 with those in float32; None when stage two runs in float32."""
     if work.machine.precision == torch.float32:
         return None
-    part, cam = work.part, work.config.cam
+    part, cam = work.part, work.cam
 
     def answer(precision: torch.dtype) -> dict[str, Arrays]:
         batches = part.batches(part.rows, cam.batch_size, work.machine.device)
@@ -293,25 +297,3 @@ def _deviations(work: Work) -> list[dict[str, Any]] | None:
 
     rounded, exact = answer(work.machine.precision), answer(torch.float32)
     return [deviation(name, rounded[name], exact[name]) for name in work.backbones]
-
-
-def deviation(
-    name: str, rounded: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Return how far a base model's answers in bfloat16 are from those in float32.
-
-    Logits as they are; maps and embeddings as shares of the largest absolute value in float32.
-    """
-    gaps = {}
-    for key, values in exact.items():
-        scale = 1.0 if key == "logits" else float(np.abs(values).max()) or 1.0
-        apart = np.abs(rounded[key] - values) / scale
-        gaps[key] = {"maximum": float(apart.max()), "mean": float(apart.mean())}
-    changed = rounded["logits"].argmax(axis=1) != exact["logits"].argmax(axis=1)
-    return {
-        "backbone": name,
-        "logits": gaps.pop("logits"),
-        "embeddings": gaps.pop("features"),
-        "maps": gaps,
-        "changed_predictions": int(changed.sum()),
-    }

@@ -3,12 +3,15 @@
 A user takes a model as timm builds it, float32, parameters that want gradients, and names the module
 whose output is looked at. Here that is the one whose output is the backbone's last grid, found by
 running an image through the model; a family that computes its last grid outside of any module has none,
-and is left out with a word. For batches the size and the memory layout are chosen by trying.
+and is left out, which is said. For batches the size and the memory layout are chosen by trying, the
+smallest sizes first and no longer than the time allows.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 
 from stacker.backbones.backbone import Backbone
 from stacker.bench.timing import seconds
+from stacker.progress import track
 
 SIZES = (1, 4, 8, 16, 32, 64)
 CPU_LARGEST = 16  # more gains nothing there, and takes gigabytes
@@ -28,29 +32,40 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Peer:
-    """The package on one base model: its layer, what suits its batches best, and how it maps images."""
+    """The package on one base model: its layer, what suits its batches best, and how it maps images.
+
+    `seconds` and `loop_seconds` are what an image took in both ways when they were tried.
+    """
 
     layer: str
     batch_size: int
     layout: str
     batched: Callable[[int], None]
     loop: Callable[[int], None]
+    seconds: float
+    loop_seconds: float
 
 
 def find_peers(
-    models: Mapping[str, tuple[Backbone, Tensor]], device: torch.device
+    models: Mapping[str, tuple[Backbone, Tensor]], device: torch.device, limit: float
 ) -> tuple[dict[str, Peer], list[str]]:
-    """Return the package on each base model and its normalised images, and why any is left out."""
+    """Return the package on each base model and its normalised images, and what was left out.
+
+    Finding the best batches takes about `limit` seconds at most.
+    """
     if find_spec("pytorch_grad_cam") is None:
-        machine = "pip install 'stacker[bench]'"
-        return {}, [f"the grad-cam package is not installed: {machine}; it was left out"]
+        advice = "pip install 'stacker[bench]'"
+        return {}, [f"grad-cam was left out: the package is not installed ({advice})"]
     peers, notes = {}, []
-    for name, (backbone, images_BCHW) in models.items():
+    for name, (backbone, images_BCHW) in track(models.items(), "try grad-cam", len(models)):
         layer = peer_layer(backbone, images_BCHW[:1])
         if layer is None:
-            notes.append(f"{name}: no module's output is its last grid: the package was left out")
-        else:
-            peers[name] = _tune(backbone, layer, images_BCHW, device)
+            notes.append(f"grad-cam was left out for {name}: no module's output is its last grid")
+            continue
+        peers[name], untried = _tune(backbone, layer, images_BCHW, device, limit / len(models))
+        if untried:
+            sizes = ", ".join(map(str, untried))
+            notes.append(f"grad-cam on {name}: batches of {sizes} were not tried for want of time")
     return peers, notes
 
 
@@ -74,11 +89,15 @@ def peer_layer(backbone: Backbone, image_1CHW: Tensor) -> str | None:
     return same[-1] if same else None
 
 
-def _tune(backbone: Backbone, layer: str, images_BCHW: Tensor, device: torch.device) -> Peer:
+def _tune(
+    backbone: Backbone, layer: str, images_BCHW: Tensor, device: torch.device, limit: float
+) -> tuple[Peer, list[int]]:
     """Choose the layout by trying some images, and in it the size of a batch.
 
-    The loop stays with the layout in which timm builds a model.
+    Return the package and the sizes that were not tried, as the time was up or the memory too small. The
+    loop stays with the layout in which timm builds a model.
     """
+    until = time.perf_counter() + limit
     looks = {
         name: partial(
             _look,
@@ -89,15 +108,32 @@ def _tune(backbone: Backbone, layer: str, images_BCHW: Tensor, device: torch.dev
     }
     largest = min(len(images_BCHW), CPU_LARGEST if device.type == "cpu" else len(images_BCHW))
     sizes = [size for size in SIZES if size <= largest]
+    loop = _seconds_per_image(looks["contiguous"], 1, device)
+    tried = {("contiguous", 1): loop}
 
-    def cost(layout: str, size: int) -> float:
-        """Time a batch twice: the first time is a warm-up, unless it was the faster one."""
-        return min(seconds(lambda: looks[layout](size, size), device) / size for _ in (1, 2))
+    def attempt(layout: str, size: int) -> None:
+        """Time a batch unless there is no time for one."""
+        if time.perf_counter() + 2 * size * loop <= until:
+            tried[layout, size] = _seconds_per_image(looks[layout], size, device)
 
-    middle = sizes[len(sizes) // 2]
-    layout = min(LAYOUTS, key=lambda name: cost(name, middle))
-    best = min(sizes, key=lambda size: cost(layout, size))
-    return Peer(layer, best, layout, partial(looks[layout], best), partial(looks["contiguous"], 1))
+    for layout in LAYOUTS:
+        attempt(layout, sizes[len(sizes) // 2])
+    best_layout = min(tried, key=tried.__getitem__)[0]
+    for size in sizes:
+        if (best_layout, size) not in tried:
+            attempt(best_layout, size)
+    layout, best = min(tried, key=tried.__getitem__)
+    untried = [size for size in sizes if not math.isfinite(tried.get((best_layout, size), math.inf))]
+    ways = partial(looks[layout], best), partial(looks["contiguous"], 1)
+    return Peer(layer, best, layout, *ways, tried[layout, best], loop), untried
+
+
+def _seconds_per_image(look: Callable[[int, int], None], size: int, device: torch.device) -> float:
+    """Time a batch twice: the first time is a warm-up; infinite where the memory is too small."""
+    try:
+        return min(seconds(lambda: look(size, size), device) for _ in (1, 2)) / size
+    except torch.OutOfMemoryError:
+        return math.inf
 
 
 def package_cam(backbone: Backbone, layer: str, images_BCHW: Tensor, layout: str) -> Any:

@@ -10,6 +10,7 @@ run's are.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from stacker.bench.timing import MINUTES, Budget, plan
 from stacker.caches.format import Provenance, Rows, part_file
 from stacker.caches.reader import open_cache
 from stacker.caches.writer import write_index, write_part
@@ -36,12 +38,15 @@ from stacker.stacking.learners.contract import row_weights
 from stacker.stacking.learners.matrix import chunks, whole
 from stacker.stacking.tables import Caches, Source, Table
 
+log = logging.getLogger(__name__)
 OURS, MLP = "stacker xgboost", "stacker mlp"
 CLASSIFIER, QUANTILE, PLAIN = PEERS = (
     "XGBClassifier",
     "xgboost.train, QuantileDMatrix",
     "xgboost.train, DMatrix",
 )
+ROWS = (20_000, 10_000, 5000, 2000)  # best first
+WARM_UP = 2000  # rows
 UNSEEN = 2000  # rows behind those that are learnt from, to compare the answers on
 STREAMED = 1e-9  # stack.memory_gb that makes every way of ours read from the files
 BACKBONES, CLASSES, FOLD = ("densenet121", "resnet50", "vgg16"), ("benign", "malignant"), "bench"
@@ -65,23 +70,31 @@ class FitCost:
 
 
 def bench_stack(
-    folder: Path, rows: int, columns: int, rounds: int = 50, epochs: int = 1, peers: bool = True
+    folder: Path,
+    rows: int | None = None,
+    columns: int = 2000,
+    rounds: int = 50,
+    epochs: int = 1,
+    peers: bool = True,
+    minutes: float = MINUTES,
 ) -> dict[str, Any]:
     """Time all ways on a table of so many rows and columns, or ours alone where an array does not fit.
 
-    Return what was timed, the costs, our time as a share of the fastest fit of an array, and how far the
-    probabilities of unseen rows lie apart. The files lie in a folder of their own in `folder` and are
-    removed at the end, whatever happens.
+    Without `rows`, as many as fit into the minutes. Return what was timed, the costs, our time as a
+    multiple of the fastest fit of an array, and how far the probabilities of unseen rows lie apart. The
+    files lie in a folder of their own in `folder` and are removed at the end, whatever happens.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    require_space(folder, int(2.1 * (rows + UNSEEN) * columns))
+    budget = Budget(minutes)
     ways = [OURS, *(PEERS if peers else ()), *((MLP,) if epochs else ())]
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as name:
-        write_caches(Path(name), rows + UNSEEN, columns)
-        fits = {
-            way: in_child(way, Path(name), rows, rounds, epochs)
-            for way in track(ways, "bench", len(ways))
-        }
+        rows = _plan(Path(name, "warm-up"), rows, columns, rounds, len(ways), budget)
+        require_space(folder, int(2.1 * (rows + UNSEEN) * columns))
+        write_caches(Path(name, "table"), rows + UNSEEN, columns)
+        fits = {}
+        for way in track(ways, "bench", len(ways)):
+            fits[way] = in_child(way, Path(name, "table"), rows, rounds, epochs)
+            log.info("%s: fitted in %.2f s", way, fits[way][0].seconds)
     costs = [cost for cost, _ in fits.values()]
     ratio = ratio_of(costs)
     pairs = [(way, QUANTILE) for way in (OURS, CLASSIFIER, PLAIN)] if peers else []
@@ -99,8 +112,22 @@ def bench_stack(
     }
 
 
+def _plan(folder: Path, rows: int | None, columns: int, rounds: int, ways: int, budget: Budget) -> int:
+    """Choose how many rows fit into the time, by a fit on a few in a process of its own."""
+    few = min(WARM_UP, rows or WARM_UP)
+    started = time.perf_counter()
+    write_caches(folder, few + UNSEEN, columns)
+    fit, _ = in_child(OURS, folder, few, rounds, 0)
+    fixed = time.perf_counter() - started - fit.seconds
+
+    def cost(number: int, _: int) -> float:
+        return ways * (fixed + number * (fit.seconds / few))
+
+    return plan(cost, budget, [rows] if rows else ROWS, [1], "row").images
+
+
 def ratio_of(costs: Sequence[FitCost]) -> float | None:
-    """Return our time as a share of the fastest fit of an array; None where none was fitted."""
+    """Return our time as a multiple of the fastest fit of an array; None where none was fitted."""
     taken = {cost.way: cost.seconds for cost in costs}
     theirs = [taken[way] for way in PEERS if way in taken]
     return round(taken[OURS] / min(theirs), 3) if theirs else None
@@ -110,11 +137,11 @@ def verdict(costs: Sequence[FitCost], ratio: float | None) -> str:
     """Say what reading rows when they are wanted costs, and how much memory it takes."""
     ours = next(cost for cost in costs if cost.way == OURS)
     if ratio is None:
-        return f"{ours.seconds:.1f} s and {ours.peak_gib:.2f} GiB at most"
+        return f"{ours.seconds:.1f} s, {ours.peak_gib:.2f} GiB at the peak; one fit, rough"
     least = min(cost.peak_gib for cost in costs if cost.way in PEERS)
     return (
-        f"{ratio:.2f}x the time of the fastest fit of an array, {ours.peak_gib:.2f} GiB at most "
-        f"instead of {least:.2f}"
+        f"{ratio:.2f}x the time of the fastest fit of an array, {ours.peak_gib:.2f} GiB at the peak "
+        f"instead of {least:.2f}; one fit of each, rough"
     )
 
 
@@ -131,8 +158,8 @@ def in_child(way: str, folder: Path, rows: int, rounds: int, epochs: int) -> tup
             return pool.submit(fit_way, way, folder, rows, rounds, epochs).result()
     except BrokenProcessPool as error:
         raise StackError(
-            f"bench: {way} was killed, most likely for want of memory; take fewer rows or columns, "
-            "or leave the peers out"
+            f"bench: {way} was killed, most likely as memory ran out",
+            "ask for fewer --rows or --columns, or for --no-peers",
         ) from error
 
 

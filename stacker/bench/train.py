@@ -1,12 +1,15 @@
 """How fast stage one trains, and what holds it back.
 
 Our loop on the images is compared with the same loop on one batch that lies on the device already and
-is not varied (what the hardware can do), with the loader alone (what the data can do), and, where its
-script is given, with timm's own train.py on the same files, size, batch and precision.
+is not augmented (what the hardware can do), with the loader alone (what the data can do), and, where its
+script is given, with timm's own train.py on the same files, size, batch and precision. How many images
+and repeats fit into the time is planned from a warm-up of every way.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 import subprocess
 import sys
@@ -24,109 +27,170 @@ import torch
 from stacker.backbones.backbone import create
 from stacker.backbones.devices import Machine, Subset
 from stacker.backbones.weights import drop_settings
+from stacker.bench.costs import describe_work
 from stacker.bench.images import shuffled_images
-from stacker.bench.timing import seconds, time_rates
+from stacker.bench.timing import (
+    MINUTES,
+    REPEATS,
+    Budget,
+    Ratio,
+    Timing,
+    plan,
+    ratio,
+    seconds,
+    time_rates,
+)
 from stacker.config.root import Config
 from stacker.config.training import AugmentConfig, BackboneConfig, TrainConfig
 from stacker.data.manifest import Image
-from stacker.errors import ConfigError, require_one_of
+from stacker.errors import ConfigError, plural, require_one_of
+from stacker.progress import track
 from stacker.training.augment import draw_order
 from stacker.training.loop import Training
 
+log = logging.getLogger(__name__)
 OURS, COMPILED, SYNTHETIC = "our loop", "our loop, compiled", "our loop, synthetic tensor"
 LOADER, PEER = "loader alone", "timm's train.py"
+IMAGES = (256, 128, 64)  # per epoch, best first
+STARTING = 20.0  # seconds that timm's script takes to start
 ENOUGH = 0.9  # of the synthetic rate: nothing but the arithmetic holds the loop back
 STILL = AugmentConfig(flips=False, quarter_turns=False, colour_jitter=0)
 
 
 def bench_train(
     config: Config,
-    images: int,
-    repeats: int,
+    images: int | None = None,
+    repeats: int | None = None,
+    minutes: float = MINUTES,
     backbone: str | None = None,
     compiled: bool = False,
     script: Path | None = None,
 ) -> dict[str, Any]:
-    """Time an epoch of so many images in all ways; return what was timed, the rates and a verdict."""
-    backbone = backbone or next(iter(config.backbones))
+    """Time epochs of so many images in all ways; return what was timed, the rates and a verdict.
+
+    Without `images` and `repeats`, as many as fit into the minutes.
+    """
+    budget, backbone = Budget(minutes), backbone or next(iter(config.backbones))
     require_one_of("backbone of this config", [backbone], config.backbones)
     machine, recipe = replace(Machine.of(config).set_up(), compile=False), config.recipe(backbone)
     manifest, pixels, order = shuffled_images(config)
     size, device = recipe.batch_size, machine.device
-    images = images // size * size
-    if not 0 < images <= len(order):
-        raise ConfigError(
-            f"--images: a whole number of batches of {size}, of the {len(order)} that there are"
-        )
-    part = Subset(pixels, manifest.labels, order[:images], np.array(manifest.cases))
-    begin = partial(_begin, config, backbone, part)
-    still = begin(recipe.model_copy(update={"augment": STILL}), machine)
+    wanted = _sizes(images, size, len(order))
+    part = Subset(pixels, manifest.labels, order[: wanted[0]], np.array(manifest.cases))
+    start = partial(begin, config.images.shape, backbone, part)
+    still = start(recipe.model_copy(update={"augment": STILL}), machine)
     (batch,) = part.batches(part.rows[:size], size, device)
-    epochs: dict[str, Callable[[], object]] = {
-        LOADER: partial(_load, part, size, device),
-        OURS: partial(_train, begin(recipe, machine), part),
-        SYNTHETIC: lambda: still.run_epoch(repeat(batch, images // size), lambda _: None),
+    epochs: dict[str, Callable[[Subset], object]] = {
+        LOADER: partial(_load, size, device),
+        OURS: partial(train_epoch, start(recipe, machine)),
+        SYNTHETIC: lambda part: still.run_epoch(repeat(batch, len(part.rows) // size), lambda _: None),
     }
     if compiled:
-        epochs[COMPILED] = partial(_train, begin(recipe, replace(machine, compile=True)), part)
+        epochs[COMPILED] = partial(train_epoch, start(recipe, replace(machine, compile=True)))
+    taken = _warm_up(epochs, replace(part, rows=part.rows[:size]), device)
+    extra = 2 * taken[OURS] if script else 0.0
 
-    def rate(epoch: Callable[[], object]) -> float:
-        return images / seconds(epoch, device)
+    def cost(number: int, times: int) -> float:
+        start = STARTING if script else 0.0
+        return times * (start + number * (sum(taken.values()) + extra))
 
-    ways = {way: partial(rate, epoch) for way, epoch in epochs.items()}
+    chosen = plan(cost, budget, wanted, [repeats] if repeats else REPEATS)
+    part = replace(part, rows=part.rows[: chosen.images])
+    ways = {way: partial(_rate, epoch, part, device) for way, epoch in epochs.items()}
     if script is not None:
-        chosen = [manifest.images[row] for row in part.rows]
-        ways[PEER] = partial(_timm, script, chosen, config, backbone, machine)
-    timings = time_rates(ways, repeats, warm=[PEER])
+        files = [manifest.images[row] for row in part.rows]
+        ways[PEER] = partial(_timm, script, files, config, backbone, machine)
+    limit = math.inf if repeats else budget.left
+    timings = time_rates(ways, chosen.images, chosen.repeats, limit)
     return {
         "backbone": backbone,
         "size": config.images.shape,
         "batch_size": size,
         "precision": str(machine.precision),
         "device": str(device),
+        "images": chosen.images,
+        "repeats": len(timings[0].repeats),
         "timings": timings,
-        "verdict": verdict({timing.way: timing.images_per_second for timing in timings}),
+        "verdict": f"{verdict(timings)}; {describe_work(chosen.images, len(timings[0].repeats))}",
     }
 
 
-def _begin(config: Config, name: str, part: Subset, recipe: TrainConfig, machine: Machine) -> Training:
+def _sizes(images: int | None, size: int, there: int) -> list[int]:
+    """Return the numbers of images that may be measured, in whole batches; refuse what is none."""
+    wanted = [images] if images else [min(number, there) for number in (*IMAGES, size)]
+    whole = {number // size * size for number in wanted if size <= number <= there}
+    if not whole:
+        raise ConfigError(
+            f"{'' if images is None else f'--images {images}: '}{there} images are there and a batch "
+            f"has {size}",
+            f"ask for {size} to {there} images, or lower train.batch_size",
+        )
+    return sorted(whole, reverse=True)
+
+
+def _warm_up(
+    epochs: Mapping[str, Callable[[Subset], object]], part: Subset, device: torch.device
+) -> dict[str, float]:
+    """Run a batch twice in every way; return what the second one took per image, in seconds."""
+    log.info("warm-up: %s of %s", plural(len(epochs), "way"), plural(len(part.rows), "image"))
+    taken = {}
+    for way, epoch in track(epochs.items(), "warm-up", len(epochs)):
+        epoch(part)
+        taken[way] = seconds(partial(epoch, part), device) / len(part.rows)
+    return taken
+
+
+def _rate(epoch: Callable[[Subset], object], part: Subset, device: torch.device) -> float:
+    """Return the images per second of an epoch."""
+    return len(part.rows) / seconds(partial(epoch, part), device)
+
+
+def begin(
+    shape: tuple[int, int], name: str, part: Subset, recipe: TrainConfig, machine: Machine
+) -> Training:
     """Return a training of a randomly initialised backbone, which is as fast as any other."""
     settings, classes = BackboneConfig(weights="random"), int(part.labels.max()) + 1
-    backbone = create(name, classes, settings, config.images.shape, drop_settings(recipe))
+    backbone = create(name, classes, settings, shape, drop_settings(recipe))
     training = Training(backbone, part, recipe, machine)
     training.set_trainable(1)
     return training
 
 
-def _train(training: Training, part: Subset) -> None:
+def train_epoch(training: Training, part: Subset) -> None:
     """Run an epoch as stage one does."""
     order = draw_order(part, training.recipe.balance, training.order_rng)
     batches = part.batches(order, training.recipe.batch_size, training.machine.device)
     training.run_epoch(batches, lambda _: None)
 
 
-def _load(part: Subset, size: int, device: torch.device) -> None:
+def _load(size: int, device: torch.device, part: Subset) -> None:
     """Bring the batches of an epoch to the device, and no further."""
     for _ in part.batches(np.random.default_rng(0).permutation(part.rows), size, device):
         pass
 
 
-def verdict(rates: Mapping[str, float]) -> str:
+def verdict(timings: Sequence[Timing]) -> str:
     """Say what the loop waits for, and how it compares with the peer."""
-    share = rates[OURS] / rates[SYNTHETIC]
-    if share >= ENOUGH:
+    by_way = {timing.way: timing for timing in timings}
+
+    def compared(above: str, below: str) -> Ratio:
+        one, other = by_way[above], by_way[below]
+        return ratio(one.repeats, other.repeats, one.rough or other.rough)
+
+    share = compared(OURS, SYNTHETIC)
+    if share.value >= ENOUGH:
         cause = "arithmetic is the bottleneck"
-    elif rates[LOADER] < 2 * rates[SYNTHETIC]:
+    elif by_way[LOADER].images_per_second < 2 * by_way[SYNTHETIC].images_per_second:
         cause = "loading is the bottleneck: put 'artifacts' on a faster disk"
     else:
-        cause = "varying the images is the bottleneck: see train.augment"
-    said = [f"{share:.2f} of the synthetic rate: {cause}"]
-    if COMPILED in rates:
-        gain = rates[COMPILED] / rates[OURS]
-        pays = "pays" if gain > 1.05 else "does not pay"
-        said.append(f"compiled {gain:.2f}x, {pays} (compile: true)")
-    if PEER in rates:
-        said.append(f"{rates[OURS] / rates[PEER]:.2f}x {PEER}")
+        cause = "augmentation is the bottleneck: see train.augment"
+    said = [f"{OURS} at {share} the synthetic rate: {cause}"]
+    if COMPILED in by_way:
+        gain = compared(COMPILED, OURS)
+        pays = "pays off" if gain.value > 1.05 else "does not pay off"
+        said.append(f"compiled {gain}, {pays} (compile: true)")
+    if PEER in by_way:
+        said.append(f"{OURS} at {compared(OURS, PEER)} the rate of {PEER}")
     return "; ".join(said)
 
 
@@ -138,7 +202,10 @@ def _timm(
     Its images are resized and normalised, not varied: that is the cheapest it can do.
     """
     if any(image.index is not None for image in images):
-        raise ConfigError("--timm-script reads picture files; this data set lies in arrays")
+        raise ConfigError(
+            "--timm-script reads picture files, and the images of this data set lie in arrays",
+            "leave it out",
+        )
     recipe, (height, width) = config.recipe(backbone), config.images.shape
     options = (
         f"--train-split train --val-split val --model {backbone} --batch-size {recipe.batch_size} "

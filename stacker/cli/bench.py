@@ -1,4 +1,7 @@
-"""The commands that measure: bench."""
+"""The commands that measure: bench.
+
+What a bench will take, and each figure when it is there, is logged to stderr; tables come at the end.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stacker.cli.common import Command, json_option, print_json, show, takes_config
+from stacker.cli.common import (
+    Command,
+    Failure,
+    backbones_option,
+    json_option,
+    print_json,
+    show,
+    takes_config,
+)
+from stacker.errors import plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,9 +30,20 @@ if TYPE_CHECKING:
 JSON = json_option("Print JSON instead of tables.")
 
 
-def _count(name: str, default: int, least: int, text: str) -> Callable[[Command], Command]:
+def _count(name: str, default: int | None, least: int, text: str) -> Callable[[Command], Command]:
+    """Return an option for a number; without a default, it is chosen to fit into --minutes."""
+    shown = default is not None
     number = click.IntRange(least)
-    return click.option(f"--{name}", default=default, show_default=True, type=number, help=text)
+    return click.option(f"--{name}", default=default, show_default=shown, type=number, help=text)
+
+
+def _minutes(default: float = 2.0) -> Callable[[Command], Command]:
+    number = click.FloatRange(min=0, min_open=True)
+    text = "About how long it may take; what does not fit is left out, and said."
+    return click.option("--minutes", default=default, show_default=True, type=number, help=text)
+
+
+AS_MANY = "default: as many as fit into --minutes"
 
 
 def _print(bench: Any, as_json: bool, *tables: Table, lines: Sequence[str] = ()) -> None:
@@ -35,53 +58,57 @@ def _print(bench: Any, as_json: bool, *tables: Table, lines: Sequence[str] = ())
 
 @click.group()
 def bench() -> None:
-    """Measure this machine, beside the usual way of doing the same, in one run."""
+    """Measure this machine, beside the usual way of doing the same.
+
+    Each ends in about two minutes, 'gpu' in about nine; ask for more with --minutes.
+    """
 
 
 @bench.command()
 @takes_config
-@_count("images", 512, 1, "How many.")
-@_count("repeats", 3, 1, "Timed epochs.")
+@_count("images", None, 1, f"Images per epoch; {AS_MANY}, up to 512.")
+@_count("repeats", None, 1, f"Timed epochs; {AS_MANY}, up to 3.")
+@_minutes()
 @JSON
 def images(config: Config, as_json: bool, **options: Any) -> None:
-    """Time an epoch's loading of CONFIG's images: from the packed store, and by decoding files."""
+    """Time how fast CONFIG's images load, from the packed store and by decoding their files."""
     from stacker.bench.images import bench_images
-    from stacker.cli.tables.bench import timings_table
+    from stacker.cli.tables.bench import describe_size, timings_table
 
-    timings = bench_images(config, **options)
-    _print(timings, as_json, timings_table(timings, "store"))
-
-
-@bench.command()
-@takes_config
-@click.option("--backbone", metavar="NAME", help="Which of CONFIG's; default: the first.")
-@_count("images", 256, 2, "Per epoch.")
-@_count("repeats", 3, 1, "Timed epochs.")
-@click.option("--compiled", is_flag=True, help="Time torch.compile too.")
-@click.option(
-    "--timm-script",
-    "script",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="timm's train.py (from its repository), to be timed on the same files.",
-)
-@JSON
-def train(config: Config, as_json: bool, **options: Any) -> None:
-    """Time stage one on CONFIG's images, and say what holds it back."""
-    from stacker.bench.train import bench_train
-    from stacker.cli.tables.bench import timings_table
-
-    bench = bench_train(config, **options)
-    height, width = bench["size"]
-    title = f"{bench['backbone']}, {height}x{width}, batches of {bench['batch_size']}, "
-    title += f"{bench['precision']}, {bench['device']}"
-    table = timings_table(bench["timings"], "our loop", title)
+    bench = bench_images(config, **options)
+    table = timings_table(bench["timings"], "packed store", describe_size(bench))
     _print(bench, as_json, table, lines=[bench["verdict"]])
 
 
 @bench.command()
 @takes_config
-@_count("images", 64, 1, "How many.")
-@_count("repeats", 3, 1, "Timed rounds.")
+@click.option("--backbone", metavar="NAME", help="A backbone of CONFIG; default: the first.")
+@_count("images", None, 2, f"Images per epoch, in whole batches; {AS_MANY}, up to 256.")
+@_count("repeats", None, 1, f"Timed epochs; {AS_MANY}, up to 3.")
+@_minutes()
+@click.option("--compiled", is_flag=True, help="Time torch.compile, too.")
+@click.option(
+    "--timm-script",
+    "script",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Time timm's train.py (from its repository), too, on the same files.",
+)
+@JSON
+def train(config: Config, as_json: bool, **options: Any) -> None:
+    """Time stage one on CONFIG's images, and say what holds it back."""
+    from stacker.bench.train import bench_train
+    from stacker.cli.tables.bench import describe_size, timings_table
+
+    bench = bench_train(config, **options)
+    table = timings_table(bench["timings"], "our loop", f"{bench['backbone']}, {describe_size(bench)}")
+    _print(bench, as_json, table, lines=[bench["verdict"]])
+
+
+@bench.command()
+@takes_config
+@_count("images", None, 1, f"Images; {AS_MANY}, up to 64.")
+@_count("repeats", None, 1, f"Timed rounds; {AS_MANY}, up to 3.")
+@_minutes()
 @JSON
 def cache(config: Config, as_json: bool, **options: Any) -> None:
     """Time stage two on CONFIG's images, beside a bare forward pass and the grad-cam package."""
@@ -95,24 +122,69 @@ def cache(config: Config, as_json: bool, **options: Any) -> None:
 
 
 @bench.command()
-@_count("rows", 20_000, 10, "Images.")
-@_count("columns", 2000, 6, "Features.")
-@_count("rounds", 50, 1, "Trees to grow.")
-@_count("epochs", 1, 0, "Of the MLP; 0: none.")
+@_count("rows", None, 10, f"Rows (images) of the table; {AS_MANY}, up to 20000.")
+@_count("columns", 2000, 6, "Columns (features).")
+@_count("rounds", 50, 1, "Trees that XGBoost grows.")
+@_count("epochs", 1, 0, "Epochs of the MLP; 0 leaves it out.")
+@_minutes()
 @click.option(
-    "--peers/--no-peers", default=True, help="Without: ours alone, where an array does not fit."
+    "--peers/--no-peers",
+    default=True,
+    help="Without peers, only stacker is timed: the table need not fit into memory.",
 )
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(),
-    help="Where the caches are written for the while, at 2 bytes a value; default: here.",
+    help="Where the table is written meanwhile, at 2 bytes per value; default: here.",
 )
 @JSON
 def stack(as_json: bool, **options: Any) -> None:
-    """Time stage three on drawn caches, rows read when they are wanted, beside XGBoost in memory."""
+    """Time stage three on a generated table that is read from disk, beside XGBoost in memory."""
     from stacker.bench.stack import bench_stack
     from stacker.cli.tables.bench import fits_table
 
     bench = bench_stack(**options)
     _print(bench, as_json, fits_table(bench), lines=[bench["verdict"]])
+
+
+@bench.command()
+@click.option("--device", default="cuda", show_default=True, metavar="NAME", help="cuda, cuda:1 or cpu.")
+@backbones_option("Only this backbone (default: densenet121, resnet50, vgg16). May be repeated.")
+@_count("size", 224, 32, "Height and width of the images.")
+@_count("batch-size", 64, 2, "Images per batch.")
+@_count("images", 2048, 2, "Images per epoch of training, at most.")
+@_count("cached", 512, 1, "Images of stage two, at most.")
+@_count("repeats", 3, 1, "Timed repeats, at most.")
+@click.option("--compiled/--no-compiled", default=True, help="Whether to time torch.compile, too.")
+@_minutes(9.0)
+@click.option(
+    "--tests",
+    type=click.Path(exists=True, path_type=Path),
+    help="Run the tests marked 'gpu' of this folder first; they are in the repository, in tests/gpu.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("artifacts/gpu"),
+    show_default=True,
+    help="Where report.json and report.md are written.",
+)
+def gpu(
+    device: str, minutes: float, tests: Path | None, out: Path, backbones: tuple[str, ...], **size: Any
+) -> None:
+    """Measure a GPU: training and stage two at real size on generated images.
+
+    Ends with exit code 0 and the reason where there is no GPU, and with 1 where something failed.
+    """
+    from stacker.bench.gpu import BACKBONES, Size, bench_gpu, find_gpu
+
+    missing = find_gpu(device)
+    if missing is not None:
+        click.echo(f"skipped: {missing}; nothing was measured")
+        return
+    report = bench_gpu(out, device, minutes, Size(backbones or BACKBONES, **size), tests)
+    click.echo((out / "report.md").read_text(encoding="utf-8"))
+    click.echo(f"written to {out / 'report.json'} and {out / 'report.md'}")
+    if report.failures:
+        raise Failure(f"{plural(len(report.failures), 'step')} failed; the report says which", 1)

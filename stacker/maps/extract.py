@@ -26,6 +26,7 @@ from torch import Tensor
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.checkpoint import load_checkpoint
 from stacker.backbones.devices import Machine
+from stacker.errors import BackboneError
 from stacker.maps.cam import Output, Wanted, look
 from stacker.run import BaseModel
 
@@ -45,13 +46,19 @@ def extract(
     """Return `features` (N, D), `logits` (N, K) and the `wanted` maps (N, K, h, w) by base model.
 
     `batches` are pixels_BHWC, uint8, on the backbones' device; `on_batch` hears how many images times
-    base models are done.
+    base models are done. Raise BackboneError when a batch does not fit into the device's memory.
     """
     outputs: dict[K, list[Output]] = {name: [] for name in backbones}
     for pixels_BHWC in batches:
         for name, backbone in backbones.items():
-            images_BCHW = backbone.normalise(pixels_BHWC)
-            outputs[name].append(look(backbone, images_BCHW, wanted[name], precision))
+            try:
+                images_BCHW = backbone.normalise(pixels_BHWC)
+                outputs[name].append(look(backbone, images_BCHW, wanted[name], precision))
+            except torch.OutOfMemoryError:
+                raise BackboneError(
+                    f"{backbone.name}: out of memory with {len(pixels_BHWC)} images at once",
+                    "lower cam.batch_size, or cam.memory_gb, which bounds the base models held together",
+                ) from None
         on_batch(len(pixels_BHWC) * len(backbones))
     return {name: _join(of_batches) for name, of_batches in outputs.items()}
 

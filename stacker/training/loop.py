@@ -87,8 +87,6 @@ class Training:
 
     def __init__(self, backbone: Backbone, train: Subset, recipe: TrainConfig, machine: Machine) -> None:
         torch.manual_seed(machine.seed)
-        if machine.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(machine.device)
         self.order_rng = np.random.default_rng(machine.seed)
         self.augment_rng = torch.Generator().manual_seed(machine.seed)
         self.backbone, self.recipe, self.machine = backbone, recipe, machine
@@ -98,6 +96,8 @@ class Training:
         if recipe.loss == "bce":
             self.model.reset_classifier(1)
         self.model.requires_grad_(True).to(machine.device, memory_format=torch.channels_last)
+        if machine.device.type == "cuda":  # after the move: CUDA must have been initialised
+            torch.cuda.reset_peak_memory_stats(machine.device)
         self.forward = torch.compile(self.model) if machine.compile else self.model
         self.optimizer = make_optimizer(self.model, recipe)
         self.images = len(train.rows) - (len(train.rows) % recipe.batch_size == 1)  # BatchNorm needs two
