@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stacker.backbones.backbone import Backbone
 from stacker.bench.timing import seconds
+from stacker.errors import install_extra
 
 SIZES = (1, 4, 8, 16, 32, 64)
 CPU_LARGEST = 16  # more gains nothing there, and takes gigabytes
@@ -42,8 +43,7 @@ def find_peers(
 ) -> tuple[dict[str, Peer], list[str]]:
     """Return the package on each base model and its normalised images, and why any is left out."""
     if find_spec("pytorch_grad_cam") is None:
-        machine = "pip install 'stacker[bench]'"
-        return {}, [f"the grad-cam package is not installed: {machine}; it was left out"]
+        return {}, [f"the grad-cam package is left out, not installed; {install_extra('bench')}"]
     peers, notes = {}, []
     for name, (backbone, images_BCHW) in models.items():
         layer = peer_layer(backbone, images_BCHW[:1])
