@@ -85,6 +85,11 @@ def require_one_of(kind: str, wanted: Iterable[str], known: Iterable[str]) -> No
             raise ConfigError(f"no {kind} '{name}'; {hint}")
 
 
+def install_extra(extra: str) -> str:
+    """Say how the packages of an optional extra are installed; `stacker` on PyPI is another project."""
+    return f"in the clone of stacker, run: pip install -e '.[{extra}]'"
+
+
 def plural(number: int, noun: str) -> str:
     """Return '1 image' or '2 images'."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

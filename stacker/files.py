@@ -1,30 +1,38 @@
-"""How files are written, locked and told apart.
+"""How files are written, locked and compared.
 
-A file appears under its name only when it is complete: it is written beside it under a temporary name,
-synced and renamed. That is why a process killed at any moment leaves nothing that could be mistaken
-for a result, and why "done" can be decided by what a file says of its origin.
+A file appears under its name only when it is complete: it is written under a temporary name in the same
+folder, synced and renamed. So a process that is killed at any moment leaves nothing that could be taken
+for a result, and whether a step is done can be decided by what its files say of their origin.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from stacker import __version__
 from stacker.errors import RunError
 
-CLOCKS_APART = 2.0  # seconds that the start of a process may be misjudged by
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+CLOCKS_APART = 2.0  # seconds by which the start of a process may be misjudged
+LEFT_BEHIND = 24 * 3600.0  # seconds after which a temporary file is old where processes are not listed
+PAUSE = 0.1  # seconds between two attempts to get a lock that cannot be waited for
 UMASK = os.umask(0)
 os.umask(UMASK)
 PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "xgboost", "numpy", "h5py")
@@ -49,25 +57,49 @@ def publish(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def held(path: Path, wait: bool = False, on_wait: Callable[[], object] = lambda: None) -> Iterator[bool]:
-    """Say whether a lock file is this process's own while the block runs; a killed process lets go.
+    """Lock a file while the block runs; yield whether this process has the lock.
 
-    With `wait` it will be, in the end; `on_wait` is called where another process has it.
+    With `wait` it has it in the end; `on_wait` is called where another process holds it first. The
+    system releases the lock of a process that ends, however it ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                yield False
-                return
+    # Windows would keep the holder itself from writing to a locked byte: a file beside it is locked.
+    lock = path if fcntl is not None else path.with_name(f"{path.name}.lock")
+    with lock.open("a") as file:
+        mine = _lock(file, wait=False)
+        if wait and not mine:
             on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield True
+            mine = _lock(file, wait=True)
+        yield mine
+
+
+def _lock(file: IO[str], wait: bool) -> bool:
+    """Lock an open file; say whether it could be done."""
+    if fcntl is None:
+        return _lock_byte(file, wait)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_byte(file: IO[str], wait: bool) -> bool:
+    """Do the same on Windows, which locks bytes and gives up waiting after ten seconds."""
+    msvcrt: Any = import_module("msvcrt")
+    while True:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            if not wait:
+                return False
+            time.sleep(PAUSE)
+        else:
+            return True
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that dead processes left in a folder."""
+    """Remove the temporary files that processes which have ended left in a folder."""
     for leftover in folder.glob(".*.tmp"):
         owner = leftover.name.split(".")[-2]
         if owner == str(os.getpid()) or not _may_own(owner, leftover):
@@ -75,8 +107,14 @@ def sweep(folder: Path) -> None:
 
 
 def _may_own(process: str, file: Path) -> bool:
-    """Say whether a process lives that was there when a file was written: numbers are used again."""
+    """Say whether a living process may have written a file.
+
+    A process that started later has not: process numbers are used again. Systems without /proc do not
+    list their processes; there, a file may be in use until it is a day old.
+    """
     try:
+        if not Path("/proc/stat").exists():
+            return time.time() - file.stat().st_mtime < LEFT_BEHIND
         ticks = int(Path("/proc", process, "stat").read_text().rsplit(")", 1)[1].split()[19])
         boot = Path("/proc/stat").read_text().split("btime ")[1].split()[0]
         started = int(boot) + ticks / os.sysconf("SC_CLK_TCK")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from stacker.backbones.backbone import Backbone
 from stacker.bench.timing import seconds
+from stacker.errors import install_extra
 from stacker.progress import track
 
 SIZES = (1, 4, 8, 16, 32, 64)
@@ -54,7 +55,7 @@ def find_peers(
     Finding the best batches takes about `limit` seconds at most.
     """
     if find_spec("pytorch_grad_cam") is None:
-        advice = "pip install 'stacker[bench]'"
+        advice = install_extra("bench")
         return {}, [f"grad-cam was left out: the package is not installed ({advice})"]
     peers, notes = {}, []
     for name, (backbone, images_BCHW) in track(models.items(), "try grad-cam", len(models)):

@@ -18,7 +18,7 @@ import numpy as np
 
 from stacker.caches.format import ROWS, column_names
 from stacker.caches.reader import Cache, opened
-from stacker.errors import ConfigError
+from stacker.errors import ConfigError, install_extra
 from stacker.files import publish
 from stacker.run import BaseModel
 
@@ -83,7 +83,7 @@ def _zarr(cache: Cache, path: Path) -> None:
     try:
         import zarr
     except ImportError:
-        raise ConfigError("--zarr needs the zarr package; pip install 'stacker[zarr]'") from None
+        raise ConfigError("--zarr needs the zarr package", install_extra("zarr")) from None
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)

@@ -112,7 +112,9 @@ def verify(run: Run, as_json: bool) -> None:
 @takes_run
 @click.option("--npz", is_flag=True, help="One numpy archive per base model.")
 @click.option("--csv", is_flag=True, help="One table per base model, a line per image.")
-@click.option("--zarr", is_flag=True, help="One zarr group per base model; needs stacker[zarr].")
+@click.option(
+    "--zarr", is_flag=True, help="One zarr group per base model; needs pip install -e '.[zarr]'."
+)
 @out_option("Folder to write to; default: RUN/export.", folder=True)
 def export(run: Run, npz: bool, csv: bool, zarr: bool, out: Path | None) -> None:
     """Hand the caches of RUN to other tools: every array, with the rows and who made them."""

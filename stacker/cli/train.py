@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 def tune(config: Config, trials: int | None, backbones: tuple[str, ...], as_json: bool) -> None:
     """Search the settings in CONFIG's tune.space with Optuna, on the development cases alone.
 
-    A search that was interrupted goes on when it is called again. It needs: pip install 'stacker[tune]'.
+    A search that was interrupted goes on when it is called again. Optuna is needed:
+    pip install -e '.[tune]'.
     """
     from stacker.training.tuning.search import tune as search
 

@@ -8,7 +8,6 @@ kept: a comparison that was stopped goes on where it stood. `leaderboard` makes 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -201,12 +200,12 @@ def _work(what: str, tasks: Mapping[str, Task], jobs: int) -> dict[str, str]:
 
 def _attempts(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, bool, str | None]]:
     """Yield what `_attempt` says of the tasks as they are done; each process has one thread."""
-    number = jobs or len(os.sched_getaffinity(0))
+    from joblib import Parallel, cpu_count, delayed, parallel_config
+
+    number = jobs or cpu_count()  # those that this process may use, on every system
     if number == 1:
         yield from (_attempt(name, task) for name, task in tasks.items())
         return
-    from joblib import Parallel, delayed, parallel_config
-
     with parallel_config(backend="loky", inner_max_num_threads=1):
         work = Parallel(n_jobs=number, return_as="generator_unordered")
         yield from work(delayed(_attempt)(name, task) for name, task in tasks.items())

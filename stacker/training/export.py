@@ -27,7 +27,7 @@ from stacker.backbones.backbone import Backbone
 from stacker.backbones.checkpoint import load_checkpoint
 from stacker.backbones.weights import model_settings
 from stacker.data.folds import fold_name
-from stacker.errors import BackboneError, ConfigError, require_one_of
+from stacker.errors import BackboneError, ConfigError, install_extra, require_one_of
 from stacker.files import digest, file_sha256, publish, write_json
 from stacker.run import Run
 
@@ -137,7 +137,7 @@ def _write_onnx(path: Path, base: Backbone, about: Facts) -> Ask:
     try:
         _, _, runtime = (import_module(name) for name in ("onnx", "onnxscript", "onnxruntime"))
     except ImportError as error:
-        raise ConfigError(f"--to onnx: {error}; pip install 'stacker[export]'") from None
+        raise ConfigError(f"--to onnx: {error}", install_extra("export")) from None
     size = sum(tensor.nbytes for tensor in base.model.state_dict().values())
     if size > LARGEST_ONNX:
         raise BackboneError(f"{base.name}: {size / 1e9:.1f} GB, an ONNX file holds 2.1; use --to timm")

@@ -57,6 +57,9 @@ def check(command: list[str]) -> click.Context | None:
         wanted = re.findall(r"\[(.+)\]", words[-1])
         extras = {extra for found in wanted for extra in found.split(",")}
         assert extras <= settings["project"]["optional-dependencies"].keys(), extras
+        assert "stacker" not in (re.split(r"[\[=<>]", word)[0] for word in words), (
+            "another project on PyPI"
+        )
     return None
 
 

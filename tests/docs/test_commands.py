@@ -63,7 +63,8 @@ def test_every_command_is_in_the_readme() -> None:
         "stacker pack RUN more --out PATH",
         "stacker bench nothing",
         "make nothing",
-        "pip install 'stacker[nothing]'",
+        "pip install -e '.[nothing]'",
+        "pip install stacker",
     ],
 )
 def test_what_cannot_be_typed_is_found(command: str) -> None:

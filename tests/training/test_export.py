@@ -194,7 +194,7 @@ def test_what_onnx_cannot_do_is_refused(run: Run, monkeypatch: pytest.MonkeyPatc
 def test_onnx_without_its_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without onnxruntime the extra is named; a timm checkpoint needs none of it."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"pip install 'stacker\[export\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[export\]'"):
         export(run, "test_resnet", "holdout", "onnx")
     assert export(run, "test_resnet", "holdout", "timm").deviation < 1e-5
 

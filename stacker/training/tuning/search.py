@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from stacker.config.root import Config
-from stacker.errors import BackboneError, ConfigError, RunError, require_one_of
+from stacker.errors import BackboneError, ConfigError, RunError, install_extra, require_one_of
 from stacker.figures.canvas import save_figure
 from stacker.figures.training import draw_history, draw_importance, trial_caution
 from stacker.files import digest, held, publish, sweep
@@ -99,7 +99,7 @@ def _import_optuna() -> Any:
         import optuna
     except ImportError:
         raise ConfigError(
-            "stacker tune needs optuna, which is not installed: pip install 'stacker[tune]'"
+            "stacker tune needs optuna, which is not installed", install_extra("tune")
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -470,7 +470,7 @@ def test_what_is_missing_is_said(make_search: MakeSearch, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"tune\.space=\{train\.lr"):
         tune(config.model_copy(update={"tune": None}), None, [])
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r"pip install 'stacker\[tune\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[tune\]'"):
         tune(config, None, [])
 
 
