@@ -3,7 +3,7 @@
     StackerError            exit 1: something that the user can fix went wrong
     ├── ConfigError         exit 2: the config, an option or an argument is wrong
     ├── DataError           images, names or labels
-    │   └── UnreadableImages    pictures that cannot be decoded, with their rows
+    │   └── UnreadableImages    images that cannot be decoded, with their rows
     ├── BackboneError       a model, its weights or a checkpoint
     ├── RunError            a run directory that does not fit the config
     ├── StackError          a meta-learner that cannot be built, fitted or loaded
@@ -18,7 +18,14 @@ Anything that is not a StackerError is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os.path
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+SHOWN = 3  # names that a message gives before it counts the rest
+MOST_KINDS = 5
 
 
 class StackerError(Exception):
@@ -42,15 +49,28 @@ class DataError(StackerError):
     """Images, file names or labels are not usable."""
 
 
-class UnreadableImages(DataError):
-    """Some pictures cannot be decoded; `reasons` says why, by their row in the manifest."""
+class Unusable(NamedTuple):
+    """An image that cannot be used, and why."""
 
-    def __init__(self, reasons: dict[int, str], total: int) -> None:
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        """Return the path and the reason."""
+        return f"{self.path}: {self.why}"
+
+
+class UnreadableImages(DataError):
+    """Some images cannot be decoded; `reasons` says why, by their row in the manifest."""
+
+    def __init__(self, reasons: dict[int, Unusable], total: int) -> None:
         self.reasons = reasons
-        listed = "\n  ".join(reasons[row] for row in sorted(reasons))
+        listed = "\n  ".join(grouped(reasons[row] for row in sorted(reasons)))
+        complete = "'stacker check CONFIG' lists all of them in audit.json. "
         super().__init__(
-            f"{len(reasons)} of {total} images cannot be decoded; fix or remove them, or go on "
-            f"without them (--set data.on_error=skip):\n  {listed}"
+            f"{len(reasons)} of {total} images cannot be decoded:\n  {listed}\n"
+            f"{complete if len(reasons) > SHOWN else ''}"
+            "Fix or remove them, or continue without them (--set data.on_error=skip)"
         )
 
 
@@ -88,6 +108,33 @@ def require_one_of(kind: str, wanted: Iterable[str], known: Iterable[str]) -> No
 def install_extra(extra: str) -> str:
     """Say how the packages of an optional extra are installed; `stacker` on PyPI is another project."""
     return f"in the clone of stacker, run: pip install -e '.[{extra}]'"
+
+
+def first_few(names: Sequence[object], shown: int = SHOWN) -> str:
+    """Return 'a, b, c and 12 more'."""
+    listed = ", ".join(str(name) for name in names[:shown])
+    return f"{listed} and {len(names) - shown} more" if len(names) > shown else listed
+
+
+def grouped(images: Iterable[Unusable]) -> list[str]:
+    """Return a line for every kind of reason: how many images, where, and the first of them.
+
+    Reasons that differ in their numbers only are of one kind.
+    """
+    kinds: dict[str, list[Unusable]] = defaultdict(list)
+    for image in images:
+        kinds[re.sub(r"[\d.,]+", "", image.why)].append(image)
+    lines = []
+    for alike in list(kinds.values())[:MOST_KINDS]:
+        if len(alike) == 1:
+            lines.append(str(alike[0]))
+            continue
+        paths = [image.path for image in alike]
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+        named = first_few([os.path.relpath(path, folder or ".") for path in paths])
+        lines.append(f"{len(alike)} images in {folder or '.'}: {named}: {alike[0].why}")
+    rest = sum(len(alike) for alike in list(kinds.values())[MOST_KINDS:])
+    return [*lines, f"{plural(rest, 'image')} for other reasons"] if rest else lines
 
 
 def plural(number: int, noun: str) -> str:

@@ -30,9 +30,23 @@ def bar(label: str, total: int) -> Iterator[Callable[..., None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=600,  # a step may take minutes
+    ) as shown:
         task = shown.add_task(label, total=total)
         yield lambda steps, label=None: shown.update(task, advance=steps, description=label)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, such as '45 seconds' or '2.5 hours'."""
+    units = ((3600, "hours"), (60, "minutes"))
+    size, name = next((unit for unit in units if seconds >= 2 * unit[0]), (1, "seconds"))
+    number = seconds / size
+    return f"{number:.0f} {name}" if number >= 10 or size == 1 else f"{number:.1f} {name}"
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:

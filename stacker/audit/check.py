@@ -16,7 +16,7 @@ from stacker.audit.backbones import check_weights, fit_backbones
 from stacker.audit.data import audit
 from stacker.audit.report import Audit, Disk, Finding, Fit, Report, Severity, finding, sort
 from stacker.config.root import Config
-from stacker.data.disputed import dispute, disputed
+from stacker.data.disputed import dispute, disputed, disputed_rows
 from stacker.data.folds import Folds, make_folds
 from stacker.data.formats.registry import format_of, read_manifest
 from stacker.data.manifest import Manifest
@@ -59,16 +59,15 @@ def _audit(
     Raise where too few can be.
     """
     folder = config.artifacts / ".images"
-    unreadable = []
     try:
         pixels = open_store(folder, manifest, config.images)
     except UnreadableImages as error:
-        unreadable = [_unreadable(config, error)]
+        findings.append(_unreadable(config, error))  # before a class that is lost with them stops this
         manifest = manifest.without(error.reasons)
         folds = None if folds is None else make_folds(manifest, config.folds, config.seed)
         pixels = open_store(folder, manifest, config.images)
     audited = audit(manifest, folds, pixels, config.seed)
-    findings += [*unreadable, *audited.findings]
+    findings += audited.findings
     return audited, manifest.digest, "" if folds is None else folds.digest
 
 
@@ -97,7 +96,7 @@ def _unreadable(config: Config, error: UnreadableImages) -> Finding:
         "unreadable images",
         f"{plural(len(error.reasons), 'image')} cannot be used",
         "fix or remove them, or go on without them: data.on_error=skip" if stop else "",
-        [error.reasons[row] for row in sorted(error.reasons)],
+        [str(error.reasons[row]) for row in sorted(error.reasons)],
     )
 
 
@@ -114,7 +113,7 @@ def _check_disputed(config: Config, manifest: Manifest, findings: list[Finding])
     listed = [dispute(manifest, rows) for rows in groups]
     severity: Severity = "error" if stop else "warning"
     findings.append(finding(severity, "one file under two cases", text, advice, listed))
-    return manifest if stop else manifest.without(row for rows in groups for row in rows)
+    return manifest if stop else manifest.without(disputed_rows(manifest, groups))
 
 
 def _positive_by_name(config: Config, manifest: Manifest) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from stacker.data.folds import Folds
 from stacker.data.images import FLAT
 from stacker.data.manifest import Manifest, cases_by_class
 from stacker.data.store import Pixels
-from stacker.errors import plural
+from stacker.errors import SHOWN, first_few, plural
 
 Parts = Mapping[str, np.ndarray]
 FEW_CASES = 5
@@ -170,11 +170,12 @@ def check_sizes(manifest: Manifest) -> Iterable[Finding]:
             "give data.case_pattern, a column 'case', or the meta CSVs",
             unknown,
         )
-    for label, number in sorted(cases_by_class(manifest.images).items()):
-        if number < FEW_CASES:
-            text = f"'{label}' has {plural(number, 'case')}: "
-            text += "intervals will be wide, chance decides a split"
-            yield finding("warning", "few cases", text, "add cases, or say so in the paper")
+    cases = sorted(cases_by_class(manifest.images).items())
+    few = [f"'{label}' has {plural(number, 'case')}" for label, number in cases if number < FEW_CASES]
+    if few:
+        text = f"{first_few(few)}: intervals will be wide, and the split depends on chance"
+        listed = few if len(few) > SHOWN else []
+        yield finding("warning", "few cases", text, "add cases, or say so in the paper", listed)
     images = np.bincount(manifest.labels)
     if images.max() > 10 * images.min():
         most, least = manifest.classes[images.argmax()], manifest.classes[images.argmin()]

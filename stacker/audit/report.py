@@ -18,14 +18,13 @@ from stacker.files import publish, versions, write_json
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-MOST_EXAMPLES = 200
 SHOWN = 5  # examples on the page
 WHAT_IS_POSITIVE = "sensitivity, ROC curve, average precision and threshold are about it"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: how bad, what, in how many places, which (the first of them), what to do."""
+    """One thing found: how bad, what, in how many places, which, what to do."""
 
     severity: Severity
     topic: str
@@ -38,10 +37,8 @@ class Finding:
 def finding(
     severity: Severity, topic: str, message: str, advice: str = "", examples: Sequence[str] = ()
 ) -> Finding:
-    """Return a finding with as many places as there are examples, keeping the first of them."""
-    return Finding(
-        severity, topic, message, advice, max(1, len(examples)), tuple(examples[:MOST_EXAMPLES])
-    )
+    """Return a finding with as many places as there are examples."""
+    return Finding(severity, topic, message, advice, max(1, len(examples)), tuple(examples))
 
 
 def sort(findings: Iterable[Finding]) -> tuple[Finding, ...]:

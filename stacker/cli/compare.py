@@ -1,4 +1,4 @@
-"""The command that puts meta-learners side by side."""
+"""The command that compares meta-learners."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @RUN
-@set_option(
-    "Override a setting of stage three, e.g. --set stack.compare.meta=[svm,mlp]. May be repeated."
-)
+@set_option("Override a setting of 'stack', e.g. --set stack.compare.meta=[svm,mlp]. May be repeated.")
 @click.option(
-    "--jobs", type=click.IntRange(1), metavar="N", help="Processes at once; default: one per core."
+    "--jobs", type=click.IntRange(1), metavar="N", help="Parallel processes; default: one per core."
 )
-@click.option("--all", "everything", is_flag=True, help="Show every entry, not the best dozen stacks.")
+@click.option("--all", "everything", is_flag=True, help="Show every entry, not only the best 12 stacks.")
 @click.option(
     "--protocols",
     metavar="UNIT,...",
-    help="Instead, repeat the run split by these units (image, slide, case) and show the inflation.",
+    help="Instead, repeat the run split by these units (image, slide, case): by how much does leakage "
+    "inflate the scores?",
 )
+@click.option("--yes", is_flag=True, help="With --protocols: train without asking first.")
 @json_option("Print JSON instead of tables.")
 def compare(
     run_folder: Path,
@@ -37,29 +37,33 @@ def compare(
     jobs: int | None,
     everything: bool,
     protocols: str | None,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Fit every meta-learner on every choice of features of RUN, and write a leaderboard.
 
-    Beside them stand the base models and the mean of their probabilities, and every entry is fitted
-    again on permuted labels and shuffled maps. Everything is scored out of fold and on the test cases,
-    with intervals and paired differences. What is fitted already is kept. Writes RUN/compare/ and
-    RUN/figures/leaderboard.png.
+    The leaderboard also has the base models and the mean of their probabilities. As controls, every
+    entry is fitted again on permuted labels and on shuffled maps. All are scored out of fold and on the
+    test cases, with confidence intervals and paired differences. Finished fits are kept. Writes
+    RUN/compare/ and RUN/figures/leaderboard.png.
 
-    With --protocols, whole runs are trained again under splits that leak, to measure what they pretend.
+    With --protocols, the whole run is trained again under splits that leak. The command first says what
+    it will train and how long that takes, and on a terminal it asks before it starts.
     """
     from stacker.run import open_run
 
     for setting in overrides:
         if not setting.startswith("stack."):
             raise ConfigError(f"--set {setting}: only settings of 'stack' can be changed here")
+    if yes and protocols is None:
+        raise ConfigError("--yes goes with --protocols")
     run = open_run(run_folder, overrides)
     if protocols is not None:
         if overrides:
-            raise ConfigError(
-                "--set: the runs of --protocols differ in their split, and in nothing else"
-            )
-        _inflation(run, [unit.strip() for unit in protocols.split(",")], as_json)
+            raise ConfigError("--set cannot be used with --protocols: only the split may differ")
+        units = [unit.strip() for unit in protocols.split(",")]
+        _announce(run, units, yes)
+        _inflation(run, units, as_json)
     else:
         _leaderboard(run, jobs or 0, everything, as_json)
 
@@ -96,6 +100,24 @@ def _leaderboard(run: Run, jobs: int, everything: bool, as_json: bool) -> None:
     if comparison.failures:
         listed = [f"{name}: {why}" for name, why in comparison.failures.items()]
         raise Failure("\n  ".join([f"{len(listed)} entries could not be fitted:", *listed]), 1)
+
+
+def somebody_answers() -> bool:
+    """Say whether a person sits at a terminal."""
+    return sys.stdin.isatty()
+
+
+def _announce(run: Run, units: list[str], yes: bool) -> None:
+    """Say what will be trained and how long that takes; on a terminal, ask whether to go on."""
+    from stacker.comparison.inflation import time_of, work_to_do
+
+    works = work_to_do(run, units)
+    if not works:
+        return
+    click.echo("\n  ".join(["--protocols repeats the run:", *map(str, works)]), err=True)
+    click.echo(f"{time_of(works)}. Whatever is finished already is kept.", err=True)
+    if not yes and somebody_answers():
+        click.confirm("Continue?", abort=True, err=True)
 
 
 def _inflation(run: Run, units: list[str], as_json: bool) -> None:

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 @click.command()
 @takes_config
-@click.option("--strict", is_flag=True, help="Fail on warnings, too.")
-@out_option("Folder for audit.json and audit.md; default: the run's.", folder=True)
+@click.option("--strict", is_flag=True, help="Fail on warnings too.")
+@out_option("Folder for audit.json and audit.md; default: the run's folder.", folder=True)
 @json_option("Print the findings as JSON.")
 def check(config: Config, strict: bool, out: Path | None, as_json: bool) -> None:
-    """Find out what can go wrong with CONFIG and its data before GPU time is spent.
+    """Check CONFIG and its data before GPU time is spent.
 
-    Checks config, paths, weights, backbones and their map layers, free disk; audits the images for
-    leaks between the parts of the split, copies (mirrored, turned, re-encoded), contradictory labels,
-    and classes that are told by something other than tissue. Decoded images are kept for the run.
+    Checks the config, paths, weights, backbones with their map layers, and free disk space. Audits the
+    images for leakage between the parts of the split, duplicates (also mirrored, rotated or re-encoded),
+    contradictory labels, and shortcuts: classes that can be told without the tissue. Decoded images are
+    kept for the run. The table shows the worst findings; audit.md and audit.json have all of them.
 
-    Exit code: 0 when nothing is worse than a warning, 1 when there is an error (with --strict, also
-    when there is a warning), 2 when the config itself is wrong.
+    Exit code: 0 without errors, 1 with an error (with --strict, also with a warning), 2 when the config
+    itself is wrong.
     """
     from stacker.audit.check import check as examine
     from stacker.audit.report import worst, write
@@ -42,12 +43,12 @@ def check(config: Config, strict: bool, out: Path | None, as_json: bool) -> None
         print_json(report.findings)
     else:
         if report.audit is not None:
-            show(census_table(report.audit.census))
+            show(census_table(report.audit.census, f"{folder}/audit.md has all of them"))
             if report.audit.parts["own"]:
                 show(parts_table(report.audit.parts["own"], report.audit.split))
         show(backbones_table(report), findings_table(report.findings))
-    state = "" if written else " are of an earlier check, and stay: this one saw no image"
-    click.echo(f"{folder}/audit.json, audit.md{state}", err=as_json)
+    state = "Complete lists" if written else "Kept from an earlier check, because this one read no image"
+    click.echo(f"{state}: {folder}/audit.md, audit.json", err=as_json)
     severity = worst(report.findings)
     if severity == "error" or (strict and severity == "warning"):
         number = sum(finding.severity == severity for finding in report.findings)
@@ -56,29 +57,36 @@ def check(config: Config, strict: bool, out: Path | None, as_json: bool) -> None
 
 @click.group()
 def data() -> None:
-    """Look at a data set: count it, show it, see how it is split."""
+    """Look at a data set: count it, draw it, see how it is split."""
 
 
 @data.command()
 @takes_config
+@out_option("CSV for the complete list: every count, and every image left out with the reason.")
 @json_option("Print the counts as JSON.")
-def describe(config: Config, as_json: bool) -> None:
-    """Count the images, slides and cases of CONFIG's data by class, subtype, magnification and part."""
+def describe(config: Config, out: Path | None, as_json: bool) -> None:
+    """Count the images, slides and cases of CONFIG's data by class, subtype, magnification and part.
+
+    The table shows the first rows of a long list; --out writes all of them.
+    """
     from stacker.cli.tables.data import census_table
-    from stacker.data.census import census
+    from stacker.data.census import census, save_census
 
     manifest, _ = _open(config)
     counts = census(manifest)
     if as_json:
         print_json(counts)
     else:
-        show(census_table(counts))
+        show(census_table(counts, "--out FILE writes all of them"))
+    if out is not None:
+        save_census(manifest, counts, out)
+        click.echo(out, err=as_json)
 
 
 @data.command()
 @takes_config
 @click.option("--cases", default=8, show_default=True, type=click.IntRange(1), help="Cases per subtype.")
-@click.option("--seed", default=0, show_default=True, help="Which cases and images are drawn.")
+@click.option("--seed", default=0, show_default=True, help="Seed for the random choice.")
 @out_option("The PNG to write; default: figures/montage.png of the run.")
 def montage(config: Config, cases: int, seed: int, out: Path | None) -> None:
     """Draw random images of CONFIG's data, a row per subtype and a column per case."""
@@ -97,7 +105,7 @@ def montage(config: Config, cases: int, seed: int, out: Path | None) -> None:
 @out_option("The PNG to write; default: figures/split.png of the run.")
 @json_option("Print the parts' counts as JSON.")
 def split(config: Config, out: Path | None, as_json: bool) -> None:
-    """Show how CONFIG splits its data: the run's split where it has begun, else the one to come."""
+    """Show how CONFIG splits its data: the split of its run, or the one that a new run would get."""
     from stacker.cli.tables.data import parts_table
     from stacker.data.census import part_counts, parts_of
     from stacker.data.folds import make_folds
@@ -118,7 +126,7 @@ def split(config: Config, out: Path | None, as_json: bool) -> None:
 
 
 def _open(config: Config) -> tuple[Manifest, Folds | None]:
-    """Return the images and the split of the run, or the images that it would begin with."""
+    """Return the images and the split of the run, or the images that a new run would start with."""
     from stacker.data.disputed import undisputed
     from stacker.data.formats.registry import read_manifest
     from stacker.data.store import open_usable

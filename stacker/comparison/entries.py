@@ -8,6 +8,7 @@ kept: a comparison that was stopped goes on where it stood. `leaderboard` makes 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from stacker.config.learners import RULES
 from stacker.config.stacking import StackConfig
 from stacker.errors import StackerError
 from stacker.files import digest, read_json, write_json
-from stacker.progress import bar
+from stacker.progress import bar, duration
 from stacker.run import Run
 from stacker.scores.metrics import area_within
 from stacker.stacking.admission import open_caches
@@ -36,6 +37,7 @@ from stacker.stacking.tables import Caches, Tables
 log = logging.getLogger(__name__)
 METAS = ("logistic", "svm", "random_forest", "xgboost", "mlp", "convnet")
 Task = Callable[[], bool]  # says whether there was anything to do
+Costs = Mapping[str, float]  # seconds that tasks are expected to take, 0 where the result is there
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,19 @@ def compare(run: Run, jobs: int = 0) -> Comparison:
         design = Design.of(name, features, config.stack, config.seed, config.device)
         designs[entry_name(design)] = design
     fits = {n: partial(_fit, d, caches, folder / slug(n), facts) for n, d in designs.items()}
-    failures = _work("compare", fits, jobs)
+    to_fit = {name: float(not (folder / slug(name) / "stack.json").exists()) for name in fits}
+    failures = _work("compare", fits, to_fit, jobs)
     fitted = {name: design for name, design in designs.items() if name not in failures}
     controls = [control for name, design in fitted.items() for control in list_controls(name, design)]
     files = {c.name: folder / slug(c.entry) / f"{slug(c.kind)}.json" for c in controls}
     nulls = {c.name: partial(_draw, c, caches, draws, files[c.name], split) for c in controls}
-    failures |= _work("controls", nulls, jobs)
+    to_draw = {c.name: _seconds(designs[c.entry], caches, draws, files[c.name]) for c in controls}
+    if any(to_draw.values()):
+        shown = duration(sum(to_draw.values()) / _processes(jobs))
+        log.info(
+            "controls: %d of %d to fit, about %s", sum(map(bool, to_draw.values())), len(nulls), shown
+        )
+    failures |= _work("controls", nulls, to_draw, jobs)
     plain = caches.tables(["logits"], config.stack)
     before = baselines(caches, plain, run)
     entries = [Entry(n, "base", says, {"meta": "", "features": []}) for n, says in before.items()]
@@ -183,26 +192,54 @@ def _draw(control: Control, caches: Caches, draws: int, path: Path, split: str) 
     return True
 
 
-def _work(what: str, tasks: Mapping[str, Task], jobs: int) -> dict[str, str]:
-    """Do the tasks, in so many processes (0: one per core); return why some could not be done."""
-    failures = {}
+def _seconds(design: Design, caches: Caches, draws: int, path: Path) -> float:
+    """Return what a control of an entry will take, going by its fits; nothing where it is there."""
+    if path.exists():
+        return 0.0
+    fitted = read_json(path.with_name("stack.json"))["fit_seconds"]
+    parts = len(caches.folds) if len(caches.folds) > 1 else design.config.parts
+    return max(1e-3, draws * (parts - 1) * float(fitted) / len(design.seeds))
+
+
+def _processes(jobs: int) -> int:
+    """Return how many processes work at once: one per core unless the user says otherwise."""
+    from joblib import cpu_count
+
+    number: int = jobs or cpu_count()  # those that this process may use, on every system
+    return number
+
+
+def _work(what: str, tasks: Mapping[str, Task], costs: Costs, jobs: int) -> dict[str, str]:
+    """Do the tasks, the longest first, and say what is left; return why some could not be done.
+
+    The longest come first so that no process is left with one of them while the others have nothing.
+    """
+    failures, spent, total = {}, 0.0, sum(costs.values())
+    rest, paid = total, 0.0
+    ordered = {name: tasks[name] for name in sorted(tasks, key=lambda name: -costs[name])}
     with bar(what, len(tasks)) as advance:
-        for done, (name, new, problem) in enumerate(_attempts(tasks, jobs), 1):
-            advance(1)
+        for done, (name, new, problem, seconds) in enumerate(_attempts(ordered, jobs), 1):
+            advance(len(tasks) * costs[name] / total if total else 1)
+            rest -= costs[name]
+            if new:
+                spent, paid = spent + seconds, paid + costs[name]
+            left = ""
+            if paid and done < len(tasks):
+                left = f", about {duration(rest * spent / paid / _processes(jobs))} left"
             if problem is not None:
                 failures[name] = problem
                 log.warning("%s %d of %d: %s: %s", what, done, len(tasks), name, problem)
             else:
                 kept = "" if new else ", there already"
-                log.info("%s %d of %d: %s%s", what, done, len(tasks), name, kept)
+                log.info("%s %d of %d: %s%s%s", what, done, len(tasks), name, kept, left)
     return failures
 
 
-def _attempts(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, bool, str | None]]:
+def _attempts(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, bool, str | None, float]]:
     """Yield what `_attempt` says of the tasks as they are done; each process has one thread."""
-    from joblib import Parallel, cpu_count, delayed, parallel_config
+    from joblib import Parallel, delayed, parallel_config
 
-    number = jobs or cpu_count()  # those that this process may use, on every system
+    number = _processes(jobs)
     if number == 1:
         yield from (_attempt(name, task) for name, task in tasks.items())
         return
@@ -211,12 +248,14 @@ def _attempts(tasks: Mapping[str, Task], jobs: int) -> Iterator[tuple[str, bool,
         yield from work(delayed(_attempt)(name, task) for name, task in tasks.items())
 
 
-def _attempt(name: str, task: Task) -> tuple[str, bool, str | None]:
-    """Do a task; return its name, whether it was new, and what a user can fix where it failed."""
+def _attempt(name: str, task: Task) -> tuple[str, bool, str | None, float]:
+    """Do a task; return its name, whether it was new, what a user can fix if it failed, its seconds."""
+    started, new, problem = time.perf_counter(), False, None
     try:
-        return name, task(), None
+        new = task()
     except StackerError as error:
-        return name, False, str(error)
+        problem = str(error)
+    return name, new, problem, time.perf_counter() - started
 
 
 def _entry(design: Design, folder: Path) -> Entry:

@@ -1,26 +1,80 @@
-"""How much better a run looks when cases straddle its split: the same run, split by other units.
+"""How much a leaking split inflates the scores of a run: the same run, split by other units.
 
-Each unit is a run of its own, named after the one that it repeats, with all three stages; nothing else
-of the config changes. Splits by slide and by image leak across cases. Their scores are not results: they
-are the measure of what such a split pretends, and carry that on their label wherever they are written.
+Each unit is a run of its own, named after the original, with all three stages; nothing else of the
+config changes. Splits by slide and by image leak across cases. Their scores are not results: they measure
+how much such a split overstates them, and are labelled as leaking wherever they are written.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stacker import pipeline
 from stacker.comparison.leaderboard import write_rows
 from stacker.config.root import Config
-from stacker.errors import ConfigError, RunError
-from stacker.files import write_json
-from stacker.run import Run
+from stacker.errors import ConfigError, RunError, plural
+from stacker.files import read_json, write_json
+from stacker.progress import duration
+from stacker.run import FROZEN, BaseModel, Run
 
 log = logging.getLogger(__name__)
 UNITS = ("image", "slide", "case")
 SCORES = ("auc", "accuracy")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run split by another unit still needs: base models to train and caches to fill.
+
+    `seconds` is what they took in the run that is repeated; None where that is not known.
+    """
+
+    path: Path
+    models: int
+    caches: int
+    seconds: float | None
+
+    def __str__(self) -> str:
+        """Return what is to be done, and where."""
+        models, caches = plural(self.models, "base model"), plural(self.caches, "cache")
+        return f"{self.path}: {models} to train, {caches} to fill"
+
+
+def work_to_do(run: Run, units: Sequence[str]) -> list[Work]:
+    """Return what the runs split by other units still need, those that are complete left out."""
+    _require_units(run, units)
+    siblings = [Run(c.run_path, c) for c in (sibling(run, u) for u in units if u != run.folds.group)]
+    works = [_work_of(other, run) for other in siblings]
+    return [work for work in works if work.models or work.caches]
+
+
+def time_of(works: Sequence[Work]) -> str:
+    """Say how long some work will take, going by the run that is repeated."""
+    known = [work.seconds for work in works if work.seconds is not None]
+    if len(known) < len(works):
+        return "How long this takes is unknown: run.json has no times of the original run"
+    return f"About {duration(sum(known))}, going by the times of the original run"
+
+
+def _work_of(other: Run, run: Run) -> Work:
+    """Return what another run, of the same folds by name, still needs."""
+    bases = [BaseModel(name, fold.name) for name, fold in run.jobs()]
+    models = [base for base in bases if not other.model_file(*base).exists()]
+    frozen = [BaseModel(name, FROZEN) for name in run.config.frozen]
+    caches = [b for b in (*bases, *frozen) if not (other.cache_folder(*b) / "index.h5").exists()]
+    book = read_json(run.path / "run.json")
+    trained, cached = book.get("train", {}), book.get("cache", {})
+    try:
+        seconds = sum(float(trained[str(base)]["seconds"]) for base in models)
+        for times in (cached[str(base)] for base in caches):  # those filled in one pass share its time
+            seconds += times["seconds"] / (times["together_with"] + 1)
+    except KeyError:
+        return Work(other.path, len(models), len(caches), None)
+    return Work(other.path, len(models), len(caches), seconds)
 
 
 def measure_inflation(run: Run, units: Sequence[str]) -> dict[str, Any]:
@@ -67,18 +121,20 @@ def _require_units(run: Run, units: Sequence[str]) -> None:
     """Raise ConfigError for units that the images do not have, or that cannot be compared."""
     strange = [unit for unit in units if unit not in UNITS]
     if strange:
-        raise ConfigError(f"--protocols: {strange[0]!r} is no unit; expected some of {', '.join(UNITS)}")
+        raise ConfigError(f"--protocols: unknown unit {strange[0]!r}", f"choose from {', '.join(UNITS)}")
     if len(set(units)) < 2:
-        raise ConfigError("--protocols: name two units or more, e.g. --protocols image,slide,case")
+        raise ConfigError(
+            "--protocols: at least two units are needed", "e.g. --protocols image,slide,case"
+        )
     images = run.manifest.images
     for unit in set(units) - {"image"}:
         if not all(getattr(image, unit) for image in images):
-            raise ConfigError(f"--protocols: the {unit} of some images is not known; leave {unit} out")
+            raise ConfigError(f"--protocols: the {unit} of some images is unknown", f"leave {unit} out")
     config = run.config
     if "official" in (config.folds.test, config.folds.stack):
         raise RunError(
-            "--protocols: an official split has its own unit and cannot be cut by another; take shares "
-            "(folds.test=0.2) in a run of their own"
+            "--protocols: an official split cannot be repeated by another unit",
+            "start a run with shares instead (--set folds.test=0.2 --set run=NAME)",
         )
 
 

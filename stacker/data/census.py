@@ -1,15 +1,16 @@
-"""How many images, slides and cases there are of what: the numbers of a paper's data section."""
+"""The number of images, slides and cases, by class and so on: the numbers of a paper's data section."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stacker.data.folds import Folds
-from stacker.data.manifest import Manifest, rows_by
+from stacker.data.manifest import Manifest, rows_by, write_csv
 
 Counts = dict[str, int]
 VIEWS = {
@@ -18,6 +19,18 @@ VIEWS = {
     "magnification": "magnification",
     "part of the data set": "split",
 }
+
+
+def save_census(manifest: Manifest, counts: Mapping[str, Mapping[str, Counts]], path: Path) -> None:
+    """Write all counts as CSV, and a row with the reason for every image that was left out."""
+    columns = ("what", "name", "images", "slides", "cases", "why")
+    rows = [
+        (what, name, *(number[unit] for unit in columns[2:5]), "")
+        for what, names in counts.items()
+        for name, number in names.items()
+    ]
+    left_out = [("left out", image.path, 1, "", "", image.why) for image in manifest.left_out]
+    write_csv(path, columns, [*rows, *left_out])
 
 
 def census(manifest: Manifest) -> dict[str, dict[str, Counts]]:

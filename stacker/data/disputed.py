@@ -1,7 +1,7 @@
-"""Images that are equal to the byte and lie under two cases: nobody can say whose they are.
+"""Identical files that are listed under two cases: one of the two cases is wrong.
 
-One of them stands under a patient whom it does not show, and a split may part the two. A run is not
-begun with them.
+Nobody can say which, and a split may put one copy into training and the other into the test. So no run
+starts with them.
 """
 
 from __future__ import annotations
@@ -12,29 +12,34 @@ from collections.abc import Iterable
 from stacker.config.data import ImagesConfig
 from stacker.data.images import FLAT, decode_image, small_grey
 from stacker.data.manifest import Image, Manifest, rows_by
-from stacker.errors import DataError
+from stacker.errors import DataError, Unusable, first_few
 
 log = logging.getLogger(__name__)
 
 
 def undisputed(manifest: Manifest, config: ImagesConfig, on_error: str) -> Manifest:
-    """Return the manifest without disputed images; raise DataError where they shall stop it."""
+    """Return the manifest without disputed images, or raise DataError when they are to stop the run."""
     groups = disputed(manifest, config)
     if not groups:
         return manifest
-    rows = [row for group in groups for row in group]
+    rows = disputed_rows(manifest, groups)
     meaning = (
-        f"{len(rows)} of {len(manifest.images)} images are equal to the byte to an image of another "
-        f"case, first {dispute(manifest, groups[0])}"
+        f"{len(rows)} of {len(manifest.images)} images are identical files listed under two cases: "
+        f"{first_few([dispute(manifest, group) for group in groups])}"
     )
     if on_error == "stop":
         raise DataError(
-            f"{meaning}: one of the two cases is wrong, and a split may cut it",
-            "correct the cases or remove the files, or leave out all that are concerned "
-            "(--set data.on_error=skip)",
+            f"{meaning}. One of the two cases is wrong, and a split by case would leak",
+            "correct the cases, remove the files, or leave all of them out (--set data.on_error=skip)",
         )
-    log.warning("left out: %s: nobody can say whose they are", meaning)
+    log.warning("left out: %s", meaning)
     return manifest.without(rows)
+
+
+def disputed_rows(manifest: Manifest, groups: Iterable[Iterable[int]]) -> dict[int, Unusable]:
+    """Return why each row of some disputed groups cannot be used."""
+    why = "identical file under two cases"
+    return {row: Unusable(manifest.images[row].path, why) for group in groups for row in group}
 
 
 def disputed(manifest: Manifest, config: ImagesConfig) -> list[list[int]]:

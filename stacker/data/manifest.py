@@ -11,19 +11,21 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from stacker.errors import DataError
+from stacker.errors import SHOWN, DataError, Unusable, grouped
 from stacker.files import publish
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 SPLITS = ("train", "valid", "test")
 SPLIT_NAMES = {
@@ -54,15 +56,20 @@ class Image:
     sha256: str = ""
 
 
-COLUMNS = tuple(field.name for field in fields(Image))
+COLUMNS = tuple(column.name for column in fields(Image))
+LEFT_OUT = "left_out.csv"  # beside the manifest of a run
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images of a run in a fixed order, and the classes in the order of their indices."""
+    """The images of a run in a fixed order, and the classes in the order of their indices.
+
+    `left_out` are the images that could not be used; they are no part of what the manifest stands for.
+    """
 
     images: tuple[Image, ...]
     classes: tuple[str, ...]
+    left_out: tuple[Unusable, ...] = field(default=(), compare=False)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -159,11 +166,11 @@ class Manifest:
         wanted = set(members)
         return np.flatnonzero([group in wanted for group in self.groups(unit)])
 
-    def without(self, rows: Iterable[int]) -> Manifest:
+    def without(self, unusable: Mapping[int, Unusable]) -> Manifest:
         """Return the manifest less some rows; raise DataError when a class goes with them."""
-        dropped = set(rows)
-        kept = [image for n, image in enumerate(self.images) if n not in dropped]
-        return make_manifest(kept, self.classes)
+        kept = [image for row, image in enumerate(self.images) if row not in unusable]
+        left_out = (*self.left_out, *(unusable[row] for row in sorted(unusable)))
+        return make_manifest(kept, self.classes, left_out=left_out)
 
     def describe(self) -> str:
         """Say in a line what is here."""
@@ -191,8 +198,21 @@ def cases_by_class(images: Iterable[Image]) -> Counter[str]:
     return Counter(label for _, label in {(i.case, i.label) for i in images if i.case})
 
 
+def warn_left_out(images: Sequence[Unusable]) -> None:
+    """Log how many images are left out and why, and where all of them are listed."""
+    for line in grouped(images):
+        log.warning("left out: %s", line)
+    if len(images) > SHOWN:
+        log.warning(
+            "all images left out: %s of the run, or 'stacker data describe CONFIG --out FILE'", LEFT_OUT
+        )
+
+
 def make_manifest(
-    images: Sequence[Image], classes: Sequence[str] | None = None, positive: str | None = None
+    images: Sequence[Image],
+    classes: Sequence[str] | None = None,
+    positive: str | None = None,
+    left_out: tuple[Unusable, ...] = (),
 ) -> Manifest:
     """Return the images with their classes, sorted unless an order is given, the positive one last.
 
@@ -211,15 +231,23 @@ def make_manifest(
             f"the images are of the classes {', '.join(sorted(counts))}, expected {', '.join(order)}; "
             "look at data.classes, and at the images that were left out"
         )
-    return Manifest(tuple(images), order)
+    return Manifest(tuple(images), order, left_out)
 
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
-    """Publish the manifest as CSV."""
+    """Publish the manifest as CSV, and beside it the images that were left out."""
+    rows = ([getattr(image, name) for name in COLUMNS] for image in manifest.images)
+    if manifest.left_out:
+        write_csv(path.with_name(LEFT_OUT), Unusable._fields, manifest.left_out)
+    write_csv(path, COLUMNS, rows)
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Publish a table."""
     with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(image, name) for name in COLUMNS] for image in manifest.images)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def load_manifest(

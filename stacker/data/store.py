@@ -18,7 +18,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,8 @@ import numpy as np
 
 from stacker.config.data import ImagesConfig
 from stacker.data.images import MIN_SIDE, UnusableError, decode_bytes, open_array, resize
-from stacker.data.manifest import Manifest
-from stacker.errors import DataError, UnreadableImages
+from stacker.data.manifest import Manifest, warn_left_out
+from stacker.errors import DataError, UnreadableImages, Unusable, grouped, plural
 from stacker.files import digest, held, read_json, require_space, write_json
 from stacker.progress import bar
 
@@ -80,7 +80,10 @@ class InPlace:
             content = np.asarray(self.arrays[self.file[row]][self.row[row]]).tobytes()
             if hashlib.sha256(content).hexdigest() != manifest.images[row].sha256:
                 where = f"{manifest.images[row].path}: row {self.row[row]}"
-                raise DataError(f"{where} has changed since it was listed; start a new run")
+                raise DataError(
+                    f"{where} has changed since it was listed",
+                    "restore the file, or start a new run (--set run=NAME)",
+                )
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -117,7 +120,7 @@ def open_store(folder: Path, manifest: Manifest, config: ImagesConfig) -> Pixels
     paths = {image.sha256: image.path for image in manifest.images}
     file, index = _find(folder, _kind(config), paths.keys()) or _pack(folder, paths, config)
     reasons = {
-        row: f"{image.path}: {index['unreadable'][image.sha256]}"
+        row: Unusable(image.path, index["unreadable"][image.sha256])
         for row, image in enumerate(manifest.images)
         if image.sha256 in index["unreadable"]
     }
@@ -131,14 +134,13 @@ def open_store(folder: Path, manifest: Manifest, config: ImagesConfig) -> Pixels
 def open_usable(
     folder: Path, manifest: Manifest, config: ImagesConfig, on_error: str
 ) -> tuple[Manifest, Pixels]:
-    """Open the store of what can be decoded; what cannot be stops it, or is left out and said."""
+    """Open the store; images that cannot be decoded raise UnreadableImages, or are left out."""
     try:
         return manifest, open_store(folder, manifest, config)
     except UnreadableImages as error:
         if on_error == "stop":
             raise
-        for reason in error.reasons.values():
-            log.warning("left out: %s", reason)
+        warn_left_out(list(error.reasons.values()))
         rest = manifest.without(error.reasons)
         return rest, open_store(folder, rest, config)
 
@@ -222,9 +224,11 @@ def _append(
         for start in range(done, len(sources), step):
             block = sources[start : start + step]
             decoded = list(pool.map(obtain, block))  # Pillow frees the GIL
-            gone = [str(row) for row in decoded if isinstance(row, DataError)]
-            if gone:
-                raise DataError("\n  ".join([f"{len(gone)} images cannot be packed:", *gone]))
+            _refuse_changed(
+                Unusable(path, row.what)
+                for (_, path), row in zip(block, decoded, strict=True)
+                if isinstance(row, DataError)
+            )
             for (sha256, _), row in zip(block, decoded, strict=True):
                 if isinstance(row, UnusableError):
                     unreadable[sha256] = str(row)
@@ -234,6 +238,14 @@ def _append(
             os.fsync(partial.fileno())
             advance(len(block))
     return unreadable
+
+
+def _refuse_changed(images: Iterable[Unusable]) -> None:
+    """Raise DataError for files that are no longer what was listed."""
+    gone = list(images)
+    if gone:
+        listed = "\n  ".join([f"{plural(len(gone), 'image')} cannot be packed:", *grouped(gone)])
+        raise DataError(listed, "restore the files, or start a new run (--set run=NAME)")
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
@@ -251,10 +263,10 @@ def _decode_source(
     try:
         content = Path(path).read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
-            return DataError(f"{path}: has changed since it was listed; start a new run")
+            return DataError("has changed since it was listed")
         return decode_bytes(content, config)
     except OSError as error:
-        return DataError(f"{path}: cannot be read: {error.strerror}")
+        return DataError(f"cannot be read: {error.strerror}")
     except UnusableError as error:
         return error
 
@@ -270,7 +282,7 @@ def _reasons_of_blank_rows(
         for row in np.flatnonzero([not row.any() for row in rows]):
             decoded = _decode_source(sources[row], config)
             if isinstance(decoded, DataError):
-                raise decoded
+                _refuse_changed([Unusable(sources[row][1], decoded.what)])
             if isinstance(decoded, UnusableError):
                 reasons[sources[row][0]] = str(decoded)
     return reasons

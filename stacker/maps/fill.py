@@ -30,7 +30,7 @@ from stacker.maps.cam import Wanted, look
 from stacker.maps.extract import classifier_bias, extract
 from stacker.maps.formulas import PERTURB
 from stacker.maps.targets import Target, keep_frozen, list_targets
-from stacker.progress import bar
+from stacker.progress import bar, duration
 from stacker.run import Run
 
 log = logging.getLogger(__name__)
@@ -242,11 +242,5 @@ def _warn_of_cost(gaps: _Gaps, backbone: Backbone, pixels: Pixels, machine: Mach
             seconds = time.perf_counter() - started
             log.warning(
                 "cache %s: %s takes %.2g s per image, %s for the %d images to do",
-                *(gaps.target.name, method, seconds, _duration(seconds * gaps.images), gaps.images),
+                *(gaps.target.name, method, seconds, duration(seconds * gaps.images), gaps.images),
             )
-
-
-def _duration(seconds: float) -> str:
-    units = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
-    size, name = next((unit for unit in units if seconds >= 2 * unit[0]), units[-1])
-    return f"{seconds / size:.1f} {name}"

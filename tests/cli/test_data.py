@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from stacker.data.formats.registry import read_manifest
 from stacker.figures.data import pick
 from stacker.training.begin import begin
 from tests.commands import call, expect_refusal
+from tests.pictures import write_table
 
 WriteConfig = Callable[..., Path]
 
@@ -59,6 +61,51 @@ def test_describe(write_config: WriteConfig) -> None:
     assert counts["total"]["all"]["cases"] == 24
     assert len(counts["subtype"]) == 8
     assert "tubular_adenoma" in call("data", "describe", write_config()).stdout
+
+
+def many_classes(tmp_path: Path, write_config: WriteConfig) -> Path:
+    """Return the config of 60 classes of two cases each, and 60 more images that cannot be read."""
+    rows = [[f"{n:03d}.png", f"class{n % 60:02d}", f"case{n}"] for n in range(180)]
+    table = write_table(tmp_path / "set.csv", "path,label,case", rows)
+    for n in range(120, 180):
+        (tmp_path / f"{n:03d}.png").write_bytes(b"no picture")
+    data = {"path": str(table), "format": "csv", "masks": None, "on_error": "skip", "task": "subtype"}
+    return write_config(data=data, folds={"validation": 0.3})
+
+
+def test_long_lists_are_cut_on_the_terminal_and_complete_in_a_file(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    """Sixty classes and sixty broken images take a few lines; --out has each of them."""
+    path, out = many_classes(tmp_path, write_config), tmp_path / "all.csv"
+    done = call("-q", "data", "describe", path, "--out", out)
+    assert len(done.output.splitlines()) <= 25
+    assert "60 images in" in done.stderr
+    assert "120.png, 121.png, 122.png and 57 more: not an image" in " ".join(done.stderr.split())
+    assert "and 57 more" in done.stdout
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["name"] for row in rows if row["what"] == "class"} == {
+        f"class{n:02d}" for n in range(60)
+    }
+    left_out = [row for row in rows if row["what"] == "left out"]
+    assert len(left_out) == 60
+    assert left_out[0]["why"].startswith("not an image")
+
+
+def test_a_check_of_many_faults_fits_on_a_terminal(write_config: WriteConfig, tmp_path: Path) -> None:
+    """No table of it grows with the classes or the images; audit.json has every one."""
+    folder = tmp_path / "report"
+    done = call("-q", "check", many_classes(tmp_path, write_config), "--out", folder)
+    tables = done.stdout.split("Backbones")
+    assert len(tables[0].splitlines()) <= 25
+    assert len(tables[1].splitlines()) <= 25
+    assert len(done.stderr.splitlines()) <= 5
+    findings = json.loads((folder / "audit.json").read_text())["findings"]
+    unreadable = next(f for f in findings if f["topic"] == "unreadable images")
+    assert len(unreadable["examples"]) == 60
+    few = next(finding for finding in findings if finding["topic"] == "few cases")
+    assert len(few["examples"]) == 60
 
 
 def test_split_shows_the_split_of_the_run(write_config: WriteConfig, tmp_path: Path) -> None:

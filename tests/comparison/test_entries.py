@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from stacker.cli.main import main
 from stacker.cli.tables.common import LEAK_STYLE
 from stacker.cli.tables.comparison import inflation_table, leaderboard_table, shown_models, verdicts
 from stacker.comparison.entries import entry_name, grid, slug
-from stacker.comparison.inflation import measure_inflation
+from stacker.comparison.inflation import measure_inflation, time_of, work_to_do
 from stacker.config.root import Config
 from stacker.config.stacking import StackConfig
 from stacker.errors import ConfigError
@@ -330,11 +332,36 @@ def test_leaking_bars_are_red(inflated: dict[str, Any]) -> None:
     }
 
 
+def test_what_will_be_trained_is_said_first(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many base models and caches, where, and how long; what is finished is not counted."""
+    run, other = open_run(finished.run_path), finished.artifacts / "small-by-image"
+    (work,) = work_to_do(run, ["image", "case"])
+    assert (work.path, work.models, work.caches) == (other, 2, 2)
+    book = json.loads((run.path / "run.json").read_text())
+    times = [book["train"][f"{name}/holdout"]["seconds"] for name in run.config.backbones]
+    caches = [book["cache"][f"{name}/holdout"]["seconds"] for name in run.config.backbones]
+    assert work.seconds == pytest.approx(sum(times) + sum(caches) / 2)
+    assert time_of([work]).startswith("About ")
+    assert "unknown" in time_of([replace(work, seconds=None)])
+    monkeypatch.setattr("stacker.comparison.inflation.measure_inflation", lambda *_: sys.exit(3))
+    arguments = ["compare", str(run.path), "--protocols", "image,case"]
+    done = CliRunner().invoke(main, arguments)  # no terminal: nobody is asked
+    assert done.exit_code == 3
+    assert f"{other}: 2 base models to train, 2 caches to fill" in done.stderr
+    monkeypatch.setattr("stacker.cli.compare.somebody_answers", lambda: True)
+    assert CliRunner().invoke(main, arguments, input="n\n").exit_code == 1
+    assert CliRunner().invoke(main, arguments, input="y\n").exit_code == 3
+    assert CliRunner().invoke(main, [*arguments, "--yes"]).exit_code == 3
+    shutil.copytree(run.path, other)
+    assert work_to_do(run, ["image", "case"]) == []
+    assert "to train" not in CliRunner().invoke(main, arguments).stderr
+
+
 def test_units_that_cannot_be_compared(finished: Config) -> None:
     """Unknown units, and one alone, are refused before anything is trained."""
     run = open_run(finished.run_path)
-    with pytest.raises(ConfigError, match="'patient' is no unit; expected some of image, slide, case"):
+    with pytest.raises(ConfigError, match="unknown unit 'patient'; choose from image, slide, case"):
         measure_inflation(run, ["image", "patient"])
-    with pytest.raises(ConfigError, match="name two units or more"):
+    with pytest.raises(ConfigError, match="at least two units"):
         measure_inflation(run, ["case"])
     assert not (finished.artifacts / "small-by-image").exists()

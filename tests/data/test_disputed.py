@@ -45,8 +45,8 @@ def test_a_run_is_not_begun_with_them(of_cases: MakeStudy) -> None:
     """The first pair is named with its cases, and what to do; nothing is written."""
     config = of_cases("01-0.png", "05-2.png")
     expected = (
-        r"^3 of 48 images are equal to the byte to an image of another case, first 00-0\.png "
-        r"\(case case00\) = 01-0\.png \(case case01\): .*data\.on_error=skip"
+        r"^3 of 48 images are identical files listed under two cases: 00-0\.png "
+        r"\(case case00\) = 01-0\.png \(case case01\)\. .*data\.on_error=skip"
     )
     with pytest.raises(DataError, match=expected):
         begin(config)

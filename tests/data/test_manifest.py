@@ -11,7 +11,7 @@ from PIL import Image as Picture
 from stacker.config.data import DataConfig
 from stacker.data.formats.registry import read_manifest
 from stacker.data.manifest import load_manifest, save_manifest
-from stacker.errors import DataError
+from stacker.errors import DataError, Unusable
 
 NAMES = (
     "SOB_B_A-14-22549AB-100-001.png",
@@ -78,7 +78,7 @@ def test_magnifications_are_filtered(flat: Path) -> None:
     """Only the wanted magnifications are read, and one that is not there is named."""
     manifest = read_manifest(DataConfig(path=flat, magnifications=[100]))
     assert {image.magnification for image in manifest.images} == {100}
-    with pytest.raises(DataError, match=r"magnification in \[40\]; found \[100, 200, 400\]"):
+    with pytest.raises(DataError, match=r"has magnification 40; found 100, 200, 400; change"):
         read_manifest(DataConfig(path=flat, magnifications=[40]))
 
 
@@ -131,3 +131,14 @@ def test_empty_and_missing_folders_are_refused(tmp_path: Path) -> None:
         read_manifest(DataConfig(path=tmp_path))
     with pytest.raises(DataError, match="no folder at"):
         read_manifest(DataConfig(path=tmp_path / "nowhere"))
+
+
+def test_images_that_were_left_out_are_listed_beside_the_manifest(flat: Path, tmp_path: Path) -> None:
+    """Each with its reason; the digest, and the manifest that is read again, know nothing of them."""
+    whole = read_manifest(DataConfig(path=flat))
+    rest = whole.without({0: Unusable("a.png", "too small, 4x5")})
+    assert [image.path for image in rest.left_out] == ["a.png"]
+    save_manifest(rest, tmp_path / "manifest.csv")
+    assert (tmp_path / "left_out.csv").read_text().splitlines() == ["path,why", 'a.png,"too small, 4x5"']
+    again = load_manifest(tmp_path / "manifest.csv")
+    assert (again, again.digest) == (rest, rest.digest)

@@ -20,7 +20,7 @@ from stacker.data.formats.registry import read_manifest
 from stacker.data.images import decode, decode_bytes, decode_image
 from stacker.data.manifest import Manifest
 from stacker.data.store import bytes_to_pack, open_store
-from stacker.errors import DataError, UnreadableImages
+from stacker.errors import DataError, UnreadableImages, Unusable, first_few, grouped
 from tests.datasets import CHUNKED, pcam, write_part
 
 SIZE = ImagesConfig(size=32)
@@ -107,6 +107,7 @@ def test_all_broken_images_are_listed(manifest: Manifest, tmp_path: Path) -> Non
         open_store(tmp_path, manifest, SIZE)
     assert str(first) in str(caught.value)
     assert f"{second}: not an image" in str(caught.value)
+    assert caught.value.reasons[1].path == str(second)
     assert sorted(caught.value.reasons) == [0, 1]
 
 
@@ -161,7 +162,7 @@ def test_reasons_survive_a_kill(manifest: Manifest, tmp_path: Path, watch: Calla
     watch()
     with pytest.raises(UnreadableImages) as caught:
         open_store(tmp_path / "store", manifest, SIZE)
-    assert caught.value.reasons == {
+    assert {row: str(unusable) for row, unusable in caught.value.reasons.items()} == {
         1: f"{broken}: not an image, or of a format that Pillow does not know"
     }
     rest = open_store(tmp_path / "store", manifest.without(caught.value.reasons), SIZE)
@@ -175,7 +176,9 @@ def test_a_subset_is_served_from_the_same_file(
     """Fewer images, or those of one magnification, are packed already; of more, the new are decoded."""
     whole = open_store(tmp_path / "store", manifest, SIZE)[:]
     calls = watch()
-    fewer = open_store(tmp_path / "store", manifest.without([0, 3]), SIZE)
+    fewer = open_store(
+        tmp_path / "store", manifest.without(dict.fromkeys((0, 3), Unusable("", ""))), SIZE
+    )
     assert np.array_equal(fewer[:], np.delete(whole, [0, 3], axis=0))
     folder = Path(manifest.images[0].path).parent
     at_200 = read_manifest(DataConfig(path=folder, magnifications=[200]))
@@ -226,7 +229,7 @@ def test_a_file_that_changed_after_it_was_listed_is_refused(
     else:
         Picture.new("RGB", (40, 40)).save(path)
     reason = {"gone": "cannot be read: No such file", "content": "has changed since it was listed"}
-    with pytest.raises(DataError, match=f"1 images cannot be packed:\n  {path}: {reason[change]}"):
+    with pytest.raises(DataError, match=f"1 image cannot be packed:\n  {path}: {reason[change]}"):
         open_store(tmp_path / "store", manifest, SIZE)
     assert not list((tmp_path / "store").glob("*.npy"))
 
@@ -281,3 +284,14 @@ def test_arrays_are_resized_on_the_way(tmp_path: Path) -> None:
     for row, source in zip(pixels, array[[3, 1]], strict=True):
         resized = Picture.fromarray(source).resize((48, 48), Picture.Resampling.BICUBIC)
         assert np.array_equal(row, np.asarray(resized))
+
+
+def test_reasons_are_grouped() -> None:
+    """Those that differ in numbers only are one kind: three are named, and the rest counted."""
+    small = [Unusable(f"/d/{n}/x.png", f"50x{n} is too small") for n in range(5)]
+    other = [Unusable(f"/e/{n}", "abcdefgh"[n]) for n in range(8)]
+    first, *rest, last = grouped([*small, *other])
+    assert first == "5 images in /d: 0/x.png, 1/x.png, 2/x.png and 2 more: 50x0 is too small"
+    assert rest == [f"/e/{n}: {'abcdefgh'[n]}" for n in range(4)]
+    assert last == "4 images for other reasons"
+    assert first_few(["a", "b", "c"]) == "a, b, c"

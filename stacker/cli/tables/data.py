@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from stacker.cli.tables.common import make_table, number
+from stacker.errors import SHOWN, first_few, plural
 
 if TYPE_CHECKING:
     from stacker.audit.report import Finding, Report
     from stacker.caches.summary import Summary
     from stacker.maps.verify import Verdict
 
+MOST_ROWS, MOST_CLASSES = 18, 8  # of a census, and of a table of parts
+MOST_FINDINGS = 8
 COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 Counts = Mapping[str, Mapping[str, int]]  # images, slides and cases by name
 
@@ -28,7 +32,8 @@ def caches_table(summaries: Sequence[Summary]) -> Table:
         grids = dict.fromkeys(f"{height}x{width}" for _, height, width in s.maps.values())
         maps = f"{', '.join(s.methods)} on {', '.join(grids)}" if s.maps else ""
         rate = "" if s.images_per_second is None else f"{s.images_per_second:g}"
-        rate += f" with {s.together_with} more" if s.together_with else ""
+        others = plural(s.together_with, "other cache") if s.together_with else ""
+        rate += f" (together with {others})" if others else ""
         sizes = (str(s.embedding), f"{s.megabytes:.2f}", f"{s.kilobytes_per_image:.2f}", rate)
         layers = ", ".join(s.layers)
         table.add_row(f"{s.backbone}/{s.fold}", images, maps, *sizes, layers, s.checkpoint)
@@ -48,32 +53,49 @@ def flags_table(summaries: Sequence[Summary]) -> Table:
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
     """Return the state of each cache of a run."""
     rows = (
-        (v.name, f"{v.whole} of {v.parts}", str(v.images), "\n".join(v.problems) or "whole")
+        (v.name, f"{v.whole} of {v.parts}", str(v.images), _first_lines(v.problems) or "whole")
         for v in verdicts
     )
     return make_table("Caches", ("cache", "whole parts", "images", "state"), rows)
 
 
-def census_table(census: Mapping[str, Counts]) -> Table:
-    """Return the number of images, slides and cases of everything that is told apart."""
+def census_table(census: Mapping[str, Counts], complete: str) -> Table:
+    """Return the number of images, slides and cases by class, subtype and so on.
+
+    Where the table would get long, long views show their first rows and count the rest; `complete` says
+    where all of them are. A view that repeats another one is left out.
+    """
     units = ("images", "slides", "cases")
     table = make_table("Data", ["", "", *map(number, units)])
+    views: dict[str, tuple[str, Counts]] = {}
     for view, rows in census.items():
-        for i, (name, counts) in enumerate(rows.items()):
-            cells = (str(counts[unit] or "-") for unit in units)
-            table.add_row("" if i else view, escape(name), *cells, end_section=i == len(rows) - 1)
+        views.setdefault(str(rows), (view, rows))
+    long = sum(len(rows) for _, rows in views.values()) > MOST_ROWS
+    for view, rows in views.values():
+        shown = list(rows)[:SHOWN] if long and len(rows) > SHOWN + 1 else list(rows)
+        for i, name in enumerate(shown):
+            cells = (str(rows[name][unit] or "-") for unit in units)
+            table.add_row("" if i else view, escape(name), *cells)
+        if len(shown) < len(rows):
+            images = sum(rows[name]["images"] for name in rows if name not in shown)
+            table.add_row("", f"and {len(rows) - len(shown)} more", str(images), "", "")
+            table.caption = complete
+        table.add_section()
     return table
 
 
 def parts_table(parts: Mapping[str, Counts], split: str) -> Table:
     """Return images and cases of every part of a split, in all and by class."""
-    classes = list(next(iter(parts.values())))
+    names = list(next(iter(parts.values())))
+    classes = names if len(names) <= MOST_CLASSES + 1 else names[:MOST_CLASSES]
+    rest = len(names) - len(classes)
     title = f"Images (cases) by part: {split}"
     rows = (
         [part, *(f"{counts[name]['images']} ({counts[name]['cases'] or '-'})" for name in classes)]
         for part, counts in parts.items()
     )
-    return make_table(title, ["part", *map(escape, classes)], rows, min_width=len(title))
+    caption = f"and {rest} more classes: audit.md has all of them" if rest else None
+    return make_table(title, ["part", *map(escape, classes)], rows, caption, min_width=len(title))
 
 
 def backbones_table(report: Report) -> Table:
@@ -97,15 +119,23 @@ def backbones_table(report: Report) -> Table:
     return table
 
 
+def _first_lines(lines: Sequence[str]) -> str:
+    """Return the first lines, and the number of the rest."""
+    more = [f"and {len(lines) - SHOWN} more (--json)"] if len(lines) > SHOWN else []
+    return "\n".join([*lines[:SHOWN], *more])
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """Return the findings, the worst first, with the first examples."""
-    headings = ("severity", "what", "found", "what to do")
-    table = make_table("Findings", headings, show_lines=True)
-    for finding in findings:
-        more = [f"... and {finding.count - 3} more"] if finding.count > 3 else []
-        text = "\n".join([finding.message, *finding.examples[:3], *more])
+    """Return the worst findings, each with its first examples; count the others."""
+    table = make_table("Findings", ("severity", "what", "found", "what to do"))
+    for finding in findings[:MOST_FINDINGS]:
+        examples = f" ({first_few(finding.examples)})" if finding.examples else ""
         severity = f"[{COLOURS[finding.severity]}]{finding.severity}[/]"
-        table.add_row(severity, finding.topic, escape(text), finding.advice)
+        table.add_row(severity, finding.topic, escape(finding.message + examples), finding.advice)
     if not findings:
         table.add_row("none", "", "", "")
+    if len(findings) > MOST_FINDINGS:
+        others = Counter(finding.severity for finding in findings[MOST_FINDINGS:])
+        listed = " and ".join(plural(number, severity) for severity, number in others.items())
+        table.caption = f"and {listed} more: audit.md has all of them"
     return table

@@ -24,8 +24,16 @@ from stacker.data.formats.folders import FOLDER, IDC
 from stacker.data.formats.format import Format
 from stacker.data.formats.pcam import PCAM
 from stacker.data.formats.table import TABLE
-from stacker.data.manifest import Image, Manifest, make_manifest
-from stacker.errors import ConfigError, DataError, UnreadableImages, require_one_of
+from stacker.data.manifest import Image, Manifest, make_manifest, warn_left_out
+from stacker.errors import (
+    ConfigError,
+    DataError,
+    UnreadableImages,
+    Unusable,
+    first_few,
+    plural,
+    require_one_of,
+)
 from stacker.progress import track
 
 log = logging.getLogger(__name__)
@@ -46,7 +54,10 @@ def format_of(config: DataConfig) -> Format:
     for setting in ("case_pattern", "fold_list"):
         if getattr(config, setting) is not None and setting not in chosen.takes:
             others = " and ".join(name for name, kind in FORMATS.items() if setting in kind.takes)
-            raise ConfigError(f"data.{setting} is for {others}; {config.format} takes none")
+            raise ConfigError(
+                f"data.{setting} is for format {others}, and data.format is {config.format}",
+                f"remove data.{setting}",
+            )
     return chosen
 
 
@@ -54,31 +65,36 @@ def read_manifest(config: DataConfig) -> Manifest:
     """Read the data set; raise DataError when the paths, the names or the classes are unusable."""
     source = format_of(config)
     _require_paths(config, source.given)
-    images = source.read(config)
+    images: list[Image] = source.read(config)
+    left_out: list[Unusable] = []
     if config.magnifications is not None:
         present = sorted({image.magnification or 0 for image in images})
         images = [image for image in images if image.magnification in config.magnifications]
         if not images:
-            raise DataError(f"no image has a magnification in {config.magnifications}; found {present}")
+            wanted = ", ".join(map(str, config.magnifications))
+            raise DataError(
+                f"no image has magnification {wanted}; found {', '.join(map(str, present))}",
+                "change data.magnifications",
+            )
     if config.task == "subtype":
         images = _by_subtype(images)
         if source.one_subtype_per_slide:
-            images = without_contradicting_slides(images)
+            images, left_out = without_contradicting_slides(images)
     if config.classes is not None:
         images = _of_classes(images, config.classes)
     if not images:
-        raise DataError(f"no image is left of {config.path}; look at data.classes and data.task")
+        raise DataError(f"no image is left of {config.path}", "check data.classes and data.task")
     _require_positive(images, config.positive)
     _refuse_duplicate_ids(images)
     _refuse_useless_masks(images, config.masks)
-    images = _with_hashes(sorted(images, key=lambda image: image.id), config.on_error)
-    manifest = make_manifest(images, config.classes, config.positive)
+    images, gone = _with_hashes(sorted(images, key=lambda image: image.id), config.on_error)
+    manifest = make_manifest(images, config.classes, config.positive, left_out=(*left_out, *gone))
     if config.task == "binary" and len(manifest.classes) > 2:
         counts = Counter(image.label for image in images)
         listed = ", ".join(f"{label!r}: {counts[label]}" for label in manifest.classes)
         raise DataError(
-            f"data.task is binary and there are {len(counts)} classes (images of {listed}); choose two "
-            "with data.classes, take data.task=subtype, or correct the labels"
+            f"data.task is binary, but there are {len(counts)} classes (images of {listed})",
+            "choose two with data.classes, set data.task=subtype, or correct the labels",
         )
     return manifest
 
@@ -86,11 +102,15 @@ def read_manifest(config: DataConfig) -> Manifest:
 def _require_paths(config: DataConfig, given: str) -> None:
     """Raise DataError for a folder or file of the data section that is not there."""
     if not (config.path.is_file() if given == "file" else config.path.is_dir()):
-        raise DataError(f"data.path: no {given} at {config.path}; give the data set's {given}")
+        raise DataError(f"data.path: no {given} at {config.path}", f"set it to the data set's {given}")
     if config.masks is not None and not config.masks.is_dir():
-        raise DataError(f"data.masks: no folder at {config.masks}; give the masks' folder, or null")
+        raise DataError(
+            f"data.masks: no folder at {config.masks}", "set it to the folder of the masks, or null"
+        )
     if config.fold_list is not None and not config.fold_list.is_file():
-        raise DataError(f"data.fold_list: no file at {config.fold_list}; give a dsfold list, or null")
+        raise DataError(
+            f"data.fold_list: no file at {config.fold_list}", "set it to a dsfold list, or null"
+        )
 
 
 def _by_subtype(images: list[Image]) -> list[Image]:
@@ -100,32 +120,43 @@ def _by_subtype(images: list[Image]) -> list[Image]:
         return images
     if without:
         raise DataError(
-            f"data.task is subtype; {len(without)} of {len(images)} images have none, e.g. {without[0]}"
+            f"data.task is subtype, but {len(without)} of {len(images)} images have no subtype "
+            f"({first_few(without)})",
+            "add the subtypes, or set data.task=binary",
         )
     return [replace(image, label=image.subtype) for image in images]
 
 
-def without_contradicting_slides(images: list[Image]) -> list[Image]:
-    """Leave out the slides that carry two subtypes (BreakHis lists 14-13412 as DC and as LC).
+def without_contradicting_slides(images: list[Image]) -> tuple[list[Image], list[Unusable]]:
+    """Leave out slides labelled with two subtypes (BreakHis lists 14-13412 as DC and as LC).
 
-    A case may have lesions of two subtypes on slides of its own (14-21998, 14-29960): those stay.
+    Return the other images, and those that are left out. A case may have lesions of two subtypes on
+    slides of their own (14-21998, 14-29960): those stay.
     """
     labels: dict[str, set[str]] = defaultdict(set)
     for image in images:
         labels[image.slide].add(image.label)
-    contradicting = sorted(slide for slide in labels if len(labels[slide]) > 1)
-    for slide in contradicting:
-        both = " and ".join(sorted(labels[slide]))
-        log.warning("slide %s is left out: it is labelled %s", slide, both)
-    return [image for image in images if image.slide not in contradicting]
+    both = {slide: " and ".join(sorted(labels[slide])) for slide in sorted(labels)}
+    both = {slide: named for slide, named in both.items() if len(labels[slide]) > 1}
+    for named in dict.fromkeys(both.values()):
+        slides = [slide for slide in both if both[slide] == named]
+        log.warning(
+            "left out: %s labelled %s: %s", plural(len(slides), "slide"), named, first_few(slides)
+        )
+    why = "slide {} is labelled {}"
+    left_out = [Unusable(i.path, why.format(i.slide, both[i.slide])) for i in images if i.slide in both]
+    return [image for image in images if image.slide not in both], left_out
 
 
 def _of_classes(images: list[Image], classes: list[str]) -> list[Image]:
     """Leave out the images of classes that are not asked for."""
     counts = Counter(image.label for image in images)
     require_one_of("class (data.classes)", classes, sorted(counts))
-    for label in sorted(counts.keys() - set(classes)):
-        log.warning("class '%s' is left out, images: %d (data.classes)", label, counts[label])
+    others = [
+        f"'{label}' ({plural(counts[label], 'image')})" for label in sorted(counts.keys() - set(classes))
+    ]
+    if others:
+        log.warning("left out, not in data.classes: %s", first_few(others))
     return [image for image in images if image.label in classes]
 
 
@@ -148,36 +179,37 @@ def _refuse_duplicate_ids(images: list[Image]) -> None:
     if len(counts) < len(images):
         twice = next(name for name, count in counts.items() if count > 1)
         first, second, *_ = (image.path for image in images if image.id == twice)
-        raise DataError(f"two images have the id {twice}: {first} and {second}; remove or rename one")
+        raise DataError(f"two images have the id {twice}: {first} and {second}", "remove or rename one")
 
 
 def _refuse_useless_masks(images: list[Image], masks: Path | None) -> None:
-    """Masks are needed last, when all is trained: notice early that none belongs to an image."""
+    """Notice early that no mask belongs to an image: masks are used after all training."""
     if masks is None:
         return
     masked = Counter(name for image in images if (masks / (name := Path(image.path).name)).exists())
     if not masked:
         raise DataError(
-            f"data.masks: no file in {masks} has the name of an image, {Path(images[0].path).name} say"
+            f"data.masks: no file in {masks} is named like an image (e.g. {Path(images[0].path).name})",
+            "name each mask like its image, or set data.masks=null",
         )
     name, count = masked.most_common(1)[0]
     if count > 1:
         raise DataError(
-            f"data.masks: {masks / name} belongs to several images of that name", "rename them"
+            f"data.masks: {count} images are named like the mask {masks / name}", "rename the images"
         )
 
 
-def _with_hashes(images: list[Image], on_error: str) -> list[Image]:
+def _with_hashes(images: list[Image], on_error: str) -> tuple[list[Image], list[Unusable]]:
     """Return the images with the SHA-256 of their files; leave out, or refuse, those without."""
     if all(image.sha256 for image in images):
-        return images
-    reasons: dict[int, str] = {}
+        return images, []
+    reasons: dict[int, Unusable] = {}
 
     def sha256(row: int) -> str:
         try:
             return hashlib.sha256(Path(images[row].path).read_bytes()).hexdigest()
         except OSError as error:
-            reasons[row] = f"{images[row].path}: cannot be read: {error.strerror}"
+            reasons[row] = Unusable(images[row].path, f"cannot be read: {error.strerror}")
             return ""
 
     with ThreadPoolExecutor() as pool:
@@ -185,9 +217,9 @@ def _with_hashes(images: list[Image], on_error: str) -> list[Image]:
         hashed = [replace(image, sha256=h) for image, h in zip(images, rows, strict=True)]
     if reasons and on_error == "stop":
         raise UnreadableImages(reasons, len(images))
-    for reason in reasons.values():
-        log.warning("left out: %s", reason)
-    return [image for image in hashed if image.sha256]
+    gone = [reasons[row] for row in sorted(reasons)]
+    warn_left_out(gone)
+    return [image for image in hashed if image.sha256], gone
 
 
 def case_in(path: Path, below: str, config: DataConfig) -> str:

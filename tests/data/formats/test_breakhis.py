@@ -106,7 +106,10 @@ def test_a_case_has_one_tumour_though_not_one_subtype(images: list[Image]) -> No
 def test_only_the_contradicting_slide_is_left_out(images: list[Image]) -> None:
     """By subtype 14-13412 (DC and LC) goes; cases with two subtypes on two slides stay."""
     by_subtype = [replace(image, label=image.subtype) for image in images]
-    kept = without_contradicting_slides(by_subtype)
+    kept, left_out = without_contradicting_slides(by_subtype)
+    assert {image.why for image in left_out} == {
+        "slide 14-13412 is labelled ductal_carcinoma and lobular_carcinoma"
+    }
     assert {i.slide for i in by_subtype} - {i.slide for i in kept} == {"14-13412"}
     assert len(by_subtype) - len(kept) == sum(image.slide == "14-13412" for image in images)
     assert {len(subtypes_of(kept)[case]) for case in ("14-21998", "14-29960")} == {2}
@@ -116,12 +119,12 @@ def test_only_the_contradicting_slide_is_left_out(images: list[Image]) -> None:
 def test_a_slide_without_a_letter_is_not_its_case() -> None:
     """14-1 and 14-1A are two slides of one case, and each may have a subtype of its own."""
     two = [Image(f"{n}", "", label, "14-1", f"14-1{n}") for n, label in (("", "x"), ("A", "y"))]
-    assert without_contradicting_slides(two) == two
+    assert without_contradicting_slides(two) == (two, [])
 
 
 def test_by_tumour_nothing_is_left_out(images: list[Image]) -> None:
     """14-13412 is malignant under both of its subtypes."""
-    assert without_contradicting_slides(images) == images
+    assert without_contradicting_slides(images) == (images, [])
 
 
 @pytest.mark.parametrize("number", range(1, 6))
@@ -252,6 +255,6 @@ def test_the_whole_of_breakhis_splits_by_case(images: list[Image], seed: int) ->
 )
 def test_all_eight_subtypes_cannot_be_split_by_case(images: list[Image], config: FoldsConfig) -> None:
     """BreakHis has two cases of adenosis and every split has three parts: the refusal counts both."""
-    kept = without_contradicting_slides([replace(image, label=image.subtype) for image in images])
+    kept, _ = without_contradicting_slides([replace(image, label=image.subtype) for image in images])
     with pytest.raises(DataError, match=r"'adenosis' has 2 cases, and 3 parts \("):
         make_folds(make_manifest(kept), config, 0)

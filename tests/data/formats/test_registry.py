@@ -51,7 +51,9 @@ def test_the_positive_class_is_the_last(tmp_path: Path) -> None:
         read_manifest(DataConfig.model_validate({**content, "positive": "cancr"}))
     tree(tmp_path, "benign/a.png")
     several = {**content, "positive": "cancer", "task": "subtype"}
-    with pytest.raises(ConfigError, match=r"for two classes, and there are 3 \(benign, cancer, normal\)"):
+    with pytest.raises(
+        ConfigError, match=r"for two classes, and there are 3 \(benign, cancer, normal\)"
+    ):
         read_manifest(DataConfig.model_validate(several))
 
 
@@ -64,7 +66,7 @@ def test_classes_that_are_not_asked_for_are_left_out(
     config = DataConfig(format="folder", path=tmp_path, classes=["dog", "cat"])
     assert [image.id for image in read_manifest(config).images] == ["cat/a.png", "dog/a.png"]
     logging.getLogger("stacker").removeHandler(caplog.handler)
-    assert "class 'cow' is left out, images: 2" in caplog.text
+    assert "left out, not in data.classes: 'cow' (2 images)" in caplog.text
 
 
 def test_three_classes_are_not_binary(tmp_path: Path) -> None:
@@ -154,9 +156,12 @@ def test_a_stored_manifest_keeps_what_is_unknown(tmp_path: Path) -> None:
         ({"format": "breakhs"}, r"no format \(data\.format\) 'breakhs'; did you mean 'breakhis'"),
         (
             {"format": "idc", "case_pattern": "(?P<case>.)"},
-            "case_pattern is for folder and csv; idc takes",
+            "case_pattern is for format folder and csv, and data.format is idc; remove",
         ),
-        ({"format": "csv", "fold_list": "dsfold1.txt"}, "fold_list is for breakhis; csv takes none"),
+        (
+            {"format": "csv", "fold_list": "dsfold1.txt"},
+            "fold_list is for format breakhis, and data.format is csv; remove",
+        ),
     ],
 )
 def test_a_setting_that_a_format_does_not_take_is_refused(

@@ -136,5 +136,5 @@ def test_a_placeholder_is_not_a_case(read_table: Callable[..., Manifest], name: 
 def test_a_subtype_that_is_missing_is_not_the_class(read_table: Callable[..., Manifest]) -> None:
     """Under task: subtype some with and some without one would mix two questions."""
     lines = ("path,label,subtype", "a.png,ill,dc", "c.png,well,")
-    with pytest.raises(DataError, match=r"1 of 2 images have none, e\.g\. c\.png"):
+    with pytest.raises(DataError, match=r"1 of 2 images have no subtype \(c\.png\)"):
         read_table(*lines, task="subtype")
