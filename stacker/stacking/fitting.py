@@ -36,7 +36,7 @@ from stacker.stacking.preparation import Preparation, fit_centres, fit_preparati
 from stacker.stacking.tables import Tables
 
 log = logging.getLogger(__name__)
-SCHEMA = 2  # of what is fitted and said: another one makes what is stored out of date
+SCHEMA = 3  # of what is fitted and said: another one makes what is stored out of date
 COPIES = 3  # of a table that is held: itself, the rows of a part, and these made ready
 ALL = "all"  # the scope of a fit that serves every fold
 

@@ -49,7 +49,7 @@ assert flexible(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
     "wanted",
     [
         "from torch._dynamo.utils import counters",
-        "from torch._dynamo.utils import is_compile_supported as f; f('cpu'); import torch._dynamo.utils",
+        "from torch._dynamo.utils import is_compile_supported as ask; ask('cpu')",
         "import torch._dynamo",
         "import torch._dynamo.config",
     ],
