@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torchvision.models import AlexNet as TorchvisionAlexNet
+
+from stacker.backbones.zoo import (
+    TorchvisionAlexNet,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+)
 
 default_cfgs = generate_default_cfgs(
     {

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from stacker.backbones.cut import Cut, Head, Trunk, as_grid, cut_model
 from stacker.backbones.devices import constant
 from stacker.backbones.weights import Settings, build
+from stacker.backbones.zoo import timm
 from stacker.config.training import WeightsConfig
 from stacker.errors import BackboneError, require_one_of
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from stacker.backbones.backbone import Backbone, attach
 from stacker.backbones.weights import model_settings
+from stacker.backbones.zoo import timm
 from stacker.errors import BackboneError
 from stacker.files import publish
 

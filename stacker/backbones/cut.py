@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from stacker.backbones.alexnet import AlexNet
+from stacker.backbones.zoo import VGG
 
 
 class Features(NamedTuple):

@@ -15,12 +15,12 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stacker.backbones.zoo import timm
 from stacker.config.training import TrainConfig, WeightsConfig
 from stacker.errors import BackboneError, LeakError
 from stacker.files import file_sha256

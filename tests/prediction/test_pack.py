@@ -109,7 +109,7 @@ def test_nothing_of_the_data_goes_along(run: Run, folder: Path) -> None:
         "stack/novelty.npz",
         "stack/logistic/stack.json",
     }
-    parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.skops", "centres.npz")}
+    parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.safetensors", "centres.npz")}
     assert names == once | models | parts
     secrets = {image.case for image in run.manifest.images}
     secrets |= {image.id for image in run.manifest.images}

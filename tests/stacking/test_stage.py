@@ -192,7 +192,7 @@ def test_what_is_fitted_is_skipped_and_what_changed_is_fitted_again(finished: Co
 def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> None:
     """Backbones in another order, or caches by another method, are other columns: fit again."""
     pipeline.stack(reopen(finished), ["logistic"])
-    model = finished.run_path / "stack" / "logistic" / "all-0.skops"
+    model = finished.run_path / "stack" / "logistic" / "all-0.safetensors"
     times = [model.stat().st_mtime_ns]
     turned = finished.model_copy(update={"backbones": dict(reversed(finished.backbones.items()))})
     pipeline.stack(reopen(turned), ["logistic"])

@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import xgboost
-from sklearn.base import BaseEstimator, ClassifierMixin
 
 from stacker.config.learners import XgboostConfig
 from stacker.data.cuts import validation_rows
@@ -49,7 +48,7 @@ SAMPLE_BYTES = 400_000_000  # rows that the quantiles are taken from
 OURS = {"n_estimators", "patience", "validation"}  # settings that are not XGBoost's parameters
 
 
-class BoostedTrees(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class BoostedTrees(MetaLearner):
     """Histogram trees with early stopping; `booster_` and `classes_` are what fitting leaves behind."""
 
     suffix: ClassVar[str] = ".ubj"

@@ -9,6 +9,7 @@ its own rows, each would answer the lower for a part the more of it is of the la
 
 from __future__ import annotations
 
+import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -49,6 +50,10 @@ class MetaLearner(ABC):
         self.memory_gb = memory_gb
         self.seed = seed
         self.device = device
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  # scikit-learn's signature
+        """Return what it was made of, for scikit-learn's `clone`, which is not imported for that."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @property
     def weighs(self) -> bool:

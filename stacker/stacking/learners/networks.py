@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from sklearn.base import BaseEstimator, ClassifierMixin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -53,7 +52,7 @@ PREDICTED = 1024  # rows that go through a network at once
 Batches: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]  # values, labels, weights
 
 
-class NetworkClassifier(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class NetworkClassifier(MetaLearner):
     """A network as a classifier; `network_`, `classes_` and `epochs_` are what fitting leaves behind.
 
     `epochs_` is the number of epochs that led to the state that is kept.

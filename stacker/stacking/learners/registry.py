@@ -1,15 +1,15 @@
 """The meta-learners by name: how each is built, what decides its result, how it is stored.
 
 All take an array or a `Matrix`, class indices, groups and weights of the rows, and are written in a
-format that cannot run code when it is read: skops for scikit-learn and its like, UBJSON for XGBoost,
-safetensors for the networks, JSON for the rules. What a meta-learner is made of is imported when it is
-asked for: only the networks load torch.
+format that cannot run code when it is read: skops for scikit-learn's estimators, UBJSON for XGBoost,
+safetensors for the networks and the logistic regression, JSON for the rules. What a meta-learner is
+made of is imported when it is asked for: only the networks load torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,19 @@ from stacker.stacking.learners.rules import Rule
 class Kind:
     """The path of a class, whether the seed changes what it learns, whether it wants scaled columns.
 
-    The class is a `MetaLearner`, or an estimator that gets its table as a whole, and these parameters
-    beside those of the config; a `parallel` one is fitted on all cores.
+    The class is a `MetaLearner`, or an estimator that gets its table as a whole; a `parallel` one is
+    fitted on all cores.
     """
 
     path: str
     seeded: bool
     scaled: bool
-    parameters: Mapping[str, Any] = field(default_factory=dict)
     parallel: bool = False
 
 
 OURS = __name__.rpartition(".")[0]
 META: dict[str, Kind] = {
-    "logistic": Kind("sklearn.linear_model.LogisticRegression", False, True, {"max_iter": 2000}),
+    "logistic": Kind(f"{OURS}.logistic.Logistic", seeded=False, scaled=True),
     "mlp": Kind(f"{OURS}.networks.MlpClassifier", seeded=True, scaled=True),
     "xgboost": Kind(f"{OURS}.boosting.BoostedTrees", seeded=True, scaled=False),
     "svm": Kind(f"{OURS}.whole_table.SupportVectors", seeded=False, scaled=True),
@@ -64,8 +63,7 @@ def build(
     if issubclass(made_of, MetaLearner):
         learner: MetaLearner = made_of(settings, columns, config.memory_gb, seed, device)
         return learner
-    parameters = {**settings.model_dump(), **kind.parameters}
-    estimator = made_of(**parameters, **({"random_state": seed} if kind.seeded else {}))
+    estimator = made_of(**settings.model_dump(), **({"random_state": seed} if kind.seeded else {}))
     return _whole(estimator, name, config, parallel=kind.parallel, columns=columns)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -37,16 +37,6 @@ class Rule(MetaLearner):
     def __init__(self, rule: str, columns: Sequence[str]) -> None:
         self.rule = rule
         self.columns = columns
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  # scikit-learn's signature
-        """Return the parameters, as scikit-learn asks for them."""
-        return {"rule": self.rule, "columns": self.columns}
-
-    def set_params(self, **parameters: Any) -> Self:
-        """Set parameters, as scikit-learn does."""
-        for name, value in parameters.items():
-            setattr(self, name, value)
-        return self
 
     def fit(
         self,
