@@ -30,7 +30,7 @@ from stacker.run import BaseModel, Run
 
 CELL, GAP = 1.65, 0.08  # inches: four columns fill the width of a page
 LINE, BAR, POINTS = 0.15, 0.09, 8
-MOST_DOTS = 450  # per inch
+MOST_DOTS, MOST_PIXELS = 450, 20_000  # per inch, and along a side of the sheet
 FINE = 80  # the size in which the width of text is measured
 LESION = "#39ff14"
 
@@ -203,12 +203,10 @@ class _Page:
             self.write(left, top, "no evidence in any image", CELL)
             return
         self._axes(left, top - BAR, BAR).imshow(scale_bar(256, 1, signed), aspect="auto")
-        ends = (f"-{limit:.2g}" if signed else "0", f"{limit:.2g}")
+        ends = (f"-{limit:.2g} against", f"for {limit:.2g}") if signed else ("0", f"{limit:.2g}")
         below = top - BAR - GAP / 2
         self.write(left, below, ends[0], CELL)
         self.write(left + CELL - _inches(ends[1]), below, ends[1], CELL)
-        if signed:
-            self.write(left + (CELL - _inches("0")) / 2, below, "0", CELL)
         self.write(left, below - LINE, f"{unit},", CELL)
         self.write(left, below - 2 * LINE, "one scale for the column", CELL)
 
@@ -236,7 +234,8 @@ def heatmap_sheet(
     width = (1 + len(columns)) * (CELL + GAP) + GAP
     head = 2 * LINE + GAP + (LINE if warning else 0)
     height = head + sum(heights) + len(rows) * (3 * LINE + 2 * GAP) + BAR + 4 * LINE
-    dots = min(MOST_DOTS, max(row.pixels.shape[1] for row in rows) / CELL)
+    dots = max(row.pixels.shape[1] for row in rows) / CELL
+    dots = min(MOST_DOTS, MOST_PIXELS / max(width, height), dots)
     page = _Page(Sheet(figsize=(width, height), dpi=dots), width, height)
     if warning:
         page.write(GAP, height, warning, width - 2 * GAP, LEAK_COLOUR)

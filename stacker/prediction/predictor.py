@@ -101,8 +101,9 @@ class Predictor:
         if not cases["mixed"]:
             return ""
         return (
-            f"No verdict by case: {cases['mixed']} of the {plural(cases['development'], 'case')} in the "
-            "training data have images of more than one class, so the labels are of images, not of cases."
+            f"No verdict by case: {cases['mixed']} of the {plural(cases['development'], 'case')} in "
+            "the training data have images of more than one class, so the labels are of images, not of "
+            "cases."
         )
 
     def stream(self, images: Iterable[Input]) -> Iterator[Row]:

@@ -44,7 +44,7 @@ class Tally:
                 self.reasons.append(f"{row.path}: {row.reason}")
         elif not isinstance(row, CasePrediction):
             self.images += 1
-            self.cases |= {row.case} - {None}
+            self.cases |= {row.case} if row.case else set()
             self.abstained += row.abstained is not None
             self.unlike += bool(row.unlike_training)
             self.seen += bool(row.seen)
