@@ -42,7 +42,7 @@ def check(config: Config, strict: bool, out: Path | None, as_json: bool) -> None
         print_json(report.findings)
     else:
         if report.audit is not None:
-            show(census_table(report.audit.census))
+            show(census_table(report.audit.census, report.positive))
             if report.audit.parts["own"]:
                 show(parts_table(report.audit.parts["own"], report.audit.split))
         show(backbones_table(report), findings_table(report.findings))
@@ -70,9 +70,9 @@ def describe(config: Config, as_json: bool) -> None:
     manifest, _ = _open(config)
     counts = census(manifest)
     if as_json:
-        print_json(counts)
+        print_json({**counts, "positive": manifest.positive})
     else:
-        show(census_table(counts))
+        show(census_table(counts, manifest.positive))
 
 
 @data.command()

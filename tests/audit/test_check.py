@@ -41,9 +41,7 @@ def test_a_sound_run_has_no_errors_and_is_described(make_config: MakeConfig) -> 
     assert report.folds_digest
 
 
-def test_a_positive_class_that_nobody_chose_is_noted(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_positive_class_that_nobody_chose_is_noted(make_config: MakeConfig, tmp_path: Path) -> None:
     """In BreakHis it is known; of a table it is the last name, until data.positive chooses one."""
     assert check(make_config()).positive == "malignant"
     rows = [[path, {"benign": "normal"}.get(label, "cancer"), case] for path, label, case in case_rows()]

@@ -51,7 +51,9 @@ def test_the_positive_class_is_the_last(tmp_path: Path) -> None:
         read_manifest(DataConfig.model_validate({**content, "positive": "cancr"}))
     tree(tmp_path, "benign/a.png")
     several = {**content, "positive": "cancer", "task": "subtype"}
-    with pytest.raises(ConfigError, match=r"for two classes, and there are 3 \(benign, cancer, normal\)"):
+    with pytest.raises(
+        ConfigError, match=r"for two classes, and there are 3 \(benign, cancer, normal\)"
+    ):
         read_manifest(DataConfig.model_validate(several))
 
 
