@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from stacker.config.root import Config
 
 
+WIDE = 160  # columns of a table that is written to a file or a pipe
+
+
 class Failure(click.ClickException):
     """A message and an exit code for a person at the terminal."""
 
@@ -90,6 +93,7 @@ def out_option(text: str, folder: bool = False) -> Decorator:
 CONFIG = click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 RUN = click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 SET = set_option("Override a setting, e.g. --set train.epochs=5. May be repeated.")
+FULL = click.option("--full", is_flag=True, help="Show every score, not only AUC and accuracy.")
 META = click.option(
     "--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta that is fitted."
 )
@@ -141,11 +145,14 @@ def _plain(content: object) -> object:
 
 
 def show(*renderables: RenderableType) -> None:
-    """Print tables to stdout, wide enough to be read when it is a file or a pipe."""
+    """Print tables and lines to stdout, as wide as the terminal; a file or a pipe has WIDE columns.
+
+    COLUMNS sets another width for either.
+    """
     from rich.console import Console
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=int(os.environ.get("COLUMNS", "160")))
+    console = Console(highlight=False)
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        console = Console(highlight=False, width=WIDE)
     for renderable in renderables:
         console.print(renderable)

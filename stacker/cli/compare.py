@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 import click
 
-from stacker.cli.common import RUN, Failure, json_option, print_json, set_option, show
+from stacker.cli.common import FULL, RUN, Failure, json_option, print_json, set_option, show
 from stacker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     "--jobs", type=click.IntRange(1), metavar="N", help="Parallel processes; default: one per core."
 )
 @click.option("--all", "everything", is_flag=True, help="Show every entry, not only the best 12 stacks.")
+@FULL
 @click.option(
     "--protocols",
     metavar="UNIT,...",
@@ -36,6 +35,7 @@ def compare(
     overrides: tuple[str, ...],
     jobs: int | None,
     everything: bool,
+    full: bool,
     protocols: str | None,
     yes: bool,
     as_json: bool,
@@ -65,14 +65,14 @@ def compare(
         _announce(run, units, yes)
         _inflation(run, units, as_json)
     else:
-        _leaderboard(run, jobs or 0, everything, as_json)
+        _leaderboard(run, jobs or 0, everything, full, as_json)
 
 
-def _leaderboard(run: Run, jobs: int, everything: bool, as_json: bool) -> None:
+def _leaderboard(run: Run, jobs: int, everything: bool, full: bool, as_json: bool) -> None:
     from stacker.cli.tables.comparison import (
-        WIDE,
         answers_table,
-        leaderboard_table,
+        headlines,
+        leaderboard_tables,
         shown_models,
         verdicts,
     )
@@ -89,12 +89,9 @@ def _leaderboard(run: Run, jobs: int, everything: bool, as_json: bool) -> None:
     if as_json:
         print_json(board)
     else:
-        parts = dict.fromkeys(row["part"] for row in board["rows"])
-        width = get_terminal_size((WIDE, 0)).columns if sys.stdout.isatty() else WIDE
-        show(*(leaderboard_table(board, part, shown, width) for part in parts))
-        if board["answers"]:
-            show(answers_table(board))
-        click.echo("\n" + "\n".join(verdicts(board)))
+        answers = [answers_table(board)] if board["answers"] else []
+        show(*headlines(board), *leaderboard_tables(board, shown, full), *answers)
+        show("", *verdicts(board))
         written = "leaderboard.csv, differences.csv, answers.csv, controls.csv"
         click.echo(f"\n{run.path}/compare/{written}; {path}")
     if comparison.failures:

@@ -43,7 +43,8 @@ def check(config: Config, strict: bool, out: Path | None, as_json: bool) -> None
         print_json(report.findings)
     else:
         if report.audit is not None:
-            show(census_table(report.audit.census, f"{folder}/audit.md has all of them"))
+            complete = f"{folder}/audit.md has all of them"
+            show(census_table(report.audit.census, report.positive, complete))
             if report.audit.parts["own"]:
                 show(parts_table(report.audit.parts["own"], report.audit.split))
         show(backbones_table(report), findings_table(report.findings))
@@ -75,9 +76,9 @@ def describe(config: Config, out: Path | None, as_json: bool) -> None:
     manifest, _ = _open(config)
     counts = census(manifest)
     if as_json:
-        print_json(counts)
+        print_json({**counts, "positive": manifest.positive})
     else:
-        show(census_table(counts, "--out FILE writes all of them"))
+        show(census_table(counts, manifest.positive, "--out FILE writes all of them"))
     if out is not None:
         save_census(manifest, counts, out)
         click.echo(out, err=as_json)

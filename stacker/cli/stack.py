@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stacker.cli.common import SET, repeated, show, takes_config
+from stacker.cli.common import FULL, SET, repeated, show, takes_config
 
 if TYPE_CHECKING:
     from stacker.config.root import Config
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @SET
-def demo(overrides: tuple[str, ...]) -> None:
+@FULL
+def demo(overrides: tuple[str, ...], full: bool) -> None:
     """Write a synthetic data set and run all three stages on it.
 
     Everything lands in artifacts/: the images in artifacts/demo-data, the run in artifacts/demo.
@@ -23,7 +24,7 @@ def demo(overrides: tuple[str, ...]) -> None:
     from stacker.pipeline import run_demo
 
     run, metrics = run_demo(overrides)
-    show(*score_tables(metrics))
+    show(*score_tables(metrics, full))
     click.echo(f"\nA picture of what the base models looked at: {run.figures}/heatmaps.png")
     click.echo(f"All results: {run.path}/metrics.json, predictions.csv, figures/")
     click.echo(f"Next: stacker inspect {run.path} --sample 4, or copy configs/breakhis.yaml")
@@ -36,7 +37,8 @@ def demo(overrides: tuple[str, ...]) -> None:
     "metas",
     "Meta-learner, one of ours or a class as module.Class. May be repeated; default: stack.meta.",
 )
-def stack(config: Config, metas: tuple[str, ...]) -> None:
+@FULL
+def stack(config: Config, metas: tuple[str, ...], full: bool) -> None:
     """Stage three: train meta-learners on the cached maps and score them on the test cases."""
     from stacker import pipeline
     from stacker.cli.tables.scores import score_tables
@@ -47,16 +49,17 @@ def stack(config: Config, metas: tuple[str, ...]) -> None:
     run = reopen(config, store=False)
     metrics = pipeline.stack(run, metas or config.stack.meta)
     store_config(run)  # not before: settings that cannot be fitted are not kept
-    show(*score_tables(metrics))
+    show(*score_tables(metrics, full))
     click.echo(f"\n{run.path}/metrics.json, predictions.csv, figures/")
 
 
 @click.command()
 @takes_config
-def run(config: Config) -> None:
+@FULL
+def run(config: Config, full: bool) -> None:
     """All three stages of CONFIG; what is done already is skipped."""
     from stacker import pipeline
     from stacker.cli.tables.scores import score_tables
 
-    show(*score_tables(pipeline.run_all(config)))
+    show(*score_tables(pipeline.run_all(config), full))
     click.echo(f"\n{config.run_path}/metrics.json, predictions.csv, figures/")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stacker.cli.common import (
+    FULL,
     backbones_option,
     json_option,
     out_option,
@@ -85,8 +86,9 @@ def train(config: Config, backbones: tuple[str, ...], folds: tuple[str, ...]) ->
     type=click.FloatRange(0, min_open=True),
     help="Inverse of the regularisation.",
 )
+@FULL
 @json_option("Print JSON instead of tables.")
-def probe(config: Config, strength: float, as_json: bool) -> None:
+def probe(config: Config, strength: float, full: bool, as_json: bool) -> None:
     """Score what anyone would try first: frozen features and a logistic regression, on CONFIG's split.
 
     Where base models of the run are cached, they stand beside it, with the gain of fine-tuning.
@@ -99,7 +101,7 @@ def probe(config: Config, strength: float, as_json: bool) -> None:
     if as_json:
         print_json(metrics)
     else:
-        show(*score_tables(metrics))
+        show(*score_tables(metrics, full))
 
 
 @click.command()

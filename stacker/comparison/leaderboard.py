@@ -29,6 +29,7 @@ from stacker.scores.predictions import Predictions
 from stacker.scores.significance import CAVEAT, TESTS, compare_pair, holm
 from stacker.stacking.stage import best_base
 
+ONE_CLASS = ("constant_prediction", "constant_case_prediction")
 TABLES = {  # the files of a comparison, and where their rows are in leaderboard.json
     "leaderboard": "rows",
     "differences": "differences",
@@ -41,9 +42,20 @@ def make_leaderboard(comparison: Comparison, run: Run) -> dict[str, Any]:
     """Score everything and write compare/*.csv and leaderboard.json; return the latter's content."""
     board, folder = _score(comparison, run), run.path / "compare"
     for name, key in TABLES.items():
-        write_rows(folder / f"{name}.csv", [{**row, "split": run.folds.label} for row in board[key]])
+        rows = [{**_as_text(row), "split": run.folds.label} for row in board[key]]
+        write_rows(folder / f"{name}.csv", rows)
     write_json(folder / "leaderboard.json", board)
     return board
+
+
+def _as_text(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row as CSV can hold it: reasons by score become text."""
+    return {
+        key: "; ".join(f"{score}: {why}" for score, why in value.items())
+        if isinstance(value, Mapping)
+        else value
+        for key, value in row.items()
+    }
 
 
 def _score(comparison: Comparison, run: Run) -> dict[str, Any]:
@@ -105,6 +117,7 @@ def _controls(comparison: Comparison, development: Mapping[str, Any]) -> list[di
 def _at_chance(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """Yield what the controls come to that have nothing to learn at all."""
     designs = {entry.name: entry.design for entry in comparison.entries}
+    stacks = {entry.name for entry in comparison.entries if entry.kind == "meta"}
     for kind, by_entry in comparison.controls.items():
         for name, draws in by_entry.items():
             design = designs.get(name)
@@ -113,7 +126,7 @@ def _at_chance(comparison: Comparison) -> Iterator[dict[str, Any]]:
             for part in dict.fromkeys(draw["part"] for draw in draws):
                 areas = [draw["image"] for draw in draws if draw["part"] == part]
                 if (row := at_chance(f"{name}, {kind}", part, areas)) is not None:
-                    yield row
+                    yield {"model": name, "kind": kind, "fitted": name in stacks, **row}
 
 
 def _subsets(rows: Rows, run: Run) -> dict[str, np.ndarray]:
@@ -154,7 +167,7 @@ def _score_rows(
                     "seeds": len(says.areas),
                     "seeds_auc_deviation": float(np.std(says.areas)) if len(says.areas) > 1 else None,
                     "threshold": says.finish.threshold,
-                    "one_class_only": scores["constant_prediction"] if subset == "all" else None,
+                    **{key: scores[key] if subset == "all" else None for key in ONE_CLASS},
                     "null_p": null.get("p"),
                     "null_p_of_many": null.get("p_of_many"),
                     "images": scores["image"]["n"],
@@ -166,7 +179,8 @@ def _score_rows(
 def _flat(scores: Mapping[str, Any], unit: str) -> dict[str, Any]:
     """Return scores as columns: image_auc, image_auc_low, image_auc_high, ..., image_withheld, ...
 
-    Cases that nobody knows are slides, or not there.
+    The last holds why scores have no interval, by score. Cases that nobody knows are slides, or not
+    there.
     """
     flat: dict[str, Any] = {}
     for of, named in (("image", "image"), ("case", unit))[: 1 if unit == "image" else 2]:
@@ -177,8 +191,7 @@ def _flat(scores: Mapping[str, Any], unit: str) -> dict[str, Any]:
                 f"{named}_{score}_low": low,
                 f"{named}_{score}_high": high,
             }
-        reasons = [f"{score}: {why}" for score, why in scores[of]["withheld"].items()]
-        flat[f"{named}_withheld"] = "; ".join(reasons)
+        flat[f"{named}_withheld"] = scores[of]["withheld"]
     return flat
 
 

@@ -71,12 +71,14 @@ class DataConfig(Section):
             raise ValueError(f"positive: {self.positive!r} is none of the classes {listed}")
         if len(self.classes) > 2:
             raise ValueError(
-                f"positive: {self.positive!r} is for two classes; classes has {len(self.classes)}: {listed}"
+                f"positive: {self.positive!r} is for two classes; classes has {len(self.classes)}: "
+                f"{listed}"
             )
         if self.classes[-1] != self.positive:
             raise ValueError(
-                f"positive is {self.positive!r} but classes ends with {self.classes[-1]!r}, and the last "
-                f"of two classes is the positive one; put {self.positive!r} last, or leave out one setting"
+                f"positive is {self.positive!r} but classes ends with {self.classes[-1]!r}, and the "
+                f"last of two classes is the positive one; put {self.positive!r} last, or leave out one "
+                "of the two settings"
             )
         return self
 

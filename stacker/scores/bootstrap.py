@@ -29,6 +29,8 @@ from stacker.scores.metrics import CHUNK, Scores, Wanted, recognition_rate, weig
 from stacker.scores.predictions import Predictions, aligned, by_case
 
 FEWEST = 5  # cases of a class, below which nobody can say how far the next ones will differ
+ALIKE = "no variation between cases"
+SEVERAL_CLASSES = "some cases have images of several classes"
 
 
 def draw_cases(cases: np.ndarray, replicates: int, seed: int) -> np.ndarray:
@@ -80,7 +82,8 @@ class Carriers:
         number = self.counts[k]
         if number >= FEWEST:
             return None
-        return f"{number} {self.unit}{'' if number == 1 else 's'} of {self.names[k]}"
+        plural = "" if number == 1 else "s"
+        return f"{number} {self.unit}{plural} of {self.names[k]}, {FEWEST} are needed"
 
     def freedom(self, score: str) -> int:
         """Return the degrees of freedom of a score's error: the cases of its rarest class, less one."""
@@ -106,8 +109,8 @@ class Resampling:
     def description(self) -> str:
         """Say for people how intervals are made."""
         return (
-            f"95%, t-quantiles, errors from whole {self.unit}s ({self.replicates} bootstrap draws; AUC: "
-            f"influence), none below {FEWEST} {self.unit}s of a class"
+            f"95%, whole {self.unit}s resampled ({self.replicates} bootstrap draws; of AUC, influence "
+            "functions)"
         )
 
     def carriers(self, predictions: Predictions) -> Carriers:
@@ -130,6 +133,9 @@ class Resampling:
                 "image": _with_intervals(by_image, "image", len(numbers), carriers, area),
                 "case": _with_intervals(by_cases, "case", len(units), carriers, of_cases),
                 "constant_prediction": len(np.unique(predictions.predicted)) == 1,
+                "constant_case_prediction": (
+                    None if whole is None else len(np.unique(whole.predicted)) == 1
+                ),
             }
         return result
 
@@ -164,7 +170,7 @@ class Resampling:
         self, draws: _Draws, one: Predictions | None, other: Predictions | None, score: str
     ) -> dict[str, Any]:
         if one is None or other is None:  # such as a vote of cases with two labels
-            return {"difference": None, "interval": None, "withheld": "cases of several classes"}
+            return {"difference": None, "interval": None, "withheld": SEVERAL_CLASSES}
         carriers = self.carriers(one)
         if score == "auc":
             gain = difference_of_areas(one, other)
@@ -234,7 +240,7 @@ def _summary_of_draws(gain: np.ndarray, carriers: Carriers, score: str) -> dict[
 def _summary(value: float, error: float, freedom: float, why: str | None) -> dict[str, Any]:
     """Return a difference with its interval, or with the reason why it has none."""
     if not error > 0:
-        why = why or "nothing varies"
+        why = why or ALIKE
     bounds = None if why else rounded(around(value, error, quantile(freedom)))
     row = {"difference": number(value), "interval": bounds, "withheld": why}
     return row | {"error": round(error, 6) if error > 0 else None}
@@ -251,13 +257,13 @@ def _with_intervals(
             continue
         why = carriers.why_not(score)
         if (unit, score) == ("case", "ece"):
-            why = "bins of few cases"  # it is mostly noise: no interval was found that covers
+            why = "too few cases in each bin"  # it is mostly noise: no interval was found that covers
         value, error = float(values[0]), _error(values, sum(carriers.counts))
         freedom = carriers.freedom(score)
         if score == "auc" and area is not None:
             error, freedom = area.error, area.freedom
         if why is None and (not error > 0 or not 0 < value < 1):
-            why = "all cases alike"
+            why = ALIKE
         if why is None:
             intervals[score] = rounded(on_log_odds(value, error, freedom))
         else:

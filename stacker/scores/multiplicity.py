@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from stacker.scores.bootstrap import Carriers, Resampling, draw_cases, number, rounded
+from stacker.scores.bootstrap import ALIKE, Carriers, Resampling, draw_cases, number, rounded
 from stacker.scores.influence import (
     Influence,
     around,
@@ -76,7 +76,7 @@ def row_of_gain(
     row: dict[str, Any] = {"auc_difference": number(value), **dict.fromkeys(COLUMNS)}
     why = carriers.why_not("auc")
     if value is None or error is None or not error > 0:
-        return row | {"auc_withheld": why or "nothing varies"}
+        return row | {"auc_withheld": why or ALIKE}
     if why is not None:
         return row | {"auc_withheld": why}
     alone = rounded(around(value, error, quantile(freedom)))

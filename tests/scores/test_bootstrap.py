@@ -102,7 +102,10 @@ def test_an_interval_is_that_of_the_draws() -> None:
                 value, values = point[unit][score], spread[unit][score]
                 error = np.nanstd(values, ddof=1) * np.sqrt(sum(cases) / (sum(cases) - 1))
                 if value == 1:
-                    assert (bounds, scored[name][unit]["withheld"][score]) == (None, "all cases alike")
+                    assert (bounds, scored[name][unit]["withheld"][score]) == (
+                        None,
+                        "no variation between cases",
+                    )
                     continue
                 expected = by_log_odds(value, error, freedom.get(score, min(cases) - 1))
                 np.testing.assert_allclose(bounds, expected, atol=1e-4, err_msg=score)
@@ -127,7 +130,7 @@ def test_ece_by_case_has_no_interval() -> None:
     """Of few cases in ten bins it is mostly noise; by image it has one."""
     scored = Resampling(50, 0, NAMES).evaluate({"m": of_cases(30, 30)})["m"]
     assert scored["case"]["interval"]["ece"] is None
-    assert scored["case"]["withheld"] == {"ece": "bins of few cases"}
+    assert scored["case"]["withheld"] == {"ece": "too few cases in each bin"}
     assert scored["image"]["interval"]["ece"] is not None
     assert scored["image"]["withheld"] == {}
 
@@ -138,12 +141,12 @@ def test_few_cases_of_a_class_have_no_interval() -> None:
     scored = how.evaluate({"m": of_cases(4, 20)})["m"]["image"]
     for score in ("auc", "accuracy", "specificity", "brier", "average_precision", "precision"):
         assert scored["interval"][score] is None
-        assert scored["withheld"][score] == "4 cases of benign"
+        assert scored["withheld"][score] == "4 cases of benign, 5 are needed"
         assert 0 < scored[score] < 1
     assert scored["interval"]["sensitivity"] is not None
     assert "sensitivity" not in scored["withheld"]
     case = how.evaluate({"m": of_cases(4, 20)})["m"]["case"]
-    assert case["withheld"]["recognition_rate"] == "4 cases of benign"
+    assert case["withheld"]["recognition_rate"] == "4 cases of benign, 5 are needed"
     assert how.evaluate({"m": of_cases(5, 5)})["m"]["image"]["withheld"] == {}
     one = how.evaluate({"m": of_cases(3, 1, gain=0)})["m"]["image"]["withheld"]
     assert one["sensitivity"] == one["auc"] == "1 case of malignant"
@@ -152,7 +155,7 @@ def test_few_cases_of_a_class_have_no_interval() -> None:
     models = {"a": of_cases(4, 20), "b": of_cases(4, 20, seed=1)}
     for unit in ("image", "case"):
         for row in how.differences(models, [("a", "b")], unit=unit):
-            assert (row["interval"], row["withheld"]) == (None, "4 cases of benign")
+            assert (row["interval"], row["withheld"]) == (None, "4 cases of benign, 5 are needed")
             assert row["difference"] is not None
 
 
@@ -178,12 +181,12 @@ def test_perfect_scores_have_no_interval() -> None:
         for score in ("auc", "auc_pooled", "average_precision", "accuracy", "sensitivity", "f1"):
             assert scored[unit][score] == 1
             assert scored[unit]["interval"][score] is None
-            assert scored[unit]["withheld"][score] == "all cases alike"
+            assert scored[unit]["withheld"][score] == "no variation between cases"
         assert scored[unit]["interval"]["brier"] is not None
     level = replace(p, probabilities=two(np.full(72, 0.7)))
     flat = Resampling(50, 0, NAMES).evaluate({"m": level})["m"]["image"]
     assert flat["auc"] == 0.5
-    assert flat["withheld"]["auc"] == "all cases alike"
+    assert flat["withheld"]["auc"] == "no variation between cases"
 
 
 def test_what_is_said_of_a_model_can_be_stored() -> None:
@@ -283,13 +286,20 @@ def test_what_cannot_differ_says_why() -> None:
     how, p = Resampling(20, 0, NAMES), of_cases(8, 8)
     for row in how.differences({"a": p, "b": p}, [("a", "b")]):
         assert row["difference"] == 0
-        assert (row["interval"], row["withheld"], row["error"]) == (None, "nothing varies", None)
+        assert (row["interval"], row["withheld"], row["error"]) == (
+            None,
+            "no variation between cases",
+            None,
+        )
     one = of_cases(0, 8)
     (row,) = how.differences({"a": one, "b": one}, [("a", "b")], ("auc",))
     assert (row["difference"], row["interval"], row["withheld"]) == (None, None, "not defined")
     mixed = replace(p, labels=np.arange(48) % 2)
     for row in how.differences({"a": mixed, "b": mixed}, [("a", "b")], unit="case"):
-        assert (row["difference"], row["withheld"]) == (None, "cases of several classes")
+        assert (row["difference"], row["withheld"]) == (
+            None,
+            "some cases have images of several classes",
+        )
     scored = how.evaluate({"m": mixed})["m"]["case"]
     assert set(scored) == {"recognition_rate", "n", "interval", "withheld"}
 
@@ -380,7 +390,7 @@ def test_a_gain_over_the_best_is_seen_where_there_is_one() -> None:
         assert rows["better", score]["interval"][0] > 0
     few = {"base": (of_cases(4, 9), of_cases(4, 9))}
     for row in Resampling(50, 0, NAMES).over_best({"m": of_cases(4, 9, 1)}, few, same_cases=True):
-        assert (row["interval"], row["withheld"]) == (None, "4 cases of benign")
+        assert (row["interval"], row["withheld"]) == (None, "4 cases of benign, 5 are needed")
 
 
 @pytest.mark.slow

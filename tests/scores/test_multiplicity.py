@@ -86,16 +86,20 @@ def test_a_gain_without_an_interval_says_why() -> None:
         "auc_detectable": None,
     }
     found = row_of_gain(0.02, 0.01, 2, 3.0, few)
-    assert found == {"auc_difference": 0.02, "auc_withheld": "3 slides of malignant", **empty}
+    assert found == {
+        "auc_difference": 0.02,
+        "auc_withheld": "3 slides of malignant, 5 are needed",
+        **empty,
+    }
     for error in (0.0, float("nan"), None):
         found = row_of_gain(0.02, error, 19, 3.0, ENOUGH)
-        assert found == {"auc_difference": 0.02, "auc_withheld": "nothing varies", **empty}
+        assert found == {"auc_difference": 0.02, "auc_withheld": "no variation between cases", **empty}
     models = some_models(1, 0)
     same = gains(HOW, models, [("model 0", "model 0")])
-    assert same.row(("model 0", "model 0"))["auc_withheld"] == "nothing varies"
+    assert same.row(("model 0", "model 0"))["auc_withheld"] == "no variation between cases"
     one = {"a": models["model 0"].at(models["model 0"].labels == 1)}
     undefined = gains(HOW, one, [("a", "a")]).row(("a", "a"))
-    assert undefined == {"auc_difference": None, "auc_withheld": "nothing varies", **empty}
+    assert undefined == {"auc_difference": None, "auc_withheld": "no variation between cases", **empty}
 
 
 def test_a_gain_is_negligible_only_where_that_is_shown() -> None:

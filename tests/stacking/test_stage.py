@@ -48,7 +48,9 @@ def test_metrics_follow_the_contract(finished_artifacts: Path) -> None:
             for score, bounds in found[unit]["interval"].items():
                 assert bounds is None or bounds[0] <= bounds[1], score
         assert 0 <= found["case"]["recognition_rate"] <= 1
-    assert metrics["test"]["constant"]["constant_prediction"]
+    assert metrics["positive"] == "malignant"
+    for of in ("constant_prediction", "constant_case_prediction"):
+        assert metrics["test"]["constant"][of]
     assert metrics["split"] == "holdout split by case"
     assert list(metrics["development"]) == MODELS
     held_out = {name: metrics["development"][name]["image"]["auc"] for name in MODELS[1:3]}
@@ -151,11 +153,11 @@ def test_few_cases_have_no_interval_and_the_files_say_why(finished_artifacts: Pa
     metrics = json.loads((finished_artifacts / "small" / "metrics.json").read_text())
     found = metrics["test"]["logistic"]["image"]
     assert found["interval"]["accuracy"] is None
-    assert found["withheld"]["accuracy"] == "3 cases of benign"
-    assert found["withheld"]["sensitivity"] == "3 cases of malignant"
+    assert found["withheld"]["accuracy"] == "3 cases of benign, 5 are needed"
+    assert found["withheld"]["sensitivity"] == "3 cases of malignant, 5 are needed"
     shown = StringIO()
     Console(file=shown, width=200).print(scores_table(metrics))
-    assert "(3 cases of benign)" in shown.getvalue()
+    assert "No intervals: 3 cases of benign, 5 are needed." in shown.getvalue()
 
 
 def test_test_rows_are_the_test_cases(finished: Config) -> None:
@@ -267,8 +269,8 @@ def test_scores_without_cases_are_not_called_scores_of_cases(
     config = make_config(data=data, folds={"group": "image"}, stack={"meta": ["logistic"]})
     metrics = pipeline.run_all(config)
     assert metrics["unit"] == "image"
-    assert "errors from whole images (100 bootstrap draws" in metrics["intervals"]
+    assert "whole images resampled (100 bootstrap draws" in metrics["intervals"]
     assert all("case" not in scores for scores in metrics["test"].values())
     shown = scores_table(metrics)
     assert "cases not known" in str(shown.title)
-    assert [column.header for column in shown.columns] == ["model", "image accuracy", "image AUC"]
+    assert list(shown.columns) == ["image AUC", "image acc."]

@@ -3,39 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
 LEAK_STYLE = "bold red"
+NOTE_STYLE = "dim"
+SHORTEST = 16  # characters that are left of a name
+
+
+class CaptionedTable(Table):
+    """A table below its title and above its notes, both as wide as the terminal, not as the table."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the title, the bare table and the notes."""
+        bare = copy(self)
+        bare.title = bare.caption = None
+        yield from title_lines(self.title or "")
+        yield from Table.__rich_console__(bare, console, options)
+        yield from note_lines([self.caption] if self.caption else [], self.caption_style)
+
+
+class Name:
+    """A name that is not wrapped: where it is too long for its column, its middle is left out."""
+
+    def __init__(self, name: str, style: str = "") -> None:
+        self.name, self.style = name, style
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the name, as long as its column allows."""
+        yield Text(shortened(self.name, options.max_width), self.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the least and the whole width."""
+        width = cell_len(self.name)
+        return Measurement(min(SHORTEST, width), width)
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name of at most some characters, with an ellipsis in its middle if it is longer."""
+    if len(name) <= width:
+        return name
+    end = (width - 1) // 2
+    return name[: width - 1 - end] + "…" + (name[-end:] if end else "")
 
 
 def make_table(
     title: str | Text,
     headings: Iterable[str | Text | Column],
-    rows: Iterable[Sequence[str]] = (),
+    rows: Iterable[Sequence[str | Name]] = (),
     caption: str | None = None,
     **options: Any,
 ) -> Table:
-    """Return a table with its title and caption on the left, its cells folded where it is narrow."""
+    """Return a table with its title above and its caption below, its cells folded where it is narrow."""
     columns = [h if isinstance(h, Column) else Column(h, overflow="fold") for h in headings]
-    table = Table(*columns, title=title, caption=caption, **options)
+    look = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    table = CaptionedTable(*columns, title=title, caption=caption, **{**look, **options})
     table.title_justify = table.caption_justify = "left"
     for row in rows:
         table.add_row(*row)
     return table
 
 
+def title_lines(title: str | Text) -> Iterable[str | Text]:
+    """Yield a title between blank lines, if there is one."""
+    if str(title):
+        yield ""
+        yield title if isinstance(title, Text) else Text(title, "bold")
+        yield ""
+
+
+def note_lines(notes: Iterable[str | Text], style: Any = NOTE_STYLE) -> Iterable[Text]:
+    """Yield the notes below a table."""
+    for note in notes:
+        yield note if isinstance(note, Text) else Text(note, style or NOTE_STYLE)
+
+
 def number(heading: str) -> Column:
-    """Return a column of numbers."""
-    return Column(heading, justify="right")
+    """Return a column of numbers, on the right and never broken."""
+    return Column(heading, justify="right", no_wrap=True)
+
+
+def plain(text: str) -> str:
+    """Return a text of a user as a cell that shows its brackets."""
+    return escape(text)
 
 
 def title_of(start: str, scores: Mapping[str, Any]) -> Text:
-    """Return a title with the label of the split, red where cases straddle it."""
-    return Text(start, style="italic").append(
-        scores["split"], LEAK_STYLE if scores["leaks"] else "italic"
+    """Return a title with the positive class and the label of the split, red where cases straddle it."""
+    positive = f"positive class: {scores['positive']}; " if scores.get("positive") else ""
+    return Text(start + positive, style="bold").append(
+        scores["split"], LEAK_STYLE if scores["leaks"] else "bold"
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -17,28 +16,15 @@ from stacker.cli.tables.common import (
     title_of,
     with_bounds,
 )
+from stacker.cli.tables.models import ModelsTable, Score
+from stacker.cli.tables.scores import NAMES, SHORT, USUAL, marks, signs
+from stacker.comparison.controls import MAPS
+from stacker.errors import plural
 from stacker.scores.predictions import PARTS
 
 TOP = 12
-WIDE = 150  # characters that all columns need
-COLUMNS = (
-    ("image_auc", "AUC", True),
-    ("image_auc_pooled", "pooled", False),
-    ("null_p", "p", False),
-    ("null_p_of_many", "p of many", False),
-    ("image_accuracy", "accuracy", True),
-    ("image_sensitivity", "sens.", False),
-    ("image_specificity", "spec.", False),
-    ("image_brier", "Brier", False),
-    ("image_ece", "ECE", False),
-    ("case_auc", "case AUC", False),
-    ("case_accuracy", "case accuracy", True),
-    ("case_recognition_rate", "recognition", False),
-)
-MARKS = (
-    "* best base model; (!) predicts one class. AUC: pairs of images of one part; pooled: all pairs. p: "
-    "permuted labels as good; p of many: the best of all entries with permuted labels as good."
-)
+STYLES = {"base": "cyan", "rule": "green"}
+NULLS = {"null_p": "p", "null_p_of_many": "p of many"}
 
 
 def shown_models(board: Mapping[str, Any], everything: bool) -> list[str]:
@@ -51,81 +37,120 @@ def shown_models(board: Mapping[str, Any], everything: bool) -> list[str]:
     return [row["model"] for row in rows if row["model"] not in hidden]
 
 
+def leaderboard_tables(board: Mapping[str, Any], shown: Sequence[str], full: bool) -> list[ModelsTable]:
+    """Return the tables of all parts: AUC and accuracy, or every score by image and by case."""
+    units = [None] if not full else list(dict.fromkeys(("image", board["unit"])))
+    parts = dict.fromkeys(row["part"] for row in board["rows"])
+    return [leaderboard_table(board, part, shown, unit) for part in parts for unit in units]
+
+
 def leaderboard_table(
-    board: Mapping[str, Any], part: str, shown: Sequence[str], width: int = WIDE
-) -> Table:
-    """Return the scores of some models on a part of the cases; fewer of them where it is narrow."""
-    rows = {r["model"]: r for r in board["rows"] if r["part"] == part and r["subset"] == "all"}
-    size, unit, wide = board["sizes"][part], board["unit"], width >= WIDE
-    columns = [
-        (key.replace("case_", f"{unit}_"), heading.replace("case", unit), bounds)
-        for key, heading, bounds in COLUMNS
-        if wide or bounds
-    ]
-    columns = [c for c in columns if any(c[0] in row for row in rows.values())]
-    left = len({r["model"] for r in board["rows"]} - set(shown))
-    more = f" {left} more in compare/leaderboard.csv (--all)." if left else ""
-    more_headings = [number("columns"), number("fit s")] if wide else []
-    table = make_table(
-        title_of(f"{PARTS[part]}: {size['images']} images, {size['cases']} {unit}s; ", board),
-        ["model", *(Column(heading) for _, heading, _ in columns), *more_headings],
-        caption=f"Intervals: {board['intervals']}. {MARKS}{more}",
+    board: Mapping[str, Any], part: str, shown: Sequence[str], every_score_of: str | None = None
+) -> ModelsTable:
+    """Return the scores of some models on a part of the cases: AUC and accuracy, or all of a unit."""
+    parts = [row["part"] for row in board["rows"]]
+    of_part = {r["model"]: r for r in board["rows"] if r["part"] == part and r["subset"] == "all"}
+    rows = {name: of_part[name] for name in shown if name in of_part}
+    size, unit = board["sizes"][part], board["unit"]
+    if every_score_of is None:
+        by, units = "", dict.fromkeys(("image", unit))
+        columns = {f"{of} {SHORT[score]}": f"{of}_{score}" for of in units for score in USUAL}
+    else:
+        by, of = f", by {every_score_of}", every_score_of
+        columns = {NAMES[score]: f"{of}_{score}" for score in NAMES}
+    cells: dict[str, Sequence[Score | str]] = {
+        heading: [_score(row, key) for row in rows.values()]
+        for heading, key in columns.items()
+        if any(key in row for row in rows.values())
+    }
+    if every_score_of == "image":
+        cells |= _facts(rows.values())
+    groups = "cases not known" if unit == "image" else f"{size['cases']} {unit}s"
+    return ModelsTable(
+        title_of(f"{PARTS[part]}{by}: {size['images']} images, {groups}; ", board),
+        list(rows),
+        cells,
+        list(_notes(board, rows, shown, every_score_of, last=part == parts[-1])),
+        minor=frozenset() if every_score_of else frozenset(h for h in columns if "acc." in h),
+        signs=signs(board["best_base"], rows),
+        styles={name: STYLES.get(row["kind"], "") for name, row in rows.items()},
     )
-    for name in (name for name in shown if name in rows):
-        row = rows[name]
-        mark = " *" if name == board["best_base"] else ""
-        mark += " (!)" if row.get("one_class_only") else ""
-        cells = [_cell(row, key, bounds) for key, _, bounds in columns]
-        seconds, count = row.get("fit_seconds"), row.get("columns")
-        if wide:
-            cells += ["" if count is None else str(count), f"{seconds:.2f}" if seconds else ""]
-        style = {"base": "cyan", "rule": "green"}.get(row["kind"])
-        table.add_row(escape(name + mark), *cells, style=style)
-    return table
 
 
-def _cell(row: Mapping[str, Any], key: str, with_interval: bool) -> str:
-    """Return a score of a row, with its interval or the reason why it has none, if that is wanted."""
-    if not with_interval:
-        return with_bounds(row.get(key), None)
+def _score(row: Mapping[str, Any], key: str) -> Score:
+    """Return a score of a row with its interval, or the reason why it has none."""
     unit, _, score = key.partition("_")
-    reasons = str(row.get(f"{unit}_withheld") or "").split("; ")
-    why = dict(reason.partition(": ")[::2] for reason in reasons).get(score)
-    return with_bounds(row.get(key), bounds_of(row, key), why)
+    why = (row.get(f"{unit}_withheld") or {}).get(score)
+    return Score(row.get(key), bounds_of(row, key), why)
 
 
-def answers_table(board: Mapping[str, Any]) -> Table:
+def _facts(rows: Collection[Mapping[str, Any]]) -> dict[str, Sequence[Score | str]]:
+    """Return what else a leaderboard knows of its entries: p-values, columns, seconds."""
+    cells: dict[str, Sequence[Score | str]] = {
+        heading: ["" if row.get(key) is None else f"{row[key]:.3f}" for row in rows]
+        for key, heading in NULLS.items()
+    }
+    cells["columns"] = ["" if row.get("columns") is None else str(row["columns"]) for row in rows]
+    seconds = [row.get("fit_seconds") for row in rows]
+    return cells | {"fit s": [f"{value:.2f}" if value else "" for value in seconds]}
+
+
+def _notes(
+    board: Mapping[str, Any],
+    rows: Mapping[str, Mapping[str, Any]],
+    shown: Sequence[str],
+    every_score_of: str | None,
+    last: bool,
+) -> Iterator[str]:
+    """Yield what stands below a leaderboard, and below the last one what holds for all."""
+    yield from marks(board["best_base"], rows, board["unit"])
+    if every_score_of == "image" and any(row.get("null_p") is not None for row in rows.values()):
+        yield (
+            "p: how often the same entry is as good on permuted labels; p of many: how often the best "
+            "of all entries is."
+        )
+    if not last or every_score_of == "image" != board["unit"]:
+        return
+    yield f"Intervals: {board['intervals']}."
+    left = len({row["model"] for row in board["rows"]} - set(shown))
+    if left:
+        yield f"{left} more entries: --all, or compare/leaderboard.csv."
+
+
+def answers_table(board: Mapping[str, Any]) -> ModelsTable:
     """Return what each block adds to others, meta-learner by meta-learner; intervals hold together."""
     part = next(part for part in PARTS if any(row["part"] == part for row in board["answers"]))
     rows = [row for row in board["answers"] if row["part"] == part]
     by_pair = {(row["added"], row["to"], row["meta"]): row for row in rows}
-    metas = list(dict.fromkeys(row["meta"] for row in rows))
-    table = make_table(
-        f"What a block adds to the AUC by image, intervals of all together 95%. {PARTS[part]}",
-        ["added", "to", *metas],
+    added = list(dict.fromkeys((row["added"], row["to"]) for row in rows))
+    return ModelsTable(
+        f"{PARTS[part]}: what a feature block adds to the image AUC",
+        [f"{block} to {rest}" for block, rest in added],
+        {
+            meta: [_gain(by_pair.get((*pair, meta))) for pair in added]
+            for meta in dict.fromkeys(row["meta"] for row in rows)
+        },
+        ["Intervals: 95% for all of these gains together. One that includes 0: no significant gain."],
+        first="added",
+        sign="+",
     )
-    for added, to in dict.fromkeys((row["added"], row["to"]) for row in rows):
-        gains = (_gain(by_pair.get((added, to, meta))).replace(" ", "\n", 1) for meta in metas)
-        table.add_row(added, to, *gains)
-    return table
 
 
-def _gain(row: Mapping[str, Any] | None) -> str:
+def _gain(row: Mapping[str, Any] | None) -> Score:
     """Return a gain with its interval as one of many."""
-    if row is None or row["auc_difference"] is None:
-        return "-"
-    return with_bounds(row["auc_difference"], bounds_of(row, "auc"), sign="+")
+    if row is None:
+        return Score(None)
+    return Score(row["auc_difference"], bounds_of(row, "auc"), row["auc_withheld"])
+
+
+def headlines(board: Mapping[str, Any]) -> list[str]:
+    """Return, for each part of the cases, whether any stack is better than the mean."""
+    return [f"{PARTS[part]}: {said}" for part, said in _against_rival(board, "mean")]
 
 
 def verdicts(board: Mapping[str, Any]) -> list[str]:
-    """Return the outcome in sentences: against the mean and the best base model, maps, the controls."""
-    lines = []
-    for part, named in PARTS.items():
-        for rival in ("mean", board["best_base"]):
-            rows = [r for r in board["differences"] if r["part"] == part and r["rival"] == rival]
-            rows = [r for r in rows if r["auc_difference"] is not None]
-            if rows:
-                lines.append(f"{named}: {_against(rival, rows)}")
+    """Return the rest in sentences: against the best base model, what maps add, the controls."""
+    lines = [f"{PARTS[part]}: {said}" for part, said in _against_rival(board, board["best_base"])]
     if board["best_stack"] is not None:
         lines.append(_best(board["best_stack"]))
     of_maps = [row for row in board["answers"] if row["maps_alone"]]
@@ -134,52 +159,54 @@ def verdicts(board: Mapping[str, Any]) -> list[str]:
         _maps(part, [row for row in of_maps if row["part"] == part])
         for part in dict.fromkeys(row["part"] for row in of_maps)
     ]
-    off = [row for row in board["at_chance"] if row["leaks"]]
-    lines += [
-        f"{row['control']}, {PARTS[row['part']]}: a mean AUC of {row['auc']:.3f} in {row['draws']} "
-        f"draws is more than {row['limit']:.3f} away from a half. Something tells the classes that "
-        "should not."
-        for row in off
-    ]
-    if board["at_chance"] and not off:
-        values = [row["auc"] for row in board["at_chance"]]
-        lines.append(
-            f"Controls: {len(values)} with nothing to learn, their mean AUC from {min(values):.3f} to "
-            f"{max(values):.3f}; none is off."
-        )
-    lines.append(board["caveat"])
-    return lines
+    if board["at_chance"]:
+        lines += _controls(board["at_chance"])
+    return [*lines, board["caveat"]]
+
+
+def _against_rival(board: Mapping[str, Any], rival: str) -> Iterator[tuple[str, str]]:
+    """Yield for each part what the stacks gain over a rival."""
+    for part in PARTS:
+        rows = [r for r in board["differences"] if r["part"] == part and r["rival"] == rival]
+        rows = [row for row in rows if row["auc_difference"] is not None]
+        if rows:
+            yield part, _against(rival, rows)
 
 
 def _against(rival: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return how many stacks are better than a rival, by their intervals and by the test by case."""
-    what = "the mean of the probabilities" if rival == "mean" else f"the best base model, {rival}"
+    """Return which stacks are better than a rival, by their intervals and by the test by case."""
+    what = "the mean" if rival == "mean" else f"the best base model, {rival}"
     best = max(rows, key=lambda row: row["auc_difference"])
-    largest = f"The largest gain is {_gain(best)} ({best['model']})."
+    gain = with_bounds(best["auc_difference"], bounds_of(best, "auc"), sign="+")
+    largest = f"Largest gain in image AUC: {gain} ({best['model']})."
     known = [row for row in rows if row["auc_low"] is not None]
     if not known:
-        return (
-            f"whether a stack is better than {what} cannot be said: {rows[0]['auc_withheld']}. {largest}"
-        )
-    sure = sum(row["auc_low"] > 0 for row in known)
+        why = rows[0]["auc_withheld"]
+        return f"whether a stack is better than {what} cannot be said ({why}). {largest}"
+    known.sort(key=lambda row: -row["auc_difference"])
+    better = [row["model"] for row in known if row["auc_low"] > 0]
     tested = [row for row in rows if row["clustered_delong_holm"] is not None]
     passed = sum(row["clustered_delong_holm"] < 0.05 and row["auc_difference"] > 0 for row in tested)
-    after = f"{passed} by the test with its variance by case, adjusted by Holm's method (p < 0.05)"
-    return (
-        f"of {len(rows)} stacks, {sure} have an AUC above that of {what} by an interval (of all "
-        f"together) that leaves out 0, {after if tested else 'none was tested'}. {largest}"
-    )
+    test = f" By the clustered DeLong test, Holm-adjusted: {passed} of {len(tested)}." if tested else ""
+    return f"{_how_many(better, len(rows), what)} {largest}{test}"
+
+
+def _how_many(better: Sequence[str], number_of_stacks: int, what: str) -> str:
+    """Return the headline: how many stacks are better than a rival, and which."""
+    if not better:
+        return f"No stack is significantly better than {what} (0 of {number_of_stacks})."
+    are = "stacks is" if len(better) == 1 else "stacks are"
+    count = f"{len(better)} of {number_of_stacks} {are}"
+    return f"{count} significantly better than {what} ({', '.join(better)})."
 
 
 def _best(best: Mapping[str, Any]) -> str:
     """Return what is left of the best AUC once the choice is made again in every draw of cases."""
     corrected = best["auc_corrected"]
-    left = (
-        "" if corrected is None else f", {corrected:.3f} when the choice is made in every draw of cases"
-    )
+    left = "" if corrected is None else f", or {corrected:.3f} corrected for choosing the best"
     return (
-        f"The best of {best['of']} stacks out of fold, {best['model']}: AUC {best['auc']:.3f}{left} "
-        f"(it is chosen in {best['chosen']:.0%} of them)."
+        f"Best of {best['of']} stacks out of fold: {best['model']}, image AUC {best['auc']:.3f}{left}. "
+        f"It is the best in {best['chosen']:.0%} of the bootstrap draws."
     )
 
 
@@ -187,15 +214,41 @@ def _maps(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what is shown of the gain by maps: that there is one, that there is none, or neither."""
     known = [row for row in rows if row["auc_low"] is not None]
     if not known:
-        return f"{PARTS[part]}: what maps add cannot be said: {rows[0]['auc_withheld']}."
+        return f"{PARTS[part]}: whether maps add anything cannot be said ({rows[0]['auc_withheld']})."
     more = sum(row["auc_low"] > 0 for row in known)
     less = sum(bool(row["auc_negligible"]) for row in known)
     finest = min(row["auc_detectable"] for row in known)
     return (
-        f"{PARTS[part]}: in {len(rows)} comparisons, maps are shown to add to the rest in {more}; that "
-        f"they add less than 0.01 AUC is shown in {less}. A gain of {finest:.3f} or more would have "
-        "been seen four times of five in the sharpest of them."
+        f"{PARTS[part]}: maps add significantly to the other features in {more} of {len(rows)} "
+        f"comparisons; in {less} a gain of 0.01 AUC or more is ruled out. The most precise comparison "
+        f"detects a gain of {finest:.3f} with 80% power."
     )
+
+
+def _controls(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the controls with nothing to learn come to: those that are off, or that none is."""
+    off = [row for row in rows if row["leaks"]]
+    if off:
+        return [
+            f"{PARTS[row['part']]}: {row['control']}: the mean AUC of {row['draws']} draws is "
+            f"{row['auc']:.3f}, more than {row['limit']:.3f} away from 0.5. Something other than the "
+            "tissue tells the classes apart: look for a leak."
+            for row in off
+        ]
+    low, high = (end(row["auc"] for row in rows) for end in (min, max))
+    checked = " and ".join(_checked(kind, rows) for kind in dict.fromkeys(row["kind"] for row in rows))
+    said = f"Controls with nothing to learn: {checked}. "
+    return [f"{said}Their mean AUC lies from {low:.3f} to {high:.3f}; none is off."]
+
+
+def _checked(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many models a kind of control was tried on."""
+    fitted = {row["model"]: row["fitted"] for row in rows if row["kind"] == kind}
+    of = plural(len(fitted), "model")
+    if kind == MAPS:  # beside other columns there is something left to learn
+        return f"{kind} of {of} on maps alone"
+    unfitted = len(fitted) - sum(fitted.values())
+    return f"{kind} of {of}" + (f" ({unfitted} of them without a fit)" if unfitted else "")
 
 
 def inflation_table(inflation: Mapping[str, Any]) -> Table:
@@ -210,7 +263,7 @@ def inflation_table(inflation: Mapping[str, Any]) -> Table:
         for unit, leaks in leaking.items()
     )
     table = make_table(
-        "The same run, split by other units: AUC by image",
+        "The same run, split by other units: image AUC",
         ["part", "model", *labels, *(number(f"inflation by {unit}") for unit in inflated)],
         caption="Red: cases straddle the split. These scores are not results.",
         caption_style=LEAK_STYLE,
