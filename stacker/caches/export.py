@@ -1,4 +1,4 @@
-"""Hand the caches of a run to other tools, one file or folder per base model, with who made which row.
+"""Export the caches of a run to other tools: one file or folder per base model, with its provenance.
 
 npz    numpy archives: every array, the rows, and `provenance` as JSON
 csv    one line per image: image, case, label, part, made_by, then every value under its column's name
@@ -83,7 +83,7 @@ def _zarr(cache: Cache, path: Path) -> None:
     try:
         import zarr
     except ImportError:
-        raise ConfigError("--zarr needs the zarr package; pip install 'stacker[zarr]'") from None
+        raise ConfigError("--zarr needs the zarr package", "pip install 'stacker[zarr]'") from None
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)
