@@ -20,7 +20,7 @@ def check_weights(config: Config, manifest: Manifest, findings: list[Finding]) -
     try:
         require_unseen({**config.backbones, **config.frozen}, manifest.cases)
     except LeakError as error:
-        findings.append(finding("error", "trained weights", str(error)))
+        findings.append(finding("error", "weights trained on these cases", error.what, error.advice))
     except BackboneError:
         return
 
@@ -32,20 +32,20 @@ def fit_backbones(config: Config, classes: int, findings: list[Finding]) -> tupl
     try:
         choose_device(config.device)
     except StackerError as error:
-        findings.append(finding("error", "device", str(error)))
+        findings.append(finding("error", "device", error.what, error.advice))
     fits = []
     for frozen, backbones in ((False, config.backbones), (True, config.frozen)):
         for name in backbones:
             try:
                 fits.append(_fit(config, name, frozen, classes))
             except StackerError as error:
-                findings.append(finding("error", "backbone", str(error)))
+                findings.append(finding("error", "backbone", error.what, error.advice))
     for fit in fits:
         if not fit.frozen and min(fit.grid) < COARSE:
             grid = f"{fit.grid[0]}x{fit.grid[1]}"
             size = f"images.size={config.images.size}"
-            text = f"{fit.backbone}: maps of {grid} cells at {size} hardly localise"
-            findings.append(finding("note", "coarse maps", text, "larger images give finer maps"))
+            text = f"{fit.backbone}: at {size} its maps have only {grid} cells, too few to localise"
+            findings.append(finding("note", "coarse maps", text, "use larger images for finer maps"))
     return tuple(fits)
 
 

@@ -1,8 +1,8 @@
-"""Everything that can go wrong, before GPU time: the backbones, the disk, the images and the split.
+"""What can go wrong, found before GPU time is spent: backbones, disk, images and split.
 
-Faults do not stop the examination: each becomes a finding, and what can still be looked at is looked
-at. Unreadable images are left out for the rest of it, as `data.on_error: skip` would. Images that are
-equal to the byte under two cases are left out only where they would be; else the audit has them, too.
+A fault does not stop the check: it becomes a finding, and the rest is still checked. Unreadable images
+are left out for the rest of it, as `data.on_error: skip` would. Identical files under two cases are left
+out only where the run leaves them out; otherwise the audit has them too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check(config: Config) -> Report:
     try:
         manifest, folds = _data(config, findings)
     except StackerError as error:
-        findings.append(finding("error", "data", str(error)))
+        findings.append(finding("error", "data", error.what, error.advice))
         fits = fit_backbones(config, 2, findings)
         return Report(sort(findings), fits, None, None)
     fits = fit_backbones(config, len(manifest.classes), findings)
@@ -46,7 +46,7 @@ def check(config: Config) -> Report:
     try:
         audited = _audit(config, manifest, folds, findings)
     except StackerError as error:
-        findings.append(finding("error", "images", str(error)))
+        findings.append(finding("error", "images", error.what, error.advice))
     findings += _positive_by_name(config, manifest)
     return Report(sort(findings), fits, disk, *audited, manifest.positive)
 
@@ -85,7 +85,7 @@ def _data(config: Config, findings: list[Finding]) -> tuple[Manifest, Folds | No
     try:
         return manifest, make_folds(manifest, config.folds, config.seed)
     except DataError as error:
-        findings.append(finding("error", "split", str(error)))
+        findings.append(finding("error", "split", error.what, error.advice))
         return manifest, None
 
 
@@ -94,25 +94,27 @@ def _unreadable(config: Config, error: UnreadableImages) -> Finding:
     return finding(
         "error" if stop else "warning",
         "unreadable images",
-        f"{plural(len(error.reasons), 'image')} cannot be used",
-        "fix or remove them, or go on without them: data.on_error=skip" if stop else "",
+        f"{plural(len(error.reasons), 'image')} cannot be decoded{'' if stop else ', and are left out'}",
+        "fix or remove them, or leave them out (data.on_error=skip)" if stop else "",
         [str(error.reasons[row]) for row in sorted(error.reasons)],
     )
 
 
 def _check_disputed(config: Config, manifest: Manifest, findings: list[Finding]) -> Manifest:
-    """Find images that are equal to the byte under two cases; leave them out where the run will."""
+    """Find identical files under two cases; leave them out where the run will."""
     groups = disputed(manifest, config.images)
     if not groups:
         return manifest
     stop = config.data.on_error == "stop"
-    text = f"{plural(len(groups), 'picture')} equal to the byte under two cases, one of which is wrong: "
-    text += "no run begins with them" if stop else "all images concerned are left out"
+    text = (
+        f"{plural(len(groups), 'image')} stored under two cases as identical files: one case is wrong, "
+    )
+    text += "and no run starts with them" if stop else "so all copies are left out"
     advice = "correct the cases or remove the files"
-    advice += ", or go on without them: data.on_error=skip" if stop else ""
+    advice += ", or leave them out (data.on_error=skip)" if stop else ""
     listed = [dispute(manifest, rows) for rows in groups]
     severity: Severity = "error" if stop else "warning"
-    findings.append(finding(severity, "one file under two cases", text, advice, listed))
+    findings.append(finding(severity, "identical file under two cases", text, advice, listed))
     return manifest if stop else manifest.without(disputed_rows(manifest, groups))
 
 
@@ -160,11 +162,11 @@ def _existing(path: Path) -> Path:
 def _check_disk(config: Config, disk: Disk) -> Iterator[Finding]:
     needed = disk.images + disk.models + disk.resume + disk.caches
     if needed > disk.free:
-        text = f"the run will take {needed / 1e9:.1f} GB and {disk.free / 1e9:.1f} GB are free"
-        yield finding("error", "disk", text, "make room, or point 'artifacts' at another disk")
+        text = f"the run needs {needed / 1e9:.1f} GB and {disk.free / 1e9:.1f} GB are free"
+        yield finding("error", "disk", text, "free some space, or set 'artifacts' to another disk")
     folder = _existing(config.artifacts)
     if not os.access(folder, os.W_OK) or any(
         path.is_file() for path in config.artifacts.absolute().parents
     ):
-        text = f"{config.artifacts} cannot be made in {folder}"
-        yield finding("error", "disk", text, "point 'artifacts' at another folder")
+        text = f"{config.artifacts} cannot be created in {folder}"
+        yield finding("error", "disk", text, "set 'artifacts' to another folder")

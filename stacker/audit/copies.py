@@ -1,7 +1,7 @@
-"""Pictures that are there more than once: byte by byte, or turned, mirrored, re-encoded.
+"""Duplicate images: identical files, or images that were rotated, mirrored or re-encoded.
 
-Copies of copies belong together: what is asked (two classes? two parts?) is asked of the whole group, so
-that an image of unknown case or part between two others hides nothing.
+Copies of copies belong together. Contradictions (two classes? two parts?) are looked for in the whole
+group, so that an image of unknown case or part between two others hides nothing.
 """
 
 from __future__ import annotations
@@ -84,34 +84,34 @@ def describe(manifest: Manifest, copies: Iterable[Copy]) -> list[str]:
 
 
 def check_copies(manifest: Manifest, groups: Sequence[Group]) -> Iterable[Finding]:
-    """Report copies, the worst kind first: with two labels, under two cases, turned, or just there."""
-    patient = "the cases may be one patient, whom a split cuts"
+    """Report duplicates, the worst kind first: with two labels, under two cases, rotated, or plain."""
+    patient = "the two cases may be one patient, and a split by case would leak"
     leave = "leave both out of the subtype task"
     kinds: tuple[tuple[str, str, Severity, str, str], ...] = (
         ("label", "with two classes", "error", "one of the labels is wrong", "remove both"),
         ("subtype", "with two subtypes", "warning", "one of the subtypes is wrong", leave),
-        ("case", "under two cases", "warning", patient, "merge them"),
+        ("case", "under two cases", "warning", patient, "merge the cases"),
     )
     for attribute, kind, severity, meaning, advice in kinds:
         values = [getattr(image, attribute) for image in manifest.images]
         shown = _contradictions(manifest, groups, values)
         if shown:
-            text = f"{plural(len(shown), 'picture')} {kind}: {meaning}"
-            yield finding(severity, f"one picture {kind}", text, advice, shown)
+            text = f"{plural(len(shown), 'image')} with duplicates {kind}: {meaning}"
+            yield finding(severity, f"duplicate {kind}", text, advice, shown)
     copies = [copy for group in groups for copy in group.copies]
     turned = [copy for copy in copies if copy.change not in (IDENTICAL, "same position")]
     if turned:
         yield finding(
             "warning",
             "augmented copies",
-            f"{plural(len(turned), 'pair')} of images turned or mirrored into each other: augmented "
-            "files count as images that were never taken, and split apart they leak",
-            "keep the originals only: training turns and mirrors them itself (train.augment)",
+            f"{plural(len(turned), 'pair')} of images are rotated or mirrored copies of each other: "
+            "files augmented before the split count twice, and leak if they end up in different parts",
+            "keep only the originals: training augments them itself (train.augment)",
             describe(manifest, turned),
         )
     if groups:
         images = sum(len(group.rows) for group in groups)
         identical = sum(copy.change == IDENTICAL for copy in copies)
-        text = f"{images} images show {plural(len(groups), 'picture')}"
-        text += f"; {plural(identical, 'image')} equal to another to the byte" if identical else ""
+        text = f"{images} images, of which only {len(groups)} are different from each other"
+        text += f"; {plural(identical, 'file')} identical to another" if identical else ""
         yield finding("warning", "duplicates", text, "keep one of each", describe(manifest, copies))

@@ -1,8 +1,8 @@
-"""What is wrong with a data set and its split, found before a network learns it.
+"""Problems of a data set and its split, found before a network learns from them.
 
-Every check is a function from the manifest (and what was measured of its pictures) to findings. An
-error is something that makes a score wrong: the same case, slide or picture on two sides, a part
-without a class. A warning may make it misleading. A note is worth a sentence in a paper.
+Every check is a function from the manifest (and what was measured of its images) to findings. An
+error makes a score wrong: the same case, slide or image in two parts, a part without a class. A warning
+may make it misleading. A note is worth a sentence in a paper.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def _named(manifest: Manifest, copy: Copy) -> dict[str, Any]:
 def check_split(
     manifest: Manifest, parts: Parts, copies: Sequence[Group], name: str, severity: Severity
 ) -> Iterable[Finding]:
-    """Find cases, slides and pictures in two parts."""
-    meaning = "in more than one part: what scores a model trained it"
+    """Find cases, slides and duplicates in several parts."""
+    meaning = "in several parts: a model would be tested on what trained it"
     for unit in ("case", "slide"):
         names = manifest.names(unit)
         sides: dict[str, set[str]] = defaultdict(set)
@@ -87,22 +87,25 @@ def check_split(
             mistaken = unit == "slide" and manifest.misplaced_slides
             yield finding(
                 severity,
-                f"{unit} on two sides",
+                f"{unit} in several parts",
                 f"{name} has {len(both)} of {len(sides)} {unit}s {meaning}",
                 "correct the slides that are listed under two cases"
                 if mistaken
-                else "take folds.group=case, and shares instead of 'official'",
+                else "set folds.group=case, and shares instead of 'official'",
                 [f"{group} in {' and '.join(sorted(sides[group]))}" for group in both],
             )
     apart = straddling(manifest, copies, parts)
     if apart:
-        text = f"{name} has copies of {plural(len(apart), 'picture')} {meaning}"
-        yield finding(severity, "picture on two sides", text, "remove the copies", apart)
+        text = f"{name} has duplicates of {plural(len(apart), 'image')} {meaning}"
+        yield finding(severity, "duplicate in several parts", text, "remove the duplicates", apart)
 
 
 def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity) -> Iterable[Finding]:
-    """Find parts that lack a class, and parts that are judged or chosen by with few cases of one."""
-    few_means = {"test": "intervals by case will be wide", "validation": "training keeps its last epoch"}
+    """Find parts that lack a class, and test and validation parts with few cases of one."""
+    few_means = {
+        "test": "confidence intervals by case will be wide",
+        "validation": "too few to choose an epoch, so training keeps the last one",
+    }
     for part, rows in parts.items():
         images = [manifest.images[row] for row in rows]
         present = {image.label for image in images}
@@ -110,18 +113,18 @@ def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity)
         cases = sorted(cases_by_class(images).items())
         few = [f"{number} of '{label}'" for label, number in cases if number < FEW_CASES]
         if few and part in few_means:
-            text = f"{name}: {part} has {' and '.join(few)} (cases): {few_means[part]}"
+            text = f"{name}: {part} has only {first_few(few)} (cases): {few_means[part]}"
             yield finding("note", f"few {part} cases", text, "add cases, or say so in the paper")
         if lacking:
-            text = f"{name}: {part} ({len(rows)} images) has no {' and no '.join(lacking)}"
+            text = f"{name}: {part} ({len(rows)} images) has no {first_few(lacking)}"
             if part == "validation":
-                yield finding("note", "part without a class", f"{text}: training keeps its last epoch")
+                yield finding("note", "part without a class", f"{text}: training keeps the last epoch")
                 continue
             yield finding(
                 severity,
                 "part without a class",
-                f"{text}: a score on it means nothing; was the list cut without being shuffled?",
-                "give folds.test and folds.stack shares instead of 'official'",
+                f"{text}: scores on it are meaningless. Was the list split without shuffling?",
+                "set folds.test and folds.stack to shares instead of 'official'",
             )
 
 
@@ -146,11 +149,11 @@ def check_labels(manifest: Manifest) -> Iterable[Finding]:
             topic = f"{unit} with two {kind}"
             text = f"{len(mixed)} of {len(values)} {unit}s have images of two {kind}"
             if len(mixed) > len(values) / 4:
-                yield finding("note", topic, f"{text}: patches are labelled, not patients")
+                yield finding("note", topic, f"{text}: labels belong to patches, not to patients")
                 continue
             listed = [f"{group}: {', '.join(sorted(values[group]))}" for group in mixed]
             severity: Severity = "warning" if unit == "slide" else "note"
-            yield finding(severity, topic, text, "check the source", listed)
+            yield finding(severity, topic, text, "check them against the source of the data", listed)
 
 
 def check_sizes(manifest: Manifest) -> Iterable[Finding]:
@@ -158,55 +161,56 @@ def check_sizes(manifest: Manifest) -> Iterable[Finding]:
     misplaced = sorted(manifest.misplaced_slides.items())
     if misplaced:
         listed = [f"{slide}: {', '.join(cases)}" for slide, cases in misplaced]
-        text = f"{plural(len(listed), 'slide')} listed under several cases: one of them is wrong"
+        text = f"{plural(len(listed), 'slide')} listed under several cases: only one can be right"
         yield finding("warning", "slide under two cases", text, "correct the case", listed)
     unknown = [image.id for image in manifest.images if not image.case]
     if unknown:
         yield finding(
             "warning",
-            "case not known",
-            f"the case of {len(unknown)} of {len(manifest.images)} images is not known: nothing keeps a "
-            "patient's images together",
-            "give data.case_pattern, a column 'case', or the meta CSVs",
+            "unknown case",
+            f"the case of {len(unknown)} of {len(manifest.images)} images is unknown, so images of one "
+            "patient may end up in different parts",
+            "set data.case_pattern, or add a column 'case' or the meta CSVs",
             unknown,
         )
     cases = sorted(cases_by_class(manifest.images).items())
     few = [f"'{label}' has {plural(number, 'case')}" for label, number in cases if number < FEW_CASES]
     if few:
-        text = f"{first_few(few)}: intervals will be wide, and the split depends on chance"
+        text = f"{first_few(few)}: intervals will be wide, and scores depend on the random split"
         listed = few if len(few) > SHOWN else []
         yield finding("warning", "few cases", text, "add cases, or say so in the paper", listed)
     images = np.bincount(manifest.labels)
     if images.max() > 10 * images.min():
         most, least = manifest.classes[images.argmax()], manifest.classes[images.argmin()]
-        text = f"{images.max()} images are '{most}' and {images.min()} '{least}': accuracy says little"
-        yield finding("warning", "unbalanced classes", text, "read balanced accuracy and AUC")
+        text = f"{images.max()} images are '{most}' and {images.min()} '{least}': "
+        text += "accuracy is misleading"
+        yield finding("warning", "unbalanced classes", text, "use balanced accuracy and AUC")
 
 
 def check_pictures(manifest: Manifest, measures: Measures) -> Iterable[Finding]:
-    """Find pictures without content or colour."""
+    """Find images without content or colour."""
     blank = measures.contrast < FLAT
     grey = (measures.saturation < GREY) & ~blank
     kinds = (
-        ("blank pictures", blank, "blank or nearly so: there is nothing to diagnose in them"),
-        ("grey pictures", grey, "without colour: glass, dirt or grey-scale, not stained tissue"),
+        ("blank images", blank, "blank or nearly so: they show no tissue"),
+        ("grey images", grey, "without colour: glass, dirt or greyscale instead of stained tissue"),
     )
     for topic, which, meaning in kinds:
         if which.any():
             ids = [manifest.images[row].id for row in np.flatnonzero(which)]
             text = f"{plural(len(ids), 'image')} {meaning}"
-            yield finding("warning", topic, text, "look at them", ids)
+            yield finding("warning", topic, text, "look at them, and remove what shows no tissue", ids)
     typical = float(np.median(measures.saturation))
     if typical < COLOURLESS:
-        text = f"half of the images have a saturation below {typical:.3f}: is this stained tissue?"
-        yield finding("warning", "not histology", text, "pretrained weights will expect H&E colours")
+        text = f"half of the images have a saturation below {typical:.3f}: is this H&E-stained tissue?"
+        yield finding("warning", "not histology", text, "check data.path")
 
 
 def check_shortcuts(shortcuts: Mapping[str, Any], unit: str) -> Iterable[Finding]:
-    """Find clues that tell the class without the tissue, on cases that a shallow model has not seen."""
+    """Find shortcuts: clues from which a shallow model tells the class of held-out cases."""
     if not shortcuts:
-        text = f"too few {unit}s of a class to see whether colour or file format tell it"
-        yield finding("note", "shortcuts not examined", text)
+        text = f"too few {unit}s of a class to test whether colour or file format give it away"
+        yield finding("note", "shortcuts not tested", text)
     for clue, area in shortcuts.items():
         perfect = [1.0, 1.0] if area["auc"] == 1 else [0.0, 1.0]  # of which nothing tells the error
         low, high = area["interval"] or perfect
@@ -215,9 +219,11 @@ def check_shortcuts(shortcuts: Mapping[str, Any], unit: str) -> Iterable[Finding
         artefact = clue in NO_EVIDENCE
         yield finding(
             "error" if artefact and low > 0.8 else "warning",
-            f"class told by {clue}",
-            f"{clue} alone tells the class of unseen {unit}s with AUC {area['auc']:.2f} [{low:.2f}, "
-            f"{high:.2f}]: a network may learn that instead of the tissue",
-            "take and save all classes alike" if artefact else "compare the final scores with this one",
+            f"shortcut: {clue}",
+            f"{clue} alone predicts the class of held-out {unit}s with AUC {area['auc']:.2f} "
+            f"[{low:.2f}, {high:.2f}]: a network may learn that instead of the tissue",
+            "prepare the images of all classes in the same way"
+            if artefact
+            else "compare the final scores with this AUC",
             area["typical"],
         )

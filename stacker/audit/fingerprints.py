@@ -68,7 +68,7 @@ def measure(pixels: Pixels) -> Measures:
     file = TemporaryFile()  # noqa: SIM115  # it goes with the array that is mapped to it
     os.posix_fallocate(file.fileno(), 0, 8 * math.prod(shape))  # a full disk is an error here, not later
     spectra_NRK = np.memmap(file, np.complex64, shape=shape)
-    with bar("look at images", len(pixels)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with bar("audit images", len(pixels)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
         for block in _blocks(len(pixels), max(1, min(256, 100_000_000 // pixels[:1].nbytes))):
             images_BHWC = pixels[block]
             colour, saturation = _colours(images_BHWC)
@@ -188,7 +188,7 @@ def _confirm(spectra_NRK: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
         # conjugation mirrors upside down; half a turn makes it left to right, as people say it
         shift = int(at_angles[mirrored][p].argmax() + mirrored * ANGLES // 2) % ANGLES
         degrees = min(shift, ANGLES - shift) * 360 / ANGLES
-        turned = f"turned by {degrees:.0f} degrees" if degrees else ""
+        turned = f"rotated by {degrees:.0f} degrees" if degrees else ""
         change = " and ".join(filter(None, ("mirrored" if mirrored else "", turned))) or "same position"
         similarity = round(float(best_2P[:, p].max()), 4)
         copies.append(Copy(int(first[p]), int(second[p]), change, similarity))

@@ -1,7 +1,6 @@
-"""What an examination reports: findings, the worst first, with the numbers behind them.
+"""What a check reports: findings, the worst first, with the numbers behind them.
 
-It is written as JSON with everything, and as a page of Markdown: the data section of a paper, with what
-a reader should be told.
+audit.json has everything; audit.md is a page of Markdown for the data section of a paper.
 """
 
 from __future__ import annotations
@@ -150,11 +149,11 @@ def _data(audit: Audit, config: Config, report: Report) -> Iterator[str]:
         yield ""
         yield from _parts(audit.parts["own"])
     if audit.shortcuts:
-        yield "## What tells the class without the tissue"
+        yield "## Shortcuts: can the class be told without the tissue?"
         yield ""
-        yield f"A shallow forest on the clue alone, scored on {audit.unit}s that it has not seen."
+        yield f"A random forest on the clue alone, scored on held-out {audit.unit}s."
         yield ""
-        yield from (f"| clue | AUC | 95 % by {audit.unit} |", "|---|---|---|")
+        yield from (f"| clue | AUC | 95 % interval by {audit.unit} |", "|---|---|---|")
         for clue, area in audit.shortcuts.items():
             bounds, auc = area["interval"], area["auc"]
             shown = area["withheld"] or "-"
@@ -165,22 +164,22 @@ def _data(audit: Audit, config: Config, report: Report) -> Iterator[str]:
 
 def _known(counts: Mapping[str, int], unit: str) -> str:
     number = counts[f"{unit}s"]
-    return f"{number} {unit}s" if number else f"{unit}s not known"
+    return f"{number} {unit}s" if number else f"{unit}s unknown"
 
 
 def _method(folds: FoldsConfig) -> str:
     """Say in a sentence how the split was made."""
     test = "the data set's own test part" if folds.test == "official" else f"{folds.test:.0%}"
     if folds.protocol == "crossfit":
-        rest = f"the rest is cut into {folds.k} folds"
+        rest = f"the rest is split into {folds.k} folds"
     elif folds.stack == "official":
         rest = "the data set's own valid part is kept for stacking"
     else:
         rest = f"{folds.stack:.0%} are kept for stacking"
     return (
-        f"Whole {folds.group}s are assigned, stratified by class and subtype: {test} for tests, {rest}, "
-        f"and {folds.validation:.0%} of what trains a model chooses its epoch, where it has five "
-        "cases of each class."
+        f"The split is by {folds.group}, stratified by class and subtype: {test} for testing, {rest}. "
+        f"{folds.validation:.0%} of each model's training part validates it: it chooses the epoch if it "
+        "has at least five cases of each class."
     )
 
 
@@ -206,5 +205,5 @@ def _item(finding: Finding) -> Iterator[str]:
     yield f"- **{finding.severity}: {finding.topic}.** {finding.message}.{advice}"
     yield from (f"  - {example}" for example in finding.examples[:SHOWN])
     if finding.count > SHOWN:
-        yield f"  - and {finding.count - SHOWN} more (audit.json)"
+        yield f"  - and {finding.count - SHOWN} more, all in audit.json"
     yield ""

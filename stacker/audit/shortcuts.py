@@ -1,8 +1,8 @@
 """Could a network tell the classes apart without looking at the tissue?
 
-A shallow model is given what is no evidence (file size, shape and kind of the picture, magnification)
-or hardly any (mean colours), and is scored on cases that it has not seen. Where it succeeds, so may a
-network, and a good score then says less than it seems to.
+A shallow model gets what is no evidence (file size, shape and format of the image, magnification) or
+hardly any (mean colours), and is scored on held-out cases. Where it succeeds, so may a network, and a
+good score then says less than it seems to.
 """
 
 from __future__ import annotations

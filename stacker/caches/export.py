@@ -1,4 +1,4 @@
-"""Hand the caches of a run to other tools, one file or folder per base model, with who made which row.
+"""Export the caches of a run to other tools: one file or folder per base model, with its provenance.
 
 npz    numpy archives: every array, the rows, and `provenance` as JSON
 csv    one line per image: image, case, label, part, made_by, then every value under its column's name

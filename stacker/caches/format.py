@@ -42,7 +42,7 @@ FLAGS = {
     NOT_A_NUMBER: "not a number",
     EMPTY: "zero everywhere for some class",
 }
-AGAIN = "run 'stacker cache CONFIG' again, which rebuilds only this"
+AGAIN = "run 'stacker cache CONFIG' again, which rebuilds only what is wrong"
 
 
 @dataclass(frozen=True)

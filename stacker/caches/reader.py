@@ -55,7 +55,8 @@ class Cache:
         """Return an array, of all rows or of some, by mask or by rising place."""
         if name not in self.shapes:
             raise CacheError(
-                f"{self.folder}: has no {name}; it has {', '.join(self.shapes)} (cam.methods, cam.lower)"
+                f"{self.folder}: no dataset '{name}', found {', '.join(self.shapes)}",
+                "add it with cam.methods or cam.lower and run 'stacker cache CONFIG'",
             )
         if places is None:
             places = np.arange(len(self.rows))
@@ -74,8 +75,9 @@ class Cache:
         places = np.flatnonzero(self.rows.image_id == image.encode())
         if not len(places):
             raise CacheError(
-                f"{self.folder}: has no image {image}; it has {len(self.rows)} that its base model was "
-                "not trained on (rows.image_id); open the cache of the fold that held this one out"
+                f"{self.folder}: no image {image} among the {len(self.rows)} images that its base model "
+                "was not trained on (rows.image_id)",
+                "open the cache of the fold that holds this image out",
             )
         values: np.ndarray = self.read(name, places)[0]
         return values
@@ -127,7 +129,7 @@ def read_dataset(file: h5py.File, name: str) -> np.ndarray:
         values: np.ndarray = file[name][:]
         written = file[name].attrs["sha256"]
     if content_sha256(name, values) != written:
-        raise CacheError(f"{file.filename} is damaged: {name} is not what was written", AGAIN)
+        raise CacheError(f"{file.filename} is damaged: the SHA-256 of {name} is wrong", AGAIN)
     return values
 
 
@@ -151,7 +153,7 @@ def read_digest(file: h5py.File) -> str:
     with _sound(file):
         written = file.attrs["digest"]
     if computed != written:
-        raise CacheError(f"{file.filename} is damaged: its attributes are not what was written", AGAIN)
+        raise CacheError(f"{file.filename} is damaged: the digest of its attributes is wrong", AGAIN)
     return computed
 
 
@@ -166,8 +168,8 @@ def read_provenance(file: h5py.File) -> Provenance:
         version = int(file.attrs.get("schema_version", 0))
     if version != SCHEMA_VERSION:
         raise CacheError(
-            f"{file.filename}: written in schema {version}, this program reads {SCHEMA_VERSION} (the "
-            f"CHANGELOG says what changed)",
+            f"{file.filename} has schema version {version}, this stacker reads {SCHEMA_VERSION} (see "
+            "the CHANGELOG)",
             AGAIN,
         )
     with _sound(file):
@@ -182,10 +184,10 @@ def read_provenance(file: h5py.File) -> Provenance:
 def open_cache(folder: Path) -> Cache:
     """Open a cache; raise CacheError when a file of it is missing, broken or of another origin."""
     if not ((folder / INDEX).exists() and (folder / INDEX_SHA256).exists()):
-        raise CacheError(f"{folder}: there is no complete cache here", "run 'stacker cache CONFIG'")
+        raise CacheError(f"{folder}: no complete cache", "run 'stacker cache CONFIG'")
     written = (folder / INDEX_SHA256).read_text(encoding="utf-8").split(" ")[0]
     if index_sha256(folder) != written:
-        raise CacheError(f"{folder / INDEX} is damaged: it is not what was written", AGAIN)
+        raise CacheError(f"{folder / INDEX} is damaged: its SHA-256 is wrong", AGAIN)
     with opened(folder / INDEX) as index, _sound(index):
         provenance = read_provenance(index)
         names, digests = ([str(n) for n in index.attrs[a]] for a in ("parts", "part_digests"))

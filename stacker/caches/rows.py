@@ -8,7 +8,7 @@ import numpy as np
 
 from stacker.caches.format import AGAIN, Provenance, Rows, fixed_text
 from stacker.data.folds import Fold
-from stacker.errors import LeakError
+from stacker.errors import LeakError, first_few
 from stacker.run import Run
 
 
@@ -57,7 +57,7 @@ def _refuse(what: str, encoded: Iterable[bytes], trained: set[str], where: str) 
     leaked = sorted(trained & {name.decode() for name in encoded})
     if leaked:
         raise LeakError(
-            f"cache {where}: {len(leaked)} {what} trained the model that produced their rows, e.g. "
-            f"{leaked[0]}; these rows cannot be stacked",
+            f"cache {where} leaks: {len(leaked)} of its {what} trained the base model behind it "
+            f"({first_few(leaked)})",
             AGAIN,
         )

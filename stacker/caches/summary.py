@@ -1,4 +1,4 @@
-"""Look into the caches of a run: which there are, what they hold, their origin and their cost."""
+"""The caches of a run: which there are, what they hold, where they come from and what they cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from stacker.caches.format import FLAGS
 from stacker.caches.reader import Cache, open_cache
-from stacker.errors import CacheError
+from stacker.errors import CacheError, first_few, plural
 from stacker.files import read_json
 from stacker.run import BaseModel, Run
 
@@ -49,7 +49,7 @@ class Summary:
 def find_caches(run: Run) -> dict[BaseModel, Cache]:
     """Return the complete caches of a run by base model; raise CacheError when there is none.
 
-    Caches that are still to be completed are said to be left out.
+    A warning names the caches that are incomplete, and so left out.
     """
     config = run.config
     complete = {
@@ -61,12 +61,10 @@ def find_caches(run: Run) -> dict[BaseModel, Cache]:
     incomplete = [str(base) for base in begun if base not in complete]
     again = f"stacker cache {run.path}/config.yaml"
     if not complete:
-        state = (
-            f"{len(incomplete)} caches are begun, none is complete" if begun else "nothing is cached yet"
-        )
-        raise CacheError(f"{run.path}: {state}; run '{again}'")
+        state = f"none of {plural(len(incomplete), 'cache')} is complete" if begun else "no cache yet"
+        raise CacheError(f"{run.path}: {state}", f"run '{again}'")
     if incomplete:
-        log.warning("left out, not complete: %s (%s)", ", ".join(incomplete), again)
+        log.warning("left out, incomplete: %s (run '%s')", first_few(incomplete), again)
     return complete
 
 

@@ -43,7 +43,7 @@ from stacker.caches.reader import (
     read_rows,
 )
 from stacker.config.maps import name_maps
-from stacker.errors import CacheError
+from stacker.errors import CacheError, first_few
 from stacker.files import publish
 
 log = logging.getLogger(__name__)
@@ -93,9 +93,9 @@ def _require_finite(path: Path, name: str, values: np.ndarray, rows: Rows) -> No
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
         raise CacheError(
-            f"{path.parent}: {name} of {len(bad)} images are not finite, first "
-            f"{rows.image_id[bad[0]].decode()}: the base model has diverged; train it again, with a "
-            "lower lr"
+            f"{path.parent}: {name} of {len(bad)} images are not finite "
+            f"({first_few([i.decode() for i in rows.image_id[bad]])}): the base model has diverged",
+            "delete its folder in models/ and train it again with a lower lr",
         )
 
 
@@ -161,10 +161,10 @@ def examine_part(path: Path, rows: Rows, provenance: Provenance) -> None:
             was, now = (getattr(values, field.name) for values in (origin, provenance))
             if field.compare and was != now:
                 raise CacheError(
-                    f"{path} was made with {field.name} {_short(was)}, this run has {_short(now)}", AGAIN
+                    f"{path} was made with {field.name} {_short(was)}, expected {_short(now)}", AGAIN
                 )
         if not read_rows(file).equals(rows):
-            raise CacheError(f"{path} holds other images than it should", AGAIN)
+            raise CacheError(f"{path} holds other images than expected", AGAIN)
         for name in sorted(file.keys() - set(ROWS)):
             read_dataset(file, name)
 

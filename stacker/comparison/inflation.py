@@ -1,8 +1,8 @@
 """How much a leaking split inflates the scores of a run: the same run, split by other units.
 
 Each unit is a run of its own, named after the original, with all three stages; nothing else of the
-config changes. Splits by slide and by image leak across cases. Their scores are not results: they measure
-how much such a split overstates them, and are labelled as leaking wherever they are written.
+config changes. Splits by slide and by image leak across cases. Their scores are not results: they
+measure how much such a split overstates them, and are labelled as leaking wherever they are written.
 """
 
 from __future__ import annotations

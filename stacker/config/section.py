@@ -24,7 +24,7 @@ class Section(BaseModel):
 def once(what: str, names: list[T]) -> list[T]:
     """Return names of which each is there once; raise ValueError otherwise."""
     if any(name in names[:place] for place, name in enumerate(names)):
-        raise ValueError(f"{what} {names} names one twice")
+        raise ValueError(f"{what} lists a name twice: {names}")
     return names
 
 
@@ -38,4 +38,4 @@ Names = Annotated[list[T], AfterValidator(_field_once)]
 def require_device(name: str) -> None:
     """Raise ConfigError for what no device is called."""
     if re.match(DEVICE, name) is None:
-        raise ConfigError(f"device: {name!r} is none", "expected auto, cpu, cuda, cuda:1 or mps")
+        raise ConfigError(f"device: unknown device {name!r}", "choose auto, cpu, cuda, e.g. cuda:1, or mps")

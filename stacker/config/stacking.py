@@ -47,13 +47,13 @@ class BlockConfig(Section):
     def _settings_fit_what_it_is_of(self) -> BlockConfig:
         if not self.of.startswith("maps"):
             if self.of not in ("embeddings", "frozen"):
-                raise ValueError(f"of: {self.of!r} has no views; take maps, embeddings or frozen")
+                raise ValueError(f"of: {self.of!r} has no views; choose maps, embeddings or frozen")
             usual = {"view": "signed", "grid": None, "classes": "difference"}
             changed = [name for name, value in usual.items() if getattr(self, name) != value]
             if changed:
-                raise ValueError(f"{', '.join(changed)}: for maps alone, {self.of} are none")
+                raise ValueError(f"{', '.join(changed)}: only for maps, not for {self.of}")
         if self.view == "stats" and self.grid is not None:
-            raise ValueError("grid: statistics are taken on the grid that the maps have")
+            raise ValueError("grid: not with view=stats, which uses the maps' own grid")
         if isinstance(self.classes, list):
             once("classes", self.classes)
         return self
@@ -114,10 +114,10 @@ class StackConfig(Section):
         """A name of one's own may not be one that has a meaning already."""
         for name in self.blocks:
             if name.startswith("maps") or name in BLOCKS:
-                raise ValueError(f"blocks: {name!r} is the name of what is cached; take another one")
+                raise ValueError(f"blocks: {name!r} is a built-in block; choose another name")
         for name in self.custom:
             if name in META_NAMES:
-                raise ValueError(f"custom: {name!r} is the name of a meta-learner of ours; take another")
+                raise ValueError(f"custom: {name!r} is a built-in meta-learner; choose another name")
         return self
 
     @model_validator(mode="after")
@@ -150,4 +150,4 @@ class StackConfig(Section):
             return CustomConfig(estimator=meta)
         near = get_close_matches(meta, self.names, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(self.names)}"
-        raise ValueError(f"no meta-learner '{meta}', nor is it the dotted path of a class; {hint}")
+        raise ValueError(f"no meta-learner '{meta}', and not the dotted path of a class; {hint}")

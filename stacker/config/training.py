@@ -17,7 +17,7 @@ def _trainable(raw: Any) -> Any:
     """Speak for the whole union at once: pydantic alone would report each of its members."""
     if raw in ("all", "head") or (isinstance(raw, int) and not isinstance(raw, bool) and raw >= 1):
         return raw
-    raise ValueError(f"expected all, head, or a number of last stages; found {raw!r}")
+    raise ValueError(f"expected all, head, or a number of last stages, found {raw!r}")
 
 
 Trainable = Annotated[Literal["all", "head"] | int, BeforeValidator(_trainable)]
@@ -78,14 +78,14 @@ class TrainConfig(Section):
     def _settings_go_together(self) -> TrainConfig:
         if self.accumulate > self.batch_size // 2:
             raise ValueError(
-                f"accumulate={self.accumulate} cuts a batch of {self.batch_size} into slices of less "
-                f"than two images; {self.batch_size // 2} is the most"
+                f"accumulate={self.accumulate} splits a batch of {self.batch_size} into steps of fewer "
+                f"than two images; the maximum is {self.batch_size // 2}"
             )
         if self.unfreeze and max(self.unfreeze) >= self.epochs:
             last = max(self.unfreeze)
-            raise ValueError(f"unfreeze after {last} epochs never comes: epochs={self.epochs}")
+            raise ValueError(f"unfreeze after {last} epochs has no effect: epochs={self.epochs}")
         if self.monitor == "last" and self.patience is not None:
-            raise ValueError("patience needs scores to wait for; monitor=last looks at none")
+            raise ValueError("patience needs a validation score, and monitor=last uses none")
         return self
 
     @property
@@ -127,13 +127,13 @@ class Range(Section):
     def _numbers_or_choices(self) -> Range:
         bounds = self.low is not None and self.high is not None
         if bounds == (self.choices is not None):
-            raise ValueError("give low and high, or choices")
+            raise ValueError("set either low and high, or choices")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"low={self.low} is not below high={self.high}")
         if self.whole and any(bound != int(bound) for bound in (self.low or 0, self.high or 0)):
-            raise ValueError(f"whole needs whole bounds; found {self.low}, {self.high}")
+            raise ValueError(f"whole=true needs whole numbers, found {self.low} and {self.high}")
         if self.log and self.low is not None and self.low <= 0:
-            raise ValueError(f"log needs low above 0; found {self.low}")
+            raise ValueError(f"log=true needs low above 0, found {self.low}")
         return self
 
 

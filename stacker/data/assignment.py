@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stacker.errors import DataError
+from stacker.errors import DataError, first_few, plural
 
 MOST_TRIES = 50
 SWAPS = 5000
@@ -66,9 +66,10 @@ def assign(
     for label, count in sorted(carriers.items()):
         if count < len(shares):
             raise DataError(
-                f"'{label}' has {count} {unit}s, and {len(shares)} parts ({', '.join(shares)}) need one "
-                f"each; lower folds.k, take folds.protocol=holdout, leave the class out "
-                f"(data.classes) or add {unit}s"
+                f"'{label}' has only {plural(count, unit)}, and each of {len(shares)} parts "
+                f"({', '.join(shares)}) needs one",
+                f"lower folds.k, set folds.protocol=holdout, leave the class out (data.classes) or add "
+                f"{unit}s",
             )
     for _ in range(MOST_TRIES):
         parts = _place(contents, shares, carriers, rng)
@@ -76,8 +77,9 @@ def assign(
             swapped = _swap(parts, contents, shares, rng) if len(contents) < MANY else parts
             return swapped if _is_complete(swapped, contents, carriers) else parts
     raise DataError(
-        f"no split of these {len(contents)} {unit}s into {', '.join(shares)} was found that has every "
-        f"class ({', '.join(sorted(carriers))}) in every part; lower folds.k or add {unit}s"
+        f"found no split of these {len(contents)} {unit}s into {', '.join(shares)} with every class "
+        f"({first_few(sorted(carriers))}) in every part",
+        f"lower folds.k or add {unit}s",
     )
 
 

@@ -23,8 +23,10 @@ import numpy as np
 from stacker.config.data import FoldsConfig
 from stacker.data.assignment import Contents, assign, group_contents
 from stacker.data.manifest import Manifest
-from stacker.errors import DataError, RunError
+from stacker.errors import DataError, RunError, first_few
 from stacker.files import digest, read_json, write_json
+
+AGAIN = "restore the file, or start a new run (--set run=NAME)"
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,14 @@ class Folds:
                 for group in groups:
                     if group in seen:
                         raise RunError(
-                            f"{fold.name}: {self.group} {group} is in {seen[group]} and in {part}"
+                            f"{fold.name}: {self.group} {group} is in {seen[group]} and in {part}",
+                            AGAIN,
                         )
                     seen[group] = part
         holders = Counter(group for fold in self.folds for group in fold.held_out)
         for group, count in holders.most_common(1):
             if count > 1:
-                raise RunError(f"{self.group} {group} is held out by {count} folds")
+                raise RunError(f"{self.group} {group} is held out by {count} folds, expected one", AGAIN)
 
     @cached_property
     def digest(self) -> str:
@@ -143,8 +146,9 @@ def _require_classes(
     lacking = [label for label in classes if label not in present]
     if lacking:
         raise DataError(
-            f"the data set's own {part} part has no image of {' and '.join(lacking)}: was its list cut "
-            "without being shuffled? Take shares instead of 'official'"
+            f"the {part} part has no image of {first_few(lacking)}. Was the list split without "
+            "shuffling?",
+            "set folds.test and folds.stack to shares instead of 'official'",
         )
 
 
@@ -177,19 +181,21 @@ def _official_parts(manifest: Manifest, config: FoldsConfig) -> dict[str, list[s
     if missing or "" in splits:
         without = [image.id for image in manifest.images if not image.split]
         lacks = f"no image in {' and '.join(missing)}" if missing else ""
-        lacks = f"{len(without)} images without a part, e.g. {without[0]}" if without else lacks
+        lacks = f"{len(without)} images without a part ({first_few(without)})" if without else lacks
         raise DataError(
-            f"'official' in folds needs the data set's own split, which has {lacks}; take shares, or "
-            "give it (breakhis: data.fold_list; csv: a column 'split'; folder: train/, val/, test/)"
+            f"'official' in folds uses the split of the data set, which has {lacks}",
+            "set shares instead, or provide the split (breakhis: data.fold_list; csv: a column 'split'; "
+            "folder: train/, val/, test/)",
         )
     both = sorted(group for group, sides in homes.items() if len(sides) > 1)
     # train and valid may share groups where both are for development
     apart = [g for g in both if "test" in homes[g] or config.stack == "official"]
     if apart:
         raise DataError(
-            f"the data set's own split has {len(apart)} of {len(homes)} {config.group}s on two sides, "
-            f"e.g. {apart[0]} in {' and '.join(sorted(homes[apart[0]]))}; take a share instead of "
-            "'official', or a smaller folds.group, whose results are labelled as leaking"
+            f"the official split has {len(apart)} of {len(homes)} {config.group}s in several parts, "
+            f"e.g. {apart[0]} in {' and '.join(sorted(homes[apart[0]]))}",
+            "set a share instead of 'official', or a smaller folds.group, whose results are labelled as "
+            "leaking",
         )
     return {
         part: sorted(group for group, sides in homes.items() if split in sides)
@@ -214,12 +220,11 @@ def load_folds(path: Path, manifest: Manifest) -> Folds:
         content["test"] = tuple(content["test"])
         folds = Folds(**content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} was edited and cannot be read ({error}); start a new run") from None
+        raise RunError(f"{path} was edited and cannot be read ({error})", AGAIN) from None
     if folds.digest != stated:
-        raise RunError(f"{path} was edited: its digest is {folds.digest}, it states {stated}")
+        raise RunError(f"{path} was edited: its digest is {folds.digest}, expected {stated}", AGAIN)
     if folds.manifest_digest != manifest.digest:
         raise RunError(
-            f"{path} was made for manifest {folds.manifest_digest}, this run's is {manifest.digest}; "
-            "start a new run"
+            f"{path} belongs to manifest {folds.manifest_digest}, this run's is {manifest.digest}", AGAIN
         )
     return folds

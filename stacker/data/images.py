@@ -1,8 +1,8 @@
-"""From a picture file to a rectangle of uint8 pixels, or a reason why not.
+"""From an image file to a rectangle of uint8 pixels, or a reason why not.
 
-What would have to be guessed at (16-bit pixels, several frames, slivers of tissue) is refused with its
-path and reason; grey, palette, CMYK and transparent pictures become RGB. Images
-that are rows of an array in an HDF5 file, as PatchCamelyon's, are read where they lie.
+Files that would have to be guessed at (16-bit pixels, several frames, slivers of tissue) are refused
+with path and reason. Greyscale, palette, CMYK and transparent images become RGB. Images that are rows of
+an HDF5 array, as in PatchCamelyon, are read in place.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _decode(content: bytes, background: str) -> np.ndarray:
         with Picture.open(io.BytesIO(content)) as picture:
             return _pixels(picture, background)
     except UnidentifiedImageError:
-        raise UnusableError("not an image, or of a format that Pillow does not know") from None
+        raise UnusableError("not an image, or a format that Pillow does not know") from None
     except (UnusableError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001  # what Pillow raises for damaged files is no closed list
@@ -130,8 +130,9 @@ def require_pixels(picture: np.ndarray | Picture.Image) -> None:
         picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     ):
         raise DataError(
-            f"an image in memory is an array of {picture.dtype} {picture.shape}, expected uint8 of "
-            "(height, width, 3), RGB from 0 to 255; convert it, or give a path or a PIL image"
+            f"an image is a {picture.dtype} array of shape {picture.shape}, expected uint8 of shape "
+            "(height, width, 3), RGB from 0 to 255",
+            "convert it, or pass a path or a PIL image",
         )
 
 
@@ -144,16 +145,16 @@ def _refuse_unusable(picture: Picture.Image) -> None:
     """Raise for a picture whose pixels would have to be guessed at, before they are decoded."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise UnusableError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels; cut it into tiles")
+        raise UnusableError(f"{width}x{height} is more than {MAX_PIXELS:,} pixels; split it into tiles")
     if min(width, height) < MIN_SIDE:
-        raise UnusableError(f"{width}x{height} is too small, {MIN_SIDE} pixels a side are needed")
+        raise UnusableError(f"{width}x{height} is too small, each side needs {MIN_SIDE} pixels")
     raw = " ".join(str(tile[3]) for tile in getattr(picture, "tile", []))
     if picture.mode not in EIGHT_BIT_MODES or ";16" in raw:  # Pillow cuts 16-bit RGB to 8 without a word
         depth = " in 16 bits" if picture.mode in EIGHT_BIT_MODES else ""
         raise UnusableError(f"pixels of type {picture.mode}{depth}; convert it to 8-bit RGB")
     frames = getattr(picture, "n_frames", 1)
     if frames > 1 and picture.format != "MPO":  # a camera's JPEG with a preview behind it
-        raise UnusableError(f"{frames} frames or pages; keep the one that counts")
+        raise UnusableError(f"{frames} frames or pages; save the one you need as its own file")
 
 
 def _opaque(picture: Picture.Image, background: str) -> Picture.Image:
@@ -193,7 +194,7 @@ class ContiguousArray:
         wanted = max(0, stop - start) * self.row_bytes
         content = os.pread(self.file.fileno(), wanted, self.offset + int(start) * self.row_bytes)
         if len(content) != wanted:
-            raise DataError(f"{self.file.name} ends before row {stop - 1}; download it again")
+            raise DataError(f"{self.file.name} ends before row {stop - 1}", "download it again")
         values = np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
         return values if isinstance(rows, slice) else values[0]
 
@@ -204,9 +205,13 @@ def open_array(path: Path, name: str) -> Any:
         dataset = h5py.File(path, "r")[name]
         offset = dataset.id.get_offset()
     except FileNotFoundError:
-        raise DataError(f"no file at {path}; PatchCamelyon's x and y files belong together") from None
+        raise DataError(
+            f"no file at {path}", "put PatchCamelyon's x and y files into one folder"
+        ) from None
     except (OSError, KeyError) as error:
-        raise DataError(f"{path} cannot be read as HDF5 with a dataset '{name}': {error}") from None
+        raise DataError(
+            f"{path} cannot be read as HDF5 with a dataset '{name}': {error}", "download it again"
+        ) from None
     if offset is None:
         return dataset
     return ContiguousArray(path, offset, dataset.shape, dataset.dtype)

@@ -84,7 +84,7 @@ class Manifest:
 
     @cached_property
     def unit(self) -> str:
-        """Name the largest unit that is known of every image: case, slide or image.
+        """Name the largest unit that is known for every image: case, slide or image.
 
         Whatever may not take a patient apart (intervals, shallow models) goes by it, and says so.
         """
@@ -155,9 +155,9 @@ class Manifest:
         if not all(names):
             first = self.images[names.index("")].id
             raise DataError(
-                f"the {unit} of {names.count('')} of {len(names)} images is not known, e.g. of {first}: "
-                "give data.case_pattern (folder, csv), a column 'case' (csv) or the meta CSVs (pcam); "
-                "folds.group=image splits without, and its results are labelled as leaking"
+                f"the {unit} of {names.count('')} of {len(names)} images is unknown, e.g. of {first}",
+                "set data.case_pattern (folder, csv), or add a column 'case' (csv) or the meta CSVs "
+                "(pcam); folds.group=image needs no case, but its results are labelled as leaking",
             )
         return names
 
@@ -223,13 +223,13 @@ def make_manifest(
     if len(counts) < 2:
         only = order[0] if counts and not classes else ", ".join(counts) or "none"
         raise DataError(
-            f"{len(images)} images of one class only ({only}); two are needed: look at data.path, "
-            "data.task and data.magnifications"
+            f"{len(images)} images of one class only ({only}), expected at least two classes",
+            "check data.path, data.task and data.magnifications",
         )
     if set(order) != set(counts):
         raise DataError(
-            f"the images are of the classes {', '.join(sorted(counts))}, expected {', '.join(order)}; "
-            "look at data.classes, and at the images that were left out"
+            f"the images have the classes {', '.join(sorted(counts))}, expected {', '.join(order)}",
+            "check data.classes and the images that were left out",
         )
     return Manifest(tuple(images), order, left_out)
 
@@ -259,7 +259,10 @@ def load_manifest(
         try:
             return make_manifest([_image(row) for row in reader], classes, positive)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} was edited and cannot be read ({error}); delete the run") from None
+            raise DataError(
+                f"{path} was edited and cannot be read ({error})",
+                "restore the file, or start a new run (--set run=NAME)",
+            ) from None
 
 
 def _image(row: dict[str, str]) -> Image:

@@ -141,8 +141,8 @@ def _curvature(backbone: Backbone, gradients: Tensor, values: Tensor) -> Tensor:
         if "is not implemented" not in str(error):
             raise
         raise BackboneError(
-            f"backbones.{backbone.name}: shapleycam needs second derivatives, and {error}; "
-            "leave it out of cam.methods, or take no maps of lower stages"
+            f"backbones.{backbone.name}: shapleycam needs second derivatives, and {error}",
+            "leave it out of cam.methods, or set cam.lower=0",
         ) from None
     return torch.zeros_like(values) if product is None else product
 

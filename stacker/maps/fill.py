@@ -48,10 +48,10 @@ def fill(run: Run) -> list[Target]:
         filling = _Filling(run, Machine.of(run.config).set_up(), advance)
         by_fold = sorted(targets, key=lambda target: target.base.fold)  # which share all their images
         for target in filling.fill(by_fold, wait=False):
-            log.info("cache %s: another process fills it; waiting for it", target.name)
+            log.info("cache %s: waiting for another process that is filling it", target.name)
             filling.fill([target], wait=True)
     if filling.failures:
-        count = f"{len(filling.failures)} of {len(targets)} caches cannot be filled:"
+        count = f"{len(filling.failures)} of {len(targets)} caches could not be filled:"
         raise CacheError("\n  ".join([count, *filling.failures.values()]))
     return targets
 
@@ -175,9 +175,9 @@ def _look_for_gaps(target: Target) -> _Gaps | None:
     reasons = [why for number, why in missing.items() if files[number].exists()]
     if reasons:
         facts = (target.name, len(reasons), len(files), reasons[0])
-        log.warning("cache %s: %d of %d parts are rebuilt: %s", *facts)
+        log.warning("cache %s: rebuilding %d of %d parts: %s", *facts)
     for stray in target.strays():
-        log.warning("cache %s: %s is none of its parts, and is removed", target.name, stray.name)
+        log.warning("cache %s: removing %s, which is not one of its parts", target.name, stray.name)
     if not missing and target.is_whole():
         log.info("cache %s: done already", target.name)
         return None

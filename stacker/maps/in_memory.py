@@ -1,8 +1,8 @@
-"""Maps of all classes, logits and embeddings of images by any model of timm's contract, without a run.
+"""Maps of all classes, logits and embeddings by any timm-like model, without a run.
 
-The model is copied, and the copy cut into trunk and head: the one that was given keeps its hooks, flags,
-mode, device and layout. It is tried once per call whether the two halves are the model, which costs some
-forward passes of one image: give many images to one call, a list of paths or a loader of batches.
+The model is copied, and the copy split into trunk and head: the original keeps its hooks, flags, mode,
+device and layout. Each call first checks that the two halves equal the model, which costs some forward
+passes of one image: pass many images to one call, as a list of paths or a loader of batches.
 """
 
 from __future__ import annotations
@@ -70,9 +70,13 @@ def cam(
     require_one_of("method", [method], get_args(MethodName))
     require_one_of("precision", [precision], PRECISIONS)
     if lower < 0 or batch_size < 1:
-        raise ConfigError(f"cam: lower={lower}, batch_size={batch_size}; expected 0 or more, 1 or more")
+        raise ConfigError(
+            f"cam: lower={lower}, batch_size={batch_size}, expected lower >= 0 and batch_size >= 1"
+        )
     if lower and method in PERTURBING:
-        raise ConfigError(f"cam: lower={lower} with {method}; it has maps of the last grid alone (0)")
+        raise ConfigError(
+            f"cam: lower={lower}, but {method} has maps of the last grid only", "set lower=0"
+        )
     wanted = {"maps": (method, lower)}
     facts = _facts(model, size, mean, std)
     batches = _batches(images, ImagesConfig(size=facts["size"]), batch_size)
@@ -85,7 +89,7 @@ def cam(
                 backbone.layers_below(lower)
             outputs.append(_answer(backbone, batch, wanted, precision))
     if not outputs:
-        raise DataError("cam: no image is given")
+        raise DataError("cam: no image given")
     return Cams(
         maps=torch.cat([output.maps["maps"] for output in outputs]).numpy(),
         logits=torch.cat([output.logits_BK for output in outputs]).numpy(),
@@ -103,8 +107,9 @@ def _facts(
     lacking = [name for name in CONTRACT if not callable(getattr(model, name, None))]
     if lacking:
         raise BackboneError(
-            f"cam: a {type(model).__name__} has no {', '.join(lacking)}; expected a model of timm, such "
-            "as timm.create_model('resnet50', pretrained=True), or a module that keeps to its contract"
+            f"cam: {type(model).__name__} has no {', '.join(lacking)}, expected a timm model or a "
+            "module with the same methods",
+            "e.g. timm.create_model('resnet50', pretrained=True)",
         )
     known = getattr(model, "pretrained_cfg", None) or {}
     input_size = known.get("input_size", (3, 224, 224))
@@ -120,8 +125,8 @@ def _backbone(model: nn.Module, batch: Tensor, facts: dict[str, Any]) -> Backbon
     raw = batch.dtype == torch.uint8
     if raw and not (facts["mean"] and facts["std"]):
         raise BackboneError(
-            f"cam: a {type(model).__name__} says in no pretrained_cfg how its input is scaled; give "
-            "mean and std, e.g. mean=(0.485, 0.456, 0.406), or tensors that are normalised already"
+            f"cam: {type(model).__name__} has no pretrained_cfg with the mean and std of its input",
+            "pass mean and std, e.g. mean=(0.485, 0.456, 0.406), or tensors that are normalised already",
         )
     height, width = batch.shape[1:3] if raw else batch.shape[2:4]
     scaling = (facts["mean"] or (0.0, 0.0, 0.0), facts["std"] or (1.0, 1.0, 1.0))
@@ -143,8 +148,8 @@ def _answer(backbone: Backbone, batch: Tensor, wanted: Wanted, precision: str) -
     images_BCHW = backbone.normalise(batch) if batch.dtype == torch.uint8 else batch.float()
     if tuple(images_BCHW.shape[2:]) != backbone.size:
         raise DataError(
-            f"cam: a batch of {tuple(batch.shape)} follows images of {backbone.size}; give those of one "
-            "size to a call"
+            f"cam: a batch of shape {tuple(batch.shape)} follows images of {backbone.size}",
+            "pass images of one size per call",
         )
     said = look(backbone, images_BCHW.detach(), wanted, choose_precision(precision, device))
     maps = {name: values.cpu() for name, values in said.maps.items()}
@@ -170,8 +175,8 @@ def _checked(batch: Any) -> Tensor:
         return images
     given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
     raise DataError(
-        f"cam: found {given}, expected a tensor of floats (B, 3, H, W), normalised already; give images "
-        "that are not as uint8 arrays (H, W, 3)"
+        f"cam: found {given}, expected a normalised float tensor (B, 3, H, W)",
+        "pass images that are not normalised as uint8 arrays (H, W, 3)",
     )
 
 

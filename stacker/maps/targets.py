@@ -111,7 +111,7 @@ def make_target(run: Run, base: BaseModel, fold: Fold | None) -> Target:
     model, images, cam = run.model_file(*base), run.config.images, run.config.cam
     if not model.exists():
         stage = "cache" if base.is_frozen else "train"
-        raise RunError(f"{model}: no such base model; run 'stacker {stage} CONFIG' first")
+        raise RunError(f"{model}: no such base model", f"run 'stacker {stage} CONFIG' first")
     facts = read_facts(model)
     provenance = Provenance(
         backbone=base.backbone,

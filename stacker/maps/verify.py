@@ -19,7 +19,7 @@ from stacker.caches.format import INDEX
 from stacker.caches.reader import open_cache, opened, read_dataset, read_provenance
 from stacker.caches.rows import refuse_leaks, refuse_trained_images, rows_of_cache
 from stacker.data.folds import Fold
-from stacker.errors import BackboneError, CacheError, RunError
+from stacker.errors import BackboneError, CacheError, RunError, first_few
 from stacker.maps.targets import Target, make_target, planned
 from stacker.run import BaseModel, Run
 
@@ -42,7 +42,7 @@ def verify(run: Run) -> list[Verdict]:
     verdicts = [_examine(run, base, fold) for base, fold in planned(run)]
     strangers = {f"{folder.parent.name}/{folder.name}" for folder in run.path.glob("cache/*/*/")}
     strangers -= {verdict.name for verdict in verdicts}
-    stranger = "is none of this run's caches; remove the folder"
+    stranger = "not a cache of this run: remove the folder"
     return [*verdicts, *(Verdict(name, 0, 0, 0, (stranger,)) for name in sorted(strangers))]
 
 
@@ -68,13 +68,13 @@ def _bad_parts(target: Target, missing: Mapping[int, str]) -> Iterator[str]:
     """Yield what is wrong with the parts of a cache; those that are not there in one line."""
     absent = [number for number in missing if not target.files[number].exists()]
     if absent:
-        more = f", and {len(absent) - 1} more are" if len(absent) > 1 else ""
+        more = f", and so are {len(absent) - 1} more parts" if len(absent) > 1 else ""
         yield f"{target.files[absent[0]]} is missing{more}"
     yield from (why for number, why in missing.items() if number not in absent)
     for number, file in enumerate(target.files):
         if number not in missing:
             yield from _complaints(_examine_sums, file)
-    yield from (f"{stray} is none of its parts" for stray in target.strays())
+    yield from (f"{stray} is not one of its parts" for stray in target.strays())
 
 
 def _complaints(examine: Callable[..., None], *arguments: Any) -> list[str]:
@@ -101,8 +101,8 @@ def _examine_sums(path: Path) -> None:
     wrong = np.flatnonzero(wrong_N & ~flagged_N)
     if len(wrong):
         raise CacheError(
-            f"{path}: maps of {len(wrong)} images do not sum to logit - bias, first "
-            f"{ids[wrong[0]].decode()}: delete the file"
+            f"{path}: maps of {len(wrong)} images do not sum to logit - bias "
+            f"({first_few([image.decode() for image in ids[wrong]])}): delete the file"
         )
 
 
@@ -111,12 +111,12 @@ def _examine_index(folder: Path, parts: Sequence[Path]) -> None:
     open_cache(folder)
     with opened(folder / INDEX) as index:
         if [str(name) for name in index.attrs["parts"]] != [part.name for part in parts]:
-            raise CacheError(f"{folder / INDEX} lists other parts")
+            raise CacheError(f"{folder / INDEX} lists other parts than the folder has")
         start = 0
         for part in parts:
             with opened(part) as file:
                 end = start + len(file["label"])
                 for name in file:
                     if index[name][start:end].tobytes() != file[name][:].tobytes():
-                        raise CacheError(f"{folder / INDEX} shows other {name} than {part.name} has")
+                        raise CacheError(f"{folder / INDEX} and {part.name} differ in {name}")
                 start = end

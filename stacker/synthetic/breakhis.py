@@ -150,9 +150,8 @@ def write_breakhis(
     root = Path(root)
     if cases < 8 or images_per_case < 1 or min(size) < 32:
         raise DataError(
-            "a synthetic set needs at least 8 cases (one per subtype), 1 image per case and "
-            "32 x 32 pixels; "
-            f"found cases={cases}, images_per_case={images_per_case}, size={size[0]}x{size[1]}"
+            f"cases={cases}, images_per_case={images_per_case}, size={size[0]}x{size[1]}, expected at "
+            "least 8 cases (one per subtype), 1 image per case and 32 x 32 pixels"
         )
     settings = {
         "generator": VERSION,
@@ -221,7 +220,7 @@ def _is_written(written: SyntheticSet, jobs: list[_Job], settings: dict[str, Any
     ]
     missing = [path for path in files if not path.is_file()]
     if missing:
-        what = f"{root} misses {len(missing)} of {len(files)} files, such as {missing[0]}"
+        what = f"{root} lacks {len(missing)} of {len(files)} files, e.g. {missing[0]}"
         raise DataError(what, advice)
     return True
 

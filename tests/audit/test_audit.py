@@ -53,11 +53,11 @@ def test_random_image_split_with_shared_patients(tmp_path: Path) -> None:
     parts = np.random.default_rng(0).permutation(["train"] * 32 + ["test"] * 16)
     rows = [[*row, part] for row, part in zip(case_rows(), parts, strict=True)]
     table = write_table(tmp_path / "set.csv", "path,label,case,split", rows)
-    shared = of_topic(audited(tmp_path, format="csv", path=table), "case on two sides")
+    shared = of_topic(audited(tmp_path, format="csv", path=table), "case in several parts")
     assert shared.severity == "warning"  # the run's own split is another one
     assert shared.count > 8
     assert "test and train" in shared.examples[0]
-    with pytest.raises(DataError, match=f"has {shared.count} of 16 cases on two sides"):
+    with pytest.raises(DataError, match=f"has {shared.count} of 16 cases in several parts"):
         make_folds(read_manifest(DataConfig(format="csv", path=table)), FoldsConfig(test="official"), 0)
 
 
@@ -65,7 +65,7 @@ def test_a_leaking_split_that_is_asked_for_is_an_error(tmp_path: Path) -> None:
     """A run may split by image, to measure the inflation; the audit says what that is."""
     table = write_table(tmp_path / "set.csv", "path,label,case", case_rows())
     by_image = audited(tmp_path, FoldsConfig(k=2, group="image"), format="csv", path=table)
-    assert of_topic(by_image, "case on two sides").severity == "error"
+    assert of_topic(by_image, "case in several parts").severity == "error"
     assert by_image.split == "crossfit split by image, leaks across cases"
 
 
@@ -82,8 +82,8 @@ def test_slide_level_split_with_shared_accession(tmp_path: Path) -> None:
     write_all(pictures)
     (tmp_path / "dsfold1.txt").write_text("\n".join(lines))
     result = audited(tmp_path, path=tmp_path / "set", fold_list=tmp_path / "dsfold1.txt")
-    assert of_topic(result, "case on two sides").count == 2
-    assert "slide on two sides" not in topics(result)
+    assert of_topic(result, "case in several parts").count == 2
+    assert "slide in several parts" not in topics(result)
 
 
 def test_augmentation_before_the_split(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_augmentation_before_the_split(tmp_path: Path) -> None:
     write_all(pictures)
     result = audited(tmp_path, format="folder", path=tmp_path / "set")
     assert of_topic(result, "augmented copies").count == 8
-    assert of_topic(result, "picture on two sides").count == 4
-    assert all("turned by 90 degrees" in copy["change"] for copy in result.copies)
+    assert of_topic(result, "duplicate in several parts").count == 4
+    assert all("rotated by 90 degrees" in copy["change"] for copy in result.copies)
 
 
 def test_ordered_cut_whose_validation_part_has_one_class(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_same_case_in_two_subtypes(tmp_path: Path) -> None:
     slide = of_topic(result, "slide with two subtypes")
     assert slide.severity == "warning"
     assert slide.examples == ("14-13412: ductal_carcinoma, lobular_carcinoma",)
-    assert of_topic(result, "one picture with two subtypes").count == 2
+    assert of_topic(result, "duplicate with two subtypes").count == 2
 
 
 def test_one_picture_under_two_labels_and_two_cases(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_one_picture_under_two_labels_and_two_cases(tmp_path: Path) -> None:
     table = write_table(tmp_path / "set.csv", "path,label,case", case_rows())
     (tmp_path / "01-0.png").write_bytes((tmp_path / "00-0.png").read_bytes())
     result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
-    assert of_topic(result, "one picture with two classes").severity == "error"
-    assert of_topic(result, "one picture under two cases").severity == "warning"
-    assert "1 image equal to another to the byte" in of_topic(result, "duplicates").message
+    assert of_topic(result, "duplicate with two classes").severity == "error"
+    assert of_topic(result, "duplicate under two cases").severity == "warning"
+    assert "1 file identical to another" in of_topic(result, "duplicates").message
 
 
 def test_a_copy_of_unknown_part_and_case_hides_nothing(tmp_path: Path) -> None:
@@ -151,8 +151,11 @@ def test_a_copy_of_unknown_part_and_case_hides_nothing(tmp_path: Path) -> None:
     for name in ("02-0.png", "14-1.png"):
         (tmp_path / name).write_bytes((tmp_path / "00-0.png").read_bytes())
     result = audited(tmp_path, format="csv", path=table)
-    assert "02-0.png (train) = 14-1.png (test)" in of_topic(result, "picture on two sides").examples[0]
-    assert "(case02) = 14-1.png (case14)" in of_topic(result, "one picture under two cases").examples[0]
+    assert (
+        "02-0.png (train) = 14-1.png (test)"
+        in of_topic(result, "duplicate in several parts").examples[0]
+    )
+    assert "(case02) = 14-1.png (case14)" in of_topic(result, "duplicate under two cases").examples[0]
 
 
 def test_identical_blank_pictures_contradict_each_other_by_label_alone(tmp_path: Path) -> None:
@@ -161,8 +164,8 @@ def test_identical_blank_pictures_contradict_each_other_by_label_alone(tmp_path:
     for name in ("00-0.png", "01-0.png", "05-2.png"):
         Picture.new("RGB", (64, 64), "white").save(tmp_path / name)
     result = audited(tmp_path, FoldsConfig(k=4), format="csv", path=table)
-    assert of_topic(result, "one picture with two classes").severity == "error"
-    assert "picture on two sides" not in topics(result)
+    assert of_topic(result, "duplicate with two classes").severity == "error"
+    assert "duplicate in several parts" not in topics(result)
 
 
 def test_a_slide_under_two_cases(tmp_path: Path) -> None:
@@ -175,7 +178,7 @@ def test_a_slide_under_two_cases(tmp_path: Path) -> None:
     numbered = [[*row, "1"] for row in case_rows()]
     table = write_table(tmp_path / "numbered.csv", "path,label,case,slide", numbered)
     result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
-    assert not {"slide under two cases", "slide on two sides"} & topics(result)
+    assert not {"slide under two cases", "slide in several parts"} & topics(result)
     assert result.census["total"]["all"]["slides"] == 16
 
 
@@ -206,7 +209,7 @@ def test_a_class_that_is_told_by_something_else_than_tissue(tmp_path: Path, clue
         rows.append([name, *row[1:], 200 if malignant and clue == "magnification" else 100])
     table = write_table(tmp_path / "set.csv", "path,label,case,magnification", rows)
     result = audited(tmp_path, FoldsConfig(k=2), format="csv", path=table)
-    told = of_topic(result, f"class told by {clue}")
+    told = of_topic(result, f"shortcut: {clue}")
     assert told.severity == ("error" if clue in ("picture format", "magnification") else "warning")
     assert result.shortcuts[clue]["auc"] > 0.9
     said = {
@@ -221,7 +224,7 @@ def test_a_clue_without_an_error_is_flagged(clue: str) -> None:
     """An AUC of 1 has no interval, nothing telling its error, and is the worst there is."""
     clues = {clue: {"auc": 1.0, "interval": None, "images": 9, "typical": ["a"]}}
     (told,) = check_shortcuts(clues, "case")
-    assert told.topic == f"class told by {clue}"
+    assert told.topic == f"shortcut: {clue}"
     assert told.severity == ("error" if clue == "magnification" else "warning")
     assert "with AUC 1.00" in told.message
     for less in ({"auc": 0.97, "interval": None}, {"auc": 0.97, "interval": [0.55, 0.99]}):
@@ -257,8 +260,8 @@ def test_blank_grey_and_colourless_pictures(tmp_path: Path) -> None:
         tissue(n).convert("L").save(tmp_path / row[0])
     Picture.new("RGB", (64, 64), (243, 243, 245)).save(tmp_path / "00-0.png")
     result = audited(tmp_path, format="csv", path=table)
-    assert of_topic(result, "blank pictures").examples == ("00-0.png",)
-    assert of_topic(result, "grey pictures").count == 47
+    assert of_topic(result, "blank images").examples == ("00-0.png",)
+    assert of_topic(result, "grey images").count == 47
     assert of_topic(result, "not histology").severity == "warning"
 
 
@@ -267,7 +270,7 @@ def test_unknown_cases_few_cases_and_unbalanced_classes(tmp_path: Path) -> None:
     rows = [[f"{n:02d}.png", LABELS[n < 2], "" if n == 40 else f"case{n}"] for n in range(41)]
     table = write_table(tmp_path / "set.csv", "path,label,case", rows)
     result = audited(tmp_path, format="csv", path=table)
-    assert of_topic(result, "case not known").examples == ("40.png",)
+    assert of_topic(result, "unknown case").examples == ("40.png",)
     assert "'malignant' has 2 cases" in of_topic(result, "few cases").message
     assert "39 images are 'benign' and 2 'malignant'" in of_topic(result, "unbalanced classes").message
 

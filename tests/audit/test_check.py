@@ -91,7 +91,7 @@ def test_faults_of_all_kinds_are_reported_together(make_config: MakeConfig, tmp_
 def test_a_split_that_cannot_be_made_does_not_stop_the_audit(make_config: MakeConfig) -> None:
     """More folds than cases is an error; the pictures are looked at all the same."""
     report = check(make_config(folds={"protocol": "crossfit", "k": 30}))
-    assert "12 cases, and 31 parts" in of_topic(report, "split").message
+    assert "only 12 cases, and each of 31 parts" in of_topic(report, "split").message
     assert report.audit is not None
     assert report.audit.parts["own"] == {}
 
@@ -151,13 +151,13 @@ def test_weights_that_have_seen_a_case_are_an_error(finished: Config, make_confi
     """A base model to start from, or to embed with, where its cases are."""
     path = finished.run_path / "models" / "test_resnet" / "holdout" / "model.safetensors"
     report = check(make_config(run="other", frozen={"test_resnet": {"weights": str(path)}}))
-    assert "cases of this run" in of_topic(report, "trained weights").message
+    assert "cases of this run" in of_topic(report, "weights trained on these cases").message
 
 
 def test_coarse_maps_are_noted(make_config: MakeConfig) -> None:
     """At 32 pixels a network of stride 32 has a map of one cell."""
     notes = [finding for finding in check(make_config()).findings if finding.topic == "coarse maps"]
-    assert any("maps of 1x1 cells at images.size=32" in finding.message for finding in notes)
+    assert any("at images.size=32 its maps have only 1x1 cells" in finding.message for finding in notes)
 
 
 def test_report_on_paper(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_report_on_paper(make_config: MakeConfig, tmp_path: Path) -> None:
     assert content["config"]["data"]["path"] == str(table)
     assert content["audit"]["census"]["class"]["benign"]["cases"] == 8
     page = (tmp_path / "out" / "audit.md").read_text()
-    assert "48 images, slides not known, 16 cases" in page
+    assert "48 images, slides unknown, 16 cases" in page
     assert "| benign | 24 | - | 8 |" in page
     assert "## Split: crossfit split by case" in page
-    assert "the rest is cut into 2 folds" in page
-    assert "**error: one picture with two classes.**" in page
+    assert "the rest is split into 2 folds" in page
+    assert "**error: duplicate with two classes.**" in page
     assert "00-0.png (benign) = 01-0.png (malignant): same content" in page
 
 
@@ -232,4 +232,4 @@ def test_errors_of_a_check_are_mentioned_when_the_run_begins(
     logging.getLogger("stacker").addHandler(caplog.handler)
     begin(config)
     logging.getLogger("stacker").removeHandler(caplog.handler)
-    assert "'stacker check' found errors (case on two sides" in caplog.text
+    assert "'stacker check' found errors (case in several parts" in caplog.text

@@ -32,11 +32,11 @@ def as_jpeg(picture: Picture.Image) -> Picture.Image:
 
 COPIES = {
     "mirrored": lambda p: p.transpose(TRANSPOSE.FLIP_LEFT_RIGHT),
-    "mirrored and turned by 180 degrees": lambda p: p.transpose(TRANSPOSE.FLIP_TOP_BOTTOM),
-    "turned by 90 degrees": lambda p: p.transpose(TRANSPOSE.ROTATE_90),
-    "turned by 180 degrees": lambda p: p.transpose(TRANSPOSE.ROTATE_180),
-    "turned by 15 degrees": lambda p: p.rotate(15, Picture.Resampling.BILINEAR),
-    "turned by 48 degrees": lambda p: p.rotate(-47, Picture.Resampling.BILINEAR),
+    "mirrored and rotated by 180 degrees": lambda p: p.transpose(TRANSPOSE.FLIP_TOP_BOTTOM),
+    "rotated by 90 degrees": lambda p: p.transpose(TRANSPOSE.ROTATE_90),
+    "rotated by 180 degrees": lambda p: p.transpose(TRANSPOSE.ROTATE_180),
+    "rotated by 15 degrees": lambda p: p.rotate(15, Picture.Resampling.BILINEAR),
+    "rotated by 48 degrees": lambda p: p.rotate(-47, Picture.Resampling.BILINEAR),
     "same position": as_jpeg,
 }
 
@@ -90,7 +90,7 @@ def test_white_borders_are_not_compared() -> None:
     ]
     assert pairs_among(*padded) == []
     (pair,) = pairs_among(padded[0], padded[0].transpose(TRANSPOSE.ROTATE_180))
-    assert pair.change == "turned by 180 degrees"
+    assert pair.change == "rotated by 180 degrees"
 
 
 def test_many_copies_of_one_picture_are_tied_together_and_no_more() -> None:

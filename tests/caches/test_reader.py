@@ -154,7 +154,7 @@ def test_a_diverged_model_is_refused(tmp_path: Path, name: str) -> None:
     """Logits and embeddings that are no numbers stop the writing and name the image."""
     arrays = some_arrays(7)
     arrays[name][3, 0] = np.inf
-    with pytest.raises(CacheError, match="image-0003: the base model has diverged"):
+    with pytest.raises(CacheError, match=r"image-0003.*: the base model has diverged"):
         write_part(part_file(tmp_path, 0), arrays, some_rows(7), ORIGIN)
     assert not list(tmp_path.iterdir())
 
@@ -163,7 +163,7 @@ def test_a_changed_attribute_is_noticed(folder: Path) -> None:
     """Who rewrites a part's origin in place is found out by its digest."""
     with h5py.File(part_file(folder, 1), "a") as file:
         file.attrs["training_cases"] = ["14-9"]
-    with pytest.raises(CacheError, match=r"part-00001\.h5 is damaged: its attributes"):
+    with pytest.raises(CacheError, match=r"part-00001\.h5 is damaged: the digest of its attributes"):
         open_cache(folder)
 
 
@@ -172,7 +172,7 @@ def test_a_changed_value_is_noticed(folder: Path) -> None:
     with h5py.File(part_file(folder, 1), "a") as file:
         file["logits"][2, 1] += 1
     assert not part_is_done(part_file(folder, 1), some_rows(4, 7), ORIGIN)
-    with pytest.raises(CacheError, match=r"part-00001\.h5 is damaged: logits"):
+    with pytest.raises(CacheError, match=r"part-00001\.h5 is damaged: the SHA-256 of logits"):
         open_cache(folder).read("logits")
 
 
@@ -203,7 +203,7 @@ def test_an_edited_description_is_noticed(folder: Path) -> None:
     """The classes of the maps are part of what is written."""
     with h5py.File(part_file(folder, 0), "a") as file:
         file["maps"].attrs["classes"] = ["malignant", "benign"]
-    with pytest.raises(CacheError, match="its attributes are not what was written"):
+    with pytest.raises(CacheError, match="the digest of its attributes is wrong"):
         open_cache(folder)
 
 
@@ -221,7 +221,7 @@ def test_files_describe_themselves(folder: Path) -> None:
 
 def test_an_array_that_is_not_there_is_said_to_be_missing(folder: Path) -> None:
     """The error names what there is."""
-    with pytest.raises(CacheError, match=r"has no maps_layercam; it has .*maps"):
+    with pytest.raises(CacheError, match=r"no dataset 'maps_layercam', found .*maps"):
         open_cache(folder).read("maps_layercam")
 
 
@@ -230,7 +230,7 @@ def test_another_schema_is_refused_with_words(folder: Path) -> None:
     with h5py.File(folder / "index.h5", "a") as file:
         file.attrs["schema_version"] = 99
     sign(folder)
-    with pytest.raises(CacheError, match="schema 99, this program reads 3"):
+    with pytest.raises(CacheError, match="schema version 99, this stacker reads 3"):
         open_cache(folder)
 
 

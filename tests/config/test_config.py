@@ -95,9 +95,9 @@ def test_a_backbone_changes_the_recipe_in_sections(write_config: Callable[..., P
     [
         ({"trainable": "some"}, "expected all, head, or a number of last stages"),
         ({"trainable": True}, "expected all, head, or a number of last stages"),
-        ({"unfreeze": {5: "all"}, "epochs": 5}, "unfreeze after 5 epochs never comes"),
-        ({"accumulate": 8, "batch_size": 8}, "slices of less than two images; 4 is the most"),
-        ({"monitor": "last", "patience": 3}, "monitor=last looks at none"),
+        ({"unfreeze": {5: "all"}, "epochs": 5}, "unfreeze after 5 epochs has no effect"),
+        ({"accumulate": 8, "batch_size": 8}, "steps of fewer than two images; the maximum is 4"),
+        ({"monitor": "last", "patience": 3}, "monitor=last uses none"),
     ],
 )
 def test_recipes_that_contradict_themselves_are_refused(
@@ -203,16 +203,19 @@ def test_blocks_and_custom_estimators_survive_the_runs_own_config(
 def test_names_that_have_a_meaning_are_not_given_another(write_config: Callable[..., Path]) -> None:
     """Blocks and meta-learners of one's own have names of their own; options fit what they are of."""
     for stack, message in (
-        ({"blocks": {"logits": {"of": "maps"}}}, "is the name of what is cached"),
-        ({"custom": {"mean": {"estimator": "a.B"}}}, "is the name of a meta-learner of ours"),
+        ({"blocks": {"logits": {"of": "maps"}}}, "is a built-in block"),
+        ({"custom": {"mean": {"estimator": "a.B"}}}, "is a built-in meta-learner"),
         ({"custom": {"constant": {"estimator": "a.B"}}}, "'constant' has a row of scores already"),
         ({"custom": {"test_resnet": {"estimator": "a.B"}}}, "'test_resnet' has a row of scores"),
         ({"blocks": {"view": {"of": "maps", "classes": []}}}, "classes"),
-        ({"compare": {"features": [["logits", "maps"], ["maps", "logits"]]}}, "names one twice"),
+        ({"compare": {"features": [["logits", "maps"], ["maps", "logits"]]}}, "lists a name twice"),
         ({"meta": ["../../x.y"]}, r"no meta-learner '\.\./\.\./x\.y'"),
         ({"blocks": {"view": {"of": "logits"}}}, "'logits' has no views"),
-        ({"blocks": {"view": {"of": "frozen", "grid": 3}}}, r"grid: for maps alone"),
-        ({"blocks": {"view": {"of": "maps", "view": "stats", "grid": 3}}}, r"on the grid that the maps"),
+        ({"blocks": {"view": {"of": "frozen", "grid": 3}}}, "grid: only for maps"),
+        (
+            {"blocks": {"view": {"of": "maps", "view": "stats", "grid": 3}}},
+            "which uses the maps' own grid",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(write_config(stack=stack))
@@ -243,11 +246,11 @@ def test_unknown_keys_of_a_range_are_explained(write_config: Callable[..., Path]
 @pytest.mark.parametrize(
     ("bounds", "reason"),
     [
-        ({"low": 1}, "give low and high, or choices"),
-        ({"low": 1, "high": 2, "choices": [1, 2]}, "give low and high, or choices"),
+        ({"low": 1}, "set either low and high, or choices"),
+        ({"low": 1, "high": 2, "choices": [1, 2]}, "set either low and high, or choices"),
         ({"low": 2, "high": 1}, "low=2.0 is not below high=1.0"),
-        ({"low": 0, "high": 1, "log": True}, "log needs low above 0"),
-        ({"low": 1, "high": 2.5, "whole": True}, "whole needs whole bounds; found 1.0, 2.5"),
+        ({"low": 0, "high": 1, "log": True}, "log=true needs low above 0"),
+        ({"low": 1, "high": 2.5, "whole": True}, "whole=true needs whole numbers, found 1.0 and 2.5"),
     ],
 )
 def test_ranges_that_are_none_are_refused(

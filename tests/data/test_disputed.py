@@ -69,17 +69,17 @@ def test_all_of_them_are_left_out_by_request(
 def test_a_check_lists_them_and_goes_on(of_cases: MakeStudy) -> None:
     """It is an error where no run begins with them, and the audit has them among its copies."""
     report = check(of_cases("01-0.png"))
-    finding = of_topic(report, "one file under two cases")
+    finding = of_topic(report, "identical file under two cases")
     assert (finding.severity, finding.count) == ("error", 1)
     assert finding.examples == ("00-0.png (case case00) = 01-0.png (case case01)",)
-    assert of_topic(report, "one picture under two cases").count == 1
+    assert of_topic(report, "duplicate under two cases").count == 1
 
 
 def test_a_check_sees_the_split_of_the_run_that_leaves_them_out(of_cases: MakeStudy) -> None:
     """There it is a warning, and the report is about the images that are left."""
     config = of_cases("01-0.png", on_error="skip")
     report = check(config)
-    finding = of_topic(report, "one file under two cases")
+    finding = of_topic(report, "identical file under two cases")
     assert (finding.severity, finding.count) == ("warning", 1)
     run = begin(config)
     assert report.manifest_digest == run.manifest.digest

@@ -102,7 +102,7 @@ def test_same_seed_same_split_and_another_seed_another() -> None:
 def test_more_folds_than_cases_of_a_class_is_refused() -> None:
     """The refusal gives the class and both numbers."""
     manifest = random_manifest(1, fewest=3)
-    with pytest.raises(DataError, match=r"'benign' has \d+ cases, and 41 parts"):
+    with pytest.raises(DataError, match=r"'benign' has only \d+ cases, and each of 41 parts"):
         make_folds(manifest, FoldsConfig(k=40), 0)
 
 
@@ -125,7 +125,9 @@ def test_a_class_of_one_case_per_part_is_trained_on_and_not_validated() -> None:
         "held_out": {"a", "b", "rare"},
     }
     binary = make_manifest([image for image in images if image.label != "b"])
-    with pytest.raises(DataError, match=r"'rare' has 1 cases, and 2 parts \(train, validation\)"):
+    with pytest.raises(
+        DataError, match=r"'rare' has only 1 case, and each of 2 parts \(train, validation\)"
+    ):
         make_folds(binary, FoldsConfig(protocol="holdout"), 0)
 
 
@@ -154,10 +156,10 @@ def test_a_class_that_only_the_official_test_part_has_is_refused() -> None:
         for label in ("a", "b")
         for n in range(10)
     ]
-    with pytest.raises(DataError, match="own development part has no image of b"):
+    with pytest.raises(DataError, match="the development part has no image of b"):
         make_folds(make_manifest(images), FoldsConfig(k=2, test="official"), 0)
     everything = make_manifest([replace(image, split="test") for image in images])
-    with pytest.raises(DataError, match="own development part has no image of a and b"):
+    with pytest.raises(DataError, match="the development part has no image of a, b"):
         make_folds(everything, FoldsConfig(k=2, test="official"), 0)
 
 
@@ -191,7 +193,7 @@ def test_edited_or_foreign_split_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "folds.json"
     manifest = random_manifest(4)
     save_folds(make_folds(manifest, CONFIGS[0], 4), path)
-    with pytest.raises(RunError, match="was made for manifest"):
+    with pytest.raises(RunError, match="belongs to manifest"):
         load_folds(path, replace(manifest, images=manifest.images[1:]))
     content = json.loads(path.read_text())
     content["folds"][0]["train"].append(content["test"].pop())

@@ -123,7 +123,7 @@ def test_several_frames_are_refused(tmp_path: Path, name: str) -> None:
     """Which frame counts is not guessed; one frame alone is a picture."""
     first, *rest = frames(3)
     first.save(tmp_path / name, save_all=True, append_images=rest)
-    with pytest.raises(DataError, match=rf"{re.escape(name)}: 3 frames or pages; keep the one"):
+    with pytest.raises(DataError, match=rf"{re.escape(name)}: 3 frames or pages; save the one"):
         decode(tmp_path / name, SIZE)
     first.save(tmp_path / name)
     assert decode(tmp_path / name, SIZE).max() < 10
@@ -132,7 +132,7 @@ def test_several_frames_are_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
-        (np.zeros((1, 50, 3), np.uint8), "50x1 is too small, 16 pixels a side are needed"),
+        (np.zeros((1, 50, 3), np.uint8), "50x1 is too small, each side needs 16 pixels"),
         (np.zeros((50, 15), np.uint8), "15x50 is too small"),
         (np.zeros((40, 40), np.uint16), "pixels of type I;16; convert it to 8-bit RGB"),
         (np.zeros((40, 40), np.int32), "pixels of type I; convert"),
@@ -160,7 +160,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(
     """A whole slide is to be cut into tiles."""
     monkeypatch.setattr("stacker.data.images.MAX_PIXELS", 1599)
     Picture.new("RGB", (40, 40)).save(tmp_path / "slide.png")
-    with pytest.raises(DataError, match=r"slide\.png: 40x40 is more than 1,599 pixels; cut it into"):
+    with pytest.raises(DataError, match=r"slide\.png: 40x40 is more than 1,599 pixels; split it into"):
         decode(tmp_path / "slide.png", SIZE)
 
 

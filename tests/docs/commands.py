@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -27,6 +28,33 @@ def shown(page: Page) -> Iterator[tuple[str, list[str]]]:
     for code in page.code:
         if code.split()[0] in PROGRAMS and " " in code:
             yield page.name, shlex.split(code)
+
+
+def in_messages() -> Iterator[tuple[str, list[str]]]:
+    """Yield the `stacker` commands that the package's own texts name, with their place.
+
+    They stand in quotes or backticks, or are a text of their own; what a text fills in is some NAME.
+    """
+    for path in sorted((ROOT / "stacker").rglob("*.py")):
+        for text in _texts(ast.parse(path.read_text(encoding="utf-8"))):
+            quoted = re.findall(r"(?<!\w)['`](stacker [a-z][^'`]*)['`]", text)
+            whole = re.findall(r"\A(stacker [a-z][-\w]* [^'`;,]*)\Z", text)
+            for command in (*quoted, *whole):
+                yield str(path.relative_to(ROOT)), shlex.split(command)
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """Yield the strings of a file; those that are put together have NAME for what is filled in."""
+    inside = {
+        id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "NAME" for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.value
 
 
 def _apart(words: list[str]) -> Iterator[list[str]]:

@@ -9,7 +9,7 @@ import pytest
 
 from stacker.cli.main import main
 from stacker.config.load import load_config
-from tests.docs.commands import check, overrides, paths, shown
+from tests.docs.commands import check, in_messages, overrides, paths, shown
 from tests.docs.pages import PAGE, PAGES, ROOT, Page
 
 
@@ -23,6 +23,19 @@ def test_commands_exist_with_their_options(page: Page) -> None:
         except Exception as error:  # noqa: BLE001  # all faults of a page at once
             faults.append(f"{where}: {' '.join(command)}: {error}")
     assert faults == []
+
+
+def test_commands_in_messages_exist_with_their_options() -> None:
+    """What an error, a log line or a help text tells a user to run can be run."""
+    found, faults = list(in_messages()), []
+    for where, command in found:
+        try:
+            check(command)
+        except Exception as error:  # noqa: BLE001  # all faults at once
+            faults.append(f"{where}: {' '.join(command)}: {error}")
+    assert faults == []
+    assert ["stacker", "train", "CONFIG"] in [command for _, command in found]
+    assert len(found) > 20
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

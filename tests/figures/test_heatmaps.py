@@ -125,5 +125,5 @@ def test_drawing_refuses_what_is_not_there(finished: Config) -> None:
 def test_masks_that_match_no_image_are_refused_first(finished: Config, tmp_path: Path) -> None:
     """An empty masks folder would give scores of nothing, and be noticed last."""
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no file in .*empty has the name of an image"):
+    with pytest.raises(DataError, match=r"no file in .*empty is named like an image"):
         read_manifest(finished.data.model_copy(update={"masks": tmp_path / "empty"}))

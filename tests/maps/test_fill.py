@@ -223,7 +223,7 @@ def test_a_cache_of_an_older_schema_is_made_again(finished: Config) -> None:
         with h5py.File(path, "a") as file:
             file.attrs["schema_version"] = 1
     sign(folder)
-    with pytest.raises(CacheError, match="schema 1, this program reads 3"):
+    with pytest.raises(CacheError, match="schema version 1, this stacker reads 3"):
         pipeline.stack(run, ["logistic"])
     pipeline.cache(run)
     assert file_sha256(part_file(folder, 0)) == before
@@ -243,7 +243,7 @@ def test_one_diverged_base_model_does_not_stop_the_others(
         return arrays
 
     monkeypatch.setattr("stacker.maps.fill.extract", diverged)
-    with pytest.raises(CacheError, match=r"1 of 2 caches cannot be filled:\n.*has diverged"):
+    with pytest.raises(CacheError, match=r"1 of 2 caches could not be filled:\n.*has diverged"):
         pipeline.cache(reopen(finished))
     assert open_cache(finished.run_path / "cache" / "test_efficientnet" / "holdout").rows
     assert not (finished.run_path / "cache" / "test_resnet" / "holdout" / "index.h5").exists()
@@ -253,5 +253,5 @@ def test_what_is_rebuilt_is_said(finished: Config, caplog: pytest.LogCaptureFixt
     """Another method replaces a cache, and the log says why."""
     with caplog.at_level("WARNING", "stacker"):
         pipeline.cache(with_cam(finished, methods=["layercam"]))
-    assert "4 of 4 parts are rebuilt" in caplog.text
-    assert "was made with methods gradcam, this run has layercam" in caplog.text
+    assert "rebuilding 4 of 4 parts" in caplog.text
+    assert "was made with methods gradcam, expected layercam" in caplog.text

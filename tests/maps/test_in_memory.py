@@ -84,11 +84,11 @@ def test_lower_stages() -> None:
     assert relative(torch.from_numpy(found.maps), expected) < 1e-5
     with pytest.raises(BackboneError, match="asks for more"):
         cam(base.model, images, lower=9)
-    with pytest.raises(ConfigError, match="lower=-1, batch_size=32; expected 0 or more"):
+    with pytest.raises(ConfigError, match="lower=-1, batch_size=32, expected lower >= 0"):
         cam(base.model, images, lower=-1)
-    with pytest.raises(ConfigError, match="batch_size=0; expected 0 or more, 1 or more"):
+    with pytest.raises(ConfigError, match="batch_size=0, expected lower >= 0 and batch_size >= 1"):
         cam(base.model, images, batch_size=0)
-    with pytest.raises(ConfigError, match="the last grid alone"):
+    with pytest.raises(ConfigError, match="the last grid only"):
         cam(base.model, images, "scorecam", lower=1)
 
 
@@ -185,9 +185,9 @@ def test_a_loader_is_read_batch_by_batch(model: Any) -> None:
 @pytest.mark.parametrize(
     ("images", "settings", "problem"),
     [
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), {}, "expected a tensor of floats"),
-        (torch.zeros(3, 64, 64), {}, "expected a tensor of floats"),
-        (np.zeros((64, 64, 3)), {}, "expected uint8 of"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), {}, "expected a normalised float tensor"),
+        (torch.zeros(3, 64, 64), {}, "expected a normalised float tensor"),
+        (np.zeros((64, 64, 3)), {}, "expected uint8 of shape"),
         (np.zeros((4, 64, 3), np.uint8), {}, "too small"),
         ([], {}, "no image"),
         ("missing.png", {}, "missing.png"),
@@ -212,7 +212,7 @@ def test_a_model_of_another_kind_is_refused(model: Any) -> None:
         cam(timm.create_model("test_resnet", num_classes=0), images)
     model.pretrained_cfg = {}
     assert cam(model, images).maps.shape == (1, 3, 2, 2)
-    with pytest.raises(BackboneError, match="give mean and std"):
+    with pytest.raises(BackboneError, match="pass mean and std"):
         cam(model, np.zeros((64, 64, 3), np.uint8))
 
 

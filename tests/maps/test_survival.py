@@ -128,6 +128,6 @@ def test_a_cache_in_other_hands_is_waited_for(finished: Config, caplog: Any) -> 
             assert other.exists()
             assert not part_file(folder, 0).exists()
         going_on.result(timeout=60)
-    assert "cache test_resnet/holdout: another process fills it; waiting for it" in caplog.text
+    assert "cache test_resnet/holdout: waiting for another process that is filling it" in caplog.text
     assert contents(finished) == before
     assert all(not verdict.problems for verdict in verify(run))

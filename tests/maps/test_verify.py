@@ -109,7 +109,7 @@ def test_stray_parts_are_found(finished: Config) -> None:
     run = reopen(finished)
     folder = run.cache_folder("test_resnet", "holdout")
     shutil.copy(part_file(folder, 0), part_file(folder, 77))
-    assert "part-00077.h5 is none of its parts" in verify(run)[0].problems[0]
+    assert "part-00077.h5 is not one of its parts" in verify(run)[0].problems[0]
     pipeline.cache(run)
     assert verify(run)[0].problems == ()
 

@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_skipped_and_said_at_the_end(
         ((good, "--meta", "../../x"), "no meta-learner '../../x'"),
         ((good, "--abstain", "1.5"), "expected a probability from 0 to below 1"),
         ((good, "--output", "rows.xlsx"), "--format jsonl, csv or table"),
-        ((good, "--device", "tpu9"), "'tpu9' is none; expected auto, cpu, cuda"),
+        ((good, "--device", "tpu9"), "unknown device 'tpu9'; choose auto, cpu, cuda"),
     ):
         expect_refusal(call("predict", ready.run_path, *words), 2, text)
 

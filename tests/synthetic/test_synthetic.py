@@ -174,14 +174,14 @@ def test_a_set_that_lost_a_file_is_refused(tmp_path: Path) -> None:
     """A missing image is reported by name."""
     made = write_small(tmp_path / "set")
     made.images[3].unlink()
-    with pytest.raises(DataError, match="misses 1 of 48 files"):
+    with pytest.raises(DataError, match="lacks 1 of 48 files"):
         write_small(tmp_path / "set")
 
 
 @pytest.mark.parametrize("settings", [{"cases": 7}, {"images_per_case": 0}, {"size": (70, 20)}])
 def test_settings_that_cannot_work_are_refused(tmp_path: Path, settings: dict[str, object]) -> None:
     """Too few cases or images, or too small images, are named with what was found."""
-    with pytest.raises(DataError, match=r"needs at least 8 cases .* found cases="):
+    with pytest.raises(DataError, match=r"cases=.* expected at least 8 cases"):
         write_breakhis(tmp_path / "set", **settings)  # type: ignore[arg-type]
 
 

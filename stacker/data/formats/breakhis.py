@@ -12,7 +12,7 @@ from pathlib import Path
 from stacker.config.data import DataConfig
 from stacker.data.formats.format import Format, case_by_name, named_pictures
 from stacker.data.manifest import Image
-from stacker.errors import DataError
+from stacker.errors import DataError, first_few
 
 SUBTYPES = {
     "A": "adenosis",
@@ -38,7 +38,9 @@ def read_breakhis(config: DataConfig) -> list[Image]:
     """
     trees = sorted(config.path.rglob("histology_slides"))
     if len(trees) > 1:
-        raise DataError(f"{config.path} holds {trees[0]} and {trees[1]}; give one of them as data.path")
+        raise DataError(
+            f"{config.path} holds several data sets: {first_few(trees)}", "set data.path to one of them"
+        )
     tree = trees[0] if trees else config.path
     official = {} if config.fold_list is None else read_fold_list(config.fold_list)
     images = []
@@ -66,7 +68,8 @@ def read_fold_list(path: Path) -> dict[str, str]:
         if line.strip():
             if len(fields) != 4 or fields[3] not in ("train", "test"):
                 raise DataError(
-                    f"{path}, line {number}: {line!r}; expected file|magnification|fold|train, or test"
+                    f"{path}, line {number}: found {line!r}, expected file|magnification|fold|part with "
+                    "the part train or test"
                 )
             if parts.setdefault(fields[0], fields[3]) != fields[3]:
                 raise DataError(f"{path}, line {number}: {fields[0]} is in train and in test")

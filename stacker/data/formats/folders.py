@@ -27,7 +27,10 @@ def read_idc(config: DataConfig) -> list[Image]:
     for path, match in named_pictures(tree, IDC_NAME, "IDC", "10253_idx5_x1001_y1001_class0.png"):
         folder = path.parent.name
         if folder in ("0", "1") and folder != match["label"]:
-            raise DataError(f"{path} lies in folder {folder} and is named class{match['label']}")
+            raise DataError(
+                f"{path} is in folder {folder}, but its name says class{match['label']}",
+                "move or rename the file",
+            )
         images.append(
             Image(
                 id=path.stem,
@@ -51,15 +54,15 @@ def read_folder(config: DataConfig) -> list[Image]:
     by_part = all(parts.values())
     if not by_part and sum(map(bool, parts.values())) > 1:
         raise DataError(
-            f"{root} holds {', '.join(top.name for top in parts)}: parts of a split and others; leave "
-            "only train, val and test there, or only classes"
+            f"{root} mixes folders of a split with others: {', '.join(top.name for top in parts)}",
+            "keep either train, val and test, or only class folders",
         )
     images = []
     for top, paths in pictures.items():
         for path in paths:
             place = path.relative_to(top).parts
             if by_part and len(place) < 2:
-                raise DataError(f"{path} is in no class folder; expected {top}/<class>/{path.name}")
+                raise DataError(f"{path} is in no class folder, expected {top}/<class>/{path.name}")
             images.append(
                 Image(
                     id=path.relative_to(root).as_posix(),
@@ -82,9 +85,9 @@ def _pictures_by_folder(root: Path) -> dict[Path, list[Path]]:
             pictures.setdefault(top, []).append(path)
     others = len(shown) - sum(map(len, pictures.values()))
     if others:
-        log.warning("%d files in %s are no pictures of a class and are left out", others, root)
+        log.warning("left out: %d files in %s that are not images in a class folder", others, root)
     if not pictures:
-        raise DataError(f"no picture in {root}; expected {root}/<class>/<image>.png")
+        raise DataError(f"no image in {root}, expected {root}/<class>/<image>.png", "check data.path")
     return pictures
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from stacker.config.data import DataConfig
 from stacker.data.manifest import PICTURES, Image
-from stacker.errors import DataError
+from stacker.errors import DataError, first_few
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +65,16 @@ def named_pictures(
     strangers = [path for path, match in matches.items() if match is None]
     if strangers:
         raise DataError(
-            f"{len(strangers)} of {len(matches)} PNG files in {tree} are not named as in {name}, e.g. "
-            f"{strangers[0].name} (expected such as {example})",
+            f"{len(strangers)} of {len(matches)} PNG files in {tree} are not named as in {name} "
+            f"(e.g. {example}): {first_few([path.name for path in strangers])}",
             "move them elsewhere",
         )
     others = [path.name for path in pictures if path.suffix != ".png"]
     if others:
-        text = "%d pictures in %s are not .png, as those of %s are, and are left out, e.g. %s"
-        log.warning(text, len(others), tree, name, others[0])
+        text = "left out: %d images in %s that are not PNG files, as %s images are: %s"
+        log.warning(text, len(others), tree, name, first_few(others))
     if not matches:
-        raise DataError(f"no {name} image (such as {example}) in {tree}")
+        raise DataError(f"no {name} image (e.g. {example}) in {tree}", "check data.path")
     return [(path, match) for path, match in matches.items() if match is not None]
 
 
@@ -89,8 +89,9 @@ def with_cases(images: list[Image], pattern: str | None, root: Path) -> list[Ima
     if len(named) < len(images):
         strangers = [p for p, match in zip(paths, matches, strict=True) if not (match and match["case"])]
         raise DataError(
-            f"data.case_pattern {pattern!r} finds no case in {len(strangers)} of {len(images)} images, "
-            f"e.g. {strangers[0]}; it is searched in the path below {root}"
+            f"data.case_pattern {pattern!r} matches no case in {len(strangers)} of {len(images)} paths "
+            f"below {root}: {first_few(strangers)}",
+            "correct the pattern",
         )
     return [
         replace(image, case=names["case"], slide=names.get("slide") or image.slide)

@@ -40,10 +40,11 @@ def read_pcam(config: DataConfig) -> list[Image]:
         if (root / f"{stem}_x.h5").is_file():
             images += _read_part(root, stem, split)
         elif (root / f"{stem}_x.h5.gz").is_file():
-            raise DataError(f"{root / stem}_x.h5.gz is compressed; unpack it first (gunzip)")
+            raise DataError(f"{root / stem}_x.h5.gz is compressed", "unpack it first (gunzip)")
     if not images:
         raise DataError(
-            f"no PatchCamelyon file in {root}; expected camelyonpatch_level_2_split_train_x.h5"
+            f"no PatchCamelyon file in {root}, expected camelyonpatch_level_2_split_train_x.h5",
+            "check data.path",
         )
     return images
 
@@ -53,7 +54,7 @@ def _read_part(root: Path, stem: str, split: str) -> list[Image]:
     pixels, labels = open_array(file, "x"), open_array(root / f"{stem}_y.h5", "y")
     if pixels.dtype != np.uint8 or len(pixels.shape) != 4 or pixels.shape[3] != 3:
         raise DataError(
-            f"{file}: x is {pixels.shape} of {pixels.dtype}, expected (N, 96, 96, 3) of uint8"
+            f"{file}: x is {pixels.dtype} of shape {pixels.shape}, expected uint8 of (N, 96, 96, 3)"
         )
     classes = np.asarray(labels[:]).reshape(len(labels), -1)[:, 0]
     if len(labels) != len(pixels) or not np.isin(classes, (0, 1)).all():
@@ -94,12 +95,12 @@ def _hashes(pixels: Any, label: str) -> list[str]:
 def _slides(meta: Path, count: int, classes: np.ndarray) -> Sequence[str]:
     """Return each row's slide, or nothing where there is no meta CSV."""
     if not meta.is_file():
-        log.warning("%s is not there: the slides, and so the cases, are not known", meta)
+        log.warning("no file at %s: the slides, and so the cases, are unknown", meta)
         return [""] * count
     with meta.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
         if "wsi" not in (reader.fieldnames or []):
-            raise DataError(f"{meta} has no column wsi; found {reader.fieldnames}")
+            raise DataError(f"{meta} has no column wsi, found {reader.fieldnames}")
         rows = [(row["wsi"] or "", row.get("center_tumor_patch")) for row in reader]
     if len(rows) != count:
         raise DataError(f"{meta} has {len(rows)} rows, expected {count}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from stacker.config.data import DataConfig
 from stacker.data.formats.format import Format, with_cases
 from stacker.data.manifest import SPLIT_NAMES, SPLITS, Image
-from stacker.errors import DataError
+from stacker.errors import DataError, first_few
 
 log = logging.getLogger(__name__)
 COLUMNS = ("path", "label", "id", "case", "slide", "magnification", "subtype", "split")
@@ -19,20 +19,23 @@ PLACEHOLDERS = {"nan", "na", "n/a", "none", "null", "unknown", "?", "-"}
 def read_csv(config: DataConfig) -> list[Image]:
     """Read a table of images; relative paths are taken from the table's folder.
 
-    All faults are reported at once.
+    All errors are reported at once.
     """
     table = config.path
     columns, rows = read_table(table)
     missing = [name for name in ("path", "label") if name not in columns]
     if missing or not rows:
         lacks = f"column {' and '.join(missing)}" if missing else "rows"
-        raise DataError(f"{table} has no {lacks}; expected path,label[,case,slide,...], found {columns}")
+        raise DataError(f"{table} has no {lacks}, expected path,label[,case,slide,...], found {columns}")
     unused = [name for name in columns if name not in COLUMNS]
     if unused:
-        hint = "" if "case" in columns else "; is one of them the case?"
-        log.warning("%s: columns %s are not used (known: %s)%s", table, unused, list(COLUMNS), hint)
+        hint = "" if "case" in columns else "; if one of them is the case, rename it to 'case'"
+        text = "%s: columns not used: %s (known are %s)%s"
+        log.warning(text, table, first_few(unused), ", ".join(COLUMNS), hint)
     if config.case_pattern is not None and "case" in columns:
-        raise DataError(f"{table} has a column 'case', and data.case_pattern is set: drop one of them")
+        raise DataError(
+            f"{table} has a column 'case', and data.case_pattern is set", "remove one of them"
+        )
     images, faults = [], []
     for number, cells in rows:
         try:
@@ -41,7 +44,7 @@ def read_csv(config: DataConfig) -> list[Image]:
             faults.append(f"line {number}: {error}")
     if faults:
         shown = faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])
-        raise DataError("\n  ".join([f"{table}: faults in {len(faults)} of {len(rows)} rows:", *shown]))
+        raise DataError("\n  ".join([f"{table}: errors in {len(faults)} of {len(rows)} rows:", *shown]))
     return with_cases(images, config.case_pattern, table.parent.absolute())
 
 
@@ -62,13 +65,13 @@ def read_table(table: Path) -> tuple[list[str], list[tuple[int, dict[str | None,
                 for row in reader
             ]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} is not a CSV in UTF-8: {error}", "save it again as such") from None
+        raise DataError(f"{table} is not a CSV in UTF-8: {error}", "save it as one") from None
 
 
 def _csv_image(folder: Path, cells: dict[str | None, str]) -> Image:
     """Turn a row into an image; raise DataError for what is wrong with it."""
     if None in cells:
-        raise DataError("more cells than columns; quote texts that hold the separator")
+        raise DataError("more cells than columns", "quote texts that contain the separator")
     for name in ("path", "label"):
         if not cells[name]:
             raise DataError(f"no {name}")
@@ -77,13 +80,13 @@ def _csv_image(folder: Path, cells: dict[str | None, str]) -> Image:
         raise DataError(f"no file at {path}")
     split = cells.get("split", "").lower()
     if split and split not in SPLIT_NAMES:
-        raise DataError(f"split {split!r}; expected one of {', '.join(SPLITS)}, or nothing")
+        raise DataError(f"split is {split!r}, expected {', '.join(SPLITS)} or nothing")
     magnification = cells.get("magnification", "").upper().removesuffix("X")
     if magnification and not magnification.isdecimal():
-        raise DataError(f"magnification {cells['magnification']!r}; expected such as 200")
+        raise DataError(f"magnification is {cells['magnification']!r}, expected e.g. 200")
     for name in ("case", "slide", "subtype"):
         if cells.get(name, "").lower() in PLACEHOLDERS:
-            raise DataError(f"{name} {cells[name]!r} is no name; leave it empty if it is not known")
+            raise DataError(f"{name} is {cells[name]!r}", "leave it empty if it is unknown")
     return Image(
         id=cells.get("id") or cells["path"],
         path=str(path),

@@ -45,7 +45,7 @@ def test_pcam_without_its_slides(
     listen(caplog, monkeypatch)
     write_part(tmp_path, "test")
     manifest = pcam(tmp_path)
-    assert "split_test_meta.csv is not there" in caplog.text
+    assert "split_test_meta.csv: the slides, and so the cases, are unknown" in caplog.text
     assert {image.case for image in manifest.images} == {""}
     with pytest.raises(DataError, match=r"or the meta CSVs \(pcam\)"):
         manifest.groups("case")
@@ -62,7 +62,7 @@ def test_pcam_meta_without_slides_is_refused(tmp_path: Path) -> None:
     """The refusal lists the columns that are there."""
     write_part(tmp_path, "train")
     (tmp_path / "camelyonpatch_level_2_split_train_meta.csv").write_text("row,slide\n0,s1\n")
-    with pytest.raises(DataError, match=r"has no column wsi; found \['row', 'slide'\]"):
+    with pytest.raises(DataError, match=r"has no column wsi, found \['row', 'slide'\]"):
         pcam(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_pcam_without_labels_is_refused(tmp_path: Path) -> None:
     """The x and the y file belong together."""
     write_part(tmp_path, "train")
     (tmp_path / "camelyonpatch_level_2_split_train_y.h5").unlink()
-    with pytest.raises(DataError, match=r"no file at .*train_y\.h5; .* belong together"):
+    with pytest.raises(DataError, match=r"no file at .*train_y\.h5; put .* into one folder"):
         pcam(tmp_path)
 
 
@@ -107,9 +107,9 @@ def test_pcam_with_other_labels_is_refused(tmp_path: Path, labels: list[int], me
 @pytest.mark.parametrize(
     ("pixels", "shape"),
     [
-        (np.zeros((5, 96, 96, 3), np.float32), r"\(5, 96, 96, 3\) of float32"),
-        (np.zeros((5, 96, 96), np.uint8), r"\(5, 96, 96\) of uint8"),
-        (np.zeros((5, 96, 96, 4), np.uint8), r"\(5, 96, 96, 4\) of uint8"),
+        (np.zeros((5, 96, 96, 3), np.float32), r"float32 of shape \(5, 96, 96, 3\)"),
+        (np.zeros((5, 96, 96), np.uint8), r"uint8 of shape \(5, 96, 96\)"),
+        (np.zeros((5, 96, 96, 4), np.uint8), r"uint8 of shape \(5, 96, 96, 4\)"),
     ],
     ids=["float", "grey", "alpha"],
 )

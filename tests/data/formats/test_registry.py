@@ -83,7 +83,7 @@ def test_three_classes_are_not_binary(tmp_path: Path) -> None:
 def test_an_unknown_case_is_never_guessed(tmp_path: Path) -> None:
     """Grouping by case is refused with what would tell it; by image it works."""
     manifest = folder(tree(tmp_path, "cat/a.png", "dog/a.png"))
-    with pytest.raises(DataError, match=r"case of 2 of 2 images .* cat/a\.png: give data\.case_pattern"):
+    with pytest.raises(DataError, match=r"case of 2 of 2 images .* cat/a\.png; set data\.case_pattern"):
         manifest.groups("case")
     assert manifest.groups("image") == ["cat/a.png", "dog/a.png"]
 

@@ -64,15 +64,18 @@ def test_a_table_from_excel(read_table: Callable[..., Manifest]) -> None:
         (("path,label", "a.png,ill", "sub,well"), r"line 3: no file at .*sub"),
         (("path,label", "a.png,"), "line 2: no label"),
         (("path,label", ",ill"), "line 2: no path"),
-        (("path,label,split", "a.png,ill,left"), "line 2: split 'left'; expected one of train, valid,"),
-        (("path,label,magnification", "a.png,ill,high"), "magnification 'high'; expected such as 200"),
-        (("path,label,magnification", "a.png,ill,-4"), "magnification '-4'"),
+        (
+            ("path,label,split", "a.png,ill,left"),
+            "line 2: split is 'left', expected train, valid, test or",
+        ),
+        (("path,label,magnification", "a.png,ill,high"), "magnification is 'high', expected e.g. 200"),
+        (("path,label,magnification", "a.png,ill,-4"), "magnification is '-4'"),
         (("file,label", "a.png,ill"), r"has no column path; .* found \['file', 'label'\]"),
         (("file label", "a.png ill"), r"has no column path and label; .* found \['file label'\]"),
         (("path,label", "a.png,ill,more"), "line 2: more cells than columns"),
         (
             ("path,label", "x.png,ill", ",well"),
-            r"faults in 2 of 2 rows:\n  line 2: no file at .*\n.* no path",
+            r"errors in 2 of 2 rows:\n  line 2: no file at .*\n.* no path",
         ),
         (("path,label",), "has no rows"),
         (("path,label", "a.png,ill", "a.png,well"), r"two images have the id a\.png"),
@@ -113,7 +116,7 @@ def test_a_column_that_is_not_used_is_warned_of(
     """Whoever writes patient and means case hears of it, and the case stays unknown."""
     listen(caplog, monkeypatch)
     manifest = read_table("path,label,patient", "a.png,ill,p1", "c.png,well,p2")
-    assert "columns ['patient'] are not used" in caplog.text
+    assert "columns not used: patient (known are" in caplog.text
     assert {image.case for image in manifest.images} == {""}
 
 
@@ -129,7 +132,7 @@ def test_the_pattern_works_on_a_table(read_table: Callable[..., Manifest]) -> No
 @pytest.mark.parametrize("name", ["nan", "NA", "None", "unknown", "?"])
 def test_a_placeholder_is_not_a_case(read_table: Callable[..., Manifest], name: str) -> None:
     """All patients that nobody knows would become one."""
-    with pytest.raises(DataError, match=f"line 3: case '{re.escape(name)}' is no name"):
+    with pytest.raises(DataError, match=f"line 3: case is '{re.escape(name)}'; leave"):
         read_table("path,label,case", "a.png,ill,1", f"c.png,well,{name}")
 
 

@@ -320,5 +320,5 @@ def test_best_base_looks_at_all_rows_where_no_group_has_two_classes() -> None:
 def test_what_is_no_device_is_refused(name: str) -> None:
     """By its name, before anything is fitted."""
     rows = table()
-    with pytest.raises(ConfigError, match="'gpu' is none; expected auto, cpu"):
+    with pytest.raises(ConfigError, match="unknown device 'gpu'; choose auto, cpu"):
         build(name, CONFIG, 0, rows.columns, device="gpu").fit(rows.values, rows.labels)

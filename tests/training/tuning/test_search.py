@@ -386,7 +386,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             "train.batch_size": {"low": 4, "high": 16, "whole": True},
             "train.accumulate": {"low": 1, "high": 8, "whole": True},
         },
-        "accumulate=8 cuts a batch of 4",
+        "accumulate=8 splits a batch of 4",
     ),
     (
         {LR: SPACE[LR], "backbones.test_resnet.train.lr": SPACE[LR]},
