@@ -38,4 +38,6 @@ Names = Annotated[list[T], AfterValidator(_field_once)]
 def require_device(name: str) -> None:
     """Raise ConfigError for what no device is called."""
     if re.match(DEVICE, name) is None:
-        raise ConfigError(f"device: unknown device {name!r}", "choose auto, cpu, cuda, e.g. cuda:1, or mps")
+        raise ConfigError(
+            f"device: unknown device {name!r}", "choose auto, cpu, cuda, e.g. cuda:1, or mps"
+        )

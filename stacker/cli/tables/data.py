@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stacker.cli.tables.common import NOTE_STYLE, Name, make_table, number
@@ -134,7 +134,7 @@ def parts_table(parts: Mapping[str, Counts], split: str) -> Table:
     rest = len(names) - len(classes)
     notes = [f"and {rest} more classes: audit.md has all of them"] if rest else []
     notes += [] if known else ["No cases: they are not known."]
-    headings = ["part", *(number(escape(name)) for name in classes)]
+    headings: list[str | Column] = ["part", *(number(escape(name)) for name in classes)]
     return make_table(f"{what} by part; {split}", headings, rows, caption="\n".join(notes) or None)
 
 
