@@ -1,7 +1,7 @@
-"""The model card: what a stack is, what it was made from, how good it was found to be, what it is not.
+"""The model card: what a stack is, how it was trained, how well it performed, and its limits.
 
-Every sentence and every number comes from the files of the run; what the files do not tell is not said.
-Identities of cases do not appear.
+Every sentence and every number comes from the files of the run, and what they do not tell is left out.
+Case ids do not appear.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stacker.data.formats.registry import format_of
@@ -30,9 +31,19 @@ SCORES = {
     "recognition_rate": "recognition rate",
 }
 USE = (
-    "Research. **Not for diagnosis, and not for any decision about a patient**: nothing but the images "
-    "below stands behind these numbers."
+    "Research only. **Not for diagnosis, and not for any decision about a patient.** The stack was "
+    "tested on the images described below and on no others."
 )
+LICENCE = (
+    "The run does not record the licence of the images: look it up at their source before you pass this "
+    "pack on, and cite the data set as its authors ask."
+)
+SPLITS = {
+    "crossfit": "Each base model was trained without one fold and describes the images of that fold to "
+    "the meta-learner; the test part was used by none.",
+    "holdout": "One part trained the base models, another one the meta-learner; the test part was used "
+    "by neither.",
+}
 HOW = """\
     stacker predict PACK image.png
     stacker predict PACK folder/ --format csv --output rows.csv"""
@@ -45,19 +56,20 @@ def model_card(run: Run, meta: str, facts: Mapping[str, Any]) -> str:
         *_what_it_is(run, meta, facts),
         *("## Intended use", USE),
         *("## Data", *_data(run)),
+        *("## Base models", *_recipes(run)),
         *("## Split", *_split(run)),
         *("## Scores", *_scores(metrics, meta)),
         *_confusion(run, meta, facts["classes"]),
-        *_decision(run, facts),
+        *("## Decisions", *_decision(run, facts)),
         *("## Limits", "\n".join(_limits(run, metrics, meta))),
         *("## How to use it", HOW),
-        *("## Where it comes from", *_origin(facts)),
+        *("## Versions and checksums", *_origin(facts)),
     )
     return "\n\n".join(paragraphs) + "\n"
 
 
 def _metrics(run: Run, meta: str) -> dict[str, Any] | None:
-    """Return the run's scores, if they are there and speak of this stack."""
+    """Return the run's scores, if it has any of this stack."""
     path = run.path / "metrics.json"
     metrics: dict[str, Any] = read_json(path) if path.exists() else {}
     return metrics if meta in metrics.get("test", {}) else None
@@ -77,18 +89,24 @@ def _what_it_is(run: Run, meta: str, facts: Mapping[str, Any]) -> Iterator[str]:
     models = plural(len(backbones) * len(folds), "base model")
     yield f"# {run.config.run}: `{meta}` over {models}"
     yield (
-        f"Tells {_listed(facts['classes'])} apart in images. {plural(len(backbones), 'backbone')} "
-        f"({_listed(backbones)}), fine-tuned in {plural(len(folds), 'fold')}; the meta-learner `{meta}` "
-        f"looks at {_listed(facts['features'])} and was fitted on {facts['rows']} images, "
-        "each seen by base models that were not trained on it."
+        f"A classifier of histopathology images into {_listed(facts['classes'])}. It has "
+        f"{plural(len(backbones), 'backbone')} ({_listed(backbones)}), each trained in "
+        f"{plural(len(folds), 'fold')}. The meta-learner `{meta}` combines their "
+        f"{_listed(facts['features'])}; it was fitted on {plural(facts['rows'], 'image')}, using only "
+        "base models that were not trained on the image."
     )
+    if run.manifest.positive is not None:
+        yield (
+            f"The positive class is `{run.manifest.positive}`: sensitivity is the share of its images "
+            "(or cases) that are recognised, specificity that of the other class."
+        )
 
 
 def _data(run: Run) -> Iterator[str]:
     manifest, config = run.manifest, run.config
     height, width = config.images.shape
     yield (
-        f"{plural(len(manifest.images), 'image')} {format_of(config.data).described}, brought to "
+        f"{plural(len(manifest.images), 'image')} {format_of(config.data).described}, resized to "
         f"{height}x{width} pixels ({config.images.resize})."
     )
     tests = {manifest.images[n].id for n in manifest.rows_of(run.folds.group, run.folds.test)}
@@ -97,11 +115,27 @@ def _data(run: Run) -> Iterator[str]:
         images = [image for image in manifest.images if image.label == name]
         of_test = [image for image in images if image.id in tests]
         rows.append((name, len(images), _cases(images), len(of_test), _cases(of_test)))
-    yield _table(("class", "images", "cases", "of these, test images", "test cases"), rows)
+    yield _table(("class", "images", "cases", "images in the test part", "cases in the test part"), rows)
     magnifications = Counter(image.magnification for image in manifest.images if image.magnification)
     if magnifications:
         listed = (f"{m}X ({plural(n, 'image')})" for m, n in sorted(magnifications.items()))
         yield f"Magnifications: {', '.join(listed)}."
+    yield LICENCE
+
+
+def _recipes(run: Run) -> Iterator[str]:
+    """Yield how each backbone was trained, by the settings that matter most."""
+    rows = []
+    for name, settings in run.config.backbones.items():
+        recipe, weights = run.config.recipe(name), settings.weights
+        start = weights if weights in ("hub", "random") else Path(weights).name
+        rate = f"{recipe.optimizer}, {recipe.lr:g}, {recipe.schedule}"
+        trained = "all" if recipe.trainable == "all" else str(recipe.trainable)
+        cells = (recipe.epochs, recipe.batch_size, rate, recipe.loss, recipe.balance)
+        rows.append((f"`{name}`", start, trained, *cells))
+    header = ("weights at the start", "trained layers", "epochs", "batch", "optimizer, rate, schedule")
+    yield _table(("backbone", *header, "loss", "balance"), rows)
+    yield "`config.yaml` has all other settings."
 
 
 def _cases(images: Iterable[Image]) -> int | str:
@@ -110,26 +144,28 @@ def _cases(images: Iterable[Image]) -> int | str:
 
 def _split(run: Run) -> Iterator[str]:
     group, unit = run.folds.group, run.manifest.unit
-    yield f"{run.folds.label[0].upper()}{run.folds.label[1:]}."
+    yield f"{run.folds.label[0].upper()}{run.folds.label[1:]}. {SPLITS[run.folds.protocol]}"
     if group != "case":
         yield (
-            f"> **WARNING: this split goes by {group}, not by case. Images of one patient may lie on "
-            "both sides of it, and then every score below is too good: it says nothing about new "
-            "patients.**"
+            f"> **WARNING: this split goes by {group}, not by case. Images of one patient may be on "
+            "both sides of it. The scores below are then too high, and say nothing of new patients.**"
         )
     if unit != "case":
         yield (
-            f"> **WARNING: the cases of the images are not known. The intervals below take every {unit} "
-            "for independent of the others, and are too narrow where it is not.**"
+            f"> **WARNING: the cases of the images are not known. The intervals below treat every "
+            f"{unit} as independent of the others, and are too narrow if they are not.**"
         )
 
 
 def _scores(metrics: Mapping[str, Any] | None, meta: str) -> Iterator[str]:
-    """Yield the scores of the stack, and of what it must be better than."""
+    """Yield the scores of the stack, and of the models that it should be better than."""
     if metrics is None:
-        yield "This stack has not been scored with the run's present settings."
+        yield "This stack has not been scored with the run's current settings."
         return
-    yield f"In brackets: {metrics['intervals']}."
+    yield (
+        f"In brackets: intervals ({metrics['intervals']}), or the reason why there is none. `mean` is "
+        "the mean of the base models' probabilities, `constant` always predicts the class frequencies."
+    )
     best = metrics["best_base"]
     for part, title in PARTS.items():
         of_part = metrics.get(part, {})
@@ -138,7 +174,7 @@ def _scores(metrics: Mapping[str, Any] | None, meta: str) -> Iterator[str]:
             by_model = {name: of_part[name].get(unit, {}) for name in models}
             first = by_model[models[0]]
             scores = [score for score in SCORES if score in first]
-            yield f"### {title}, by {unit} ({first.get('n', 'unknown number')} of them)"
+            yield f"### {title}, by {unit} (n = {first.get('n', 'not known')})"
             yield _table(
                 ("", *(SCORES[score] for score in scores)),
                 (
@@ -168,10 +204,10 @@ def _differences(metrics: Mapping[str, Any], meta: str) -> Iterator[str]:
     rows = [row for row in metrics.get("differences", []) if row["first"] == meta]
     if not rows:
         return
-    yield "### Better than what it is made of?"
-    yield "Paired differences; an interval that holds 0 shows none."
+    yield "### Is the stack better than its base models?"
+    yield "Paired differences; where the interval includes 0, no difference was shown."
     yield _table(
-        ("on", "over", "score", "gain"),
+        ("on", "compared with", "score", "difference"),
         (
             (
                 PARTS[row["part"]],
@@ -193,7 +229,7 @@ def _confusion(run: Run, meta: str, classes: Sequence[str]) -> Iterator[str]:
         rows = (row for row in csv.DictReader(file) if row["model"] == meta)
         counts = Counter((row["label"], row["predicted"]) for row in rows)
     if counts:
-        yield "### Test images by class"
+        yield "### Test images by true and predicted class"
         yield _table(
             ("true class", *(f"predicted {name}" for name in classes)),
             ((true, *(counts[true, guess] for guess in classes)) for true in classes),
@@ -201,44 +237,58 @@ def _confusion(run: Run, meta: str, classes: Sequence[str]) -> Iterator[str]:
 
 
 def _decision(run: Run, facts: Mapping[str, Any]) -> Iterator[str]:
-    for unit, finish in {"An image": facts["finish"], "A case": facts["case_finish"]}.items():
+    mixed = facts["cases"]["mixed"]
+    for unit, finish in {"Images": facts["finish"], "Cases": facts["case_finish"]}.items():
         if finish is not None:
             yield f"{unit}: {_finish(finish, facts['classes'])}"
+    if mixed:
+        yield (
+            f"Cases: no verdict. {mixed} of {plural(facts['cases']['development'], 'case')} in the "
+            "training data have images of more than one class, so the labels are of images, not of "
+            "cases."
+        )
     abstain = run.config.stack.abstain
-    below = (
-        f"below a confidence of {abstain:g}" if abstain > 0 else "never, unless asked to (`--abstain`)"
+    yield (
+        f"No decision is made below a confidence of {abstain:g}."
+        if abstain > 0
+        else "Every image gets a decision, unless `--abstain` sets a least confidence."
     )
-    yield f"It abstains {below}."
 
 
 def _finish(finish: Mapping[str, Any], classes: Sequence[str]) -> str:
     """Say how probabilities are calibrated and cut."""
     kind, threshold = finish["calibrator"]["kind"], finish["threshold"]
-    calibrated = "its probabilities are not calibrated"
+    calibrated = "probabilities are not calibrated"
     if kind != "none":
-        calibrated = f"calibration by {kind}, fitted on what the stack said out of fold"
+        calibrated = f"probabilities are calibrated ({kind}, fitted on out-of-fold predictions)"
     if threshold is None:
-        return f"{calibrated}; the likeliest class is predicted."
+        return f"{calibrated}; the class with the highest probability is predicted."
     return (
-        f"{calibrated}; `{classes[1]}` is predicted from a probability of {threshold:.4f} on, which no "
-        f"test case had a say in; sensitivity is that of `{classes[1]}`."
+        f"{calibrated}; `{classes[1]}` is predicted from a probability of {threshold:.4f} on. The "
+        "threshold was chosen without the test cases."
     )
 
 
 def _limits(run: Run, metrics: Mapping[str, Any] | None, meta: str) -> Iterator[str]:
     manifest, folds = run.manifest, run.folds
-    yield "- What it says of images of another kind is not known; `novelty` tells how unusual one looks."
+    yield (
+        "- It was not tested on images from other sources, stains or magnifications; `novelty` tells "
+        "how unusual an image looks to the base models."
+    )
     units = len({manifest.cases[row] for row in manifest.rows_of(folds.group, folds.test)})
     if units < FEW_CASES:
-        yield f"- The test set has {plural(units, manifest.unit)}: read the intervals, not the scores."
+        yield (
+            f"- The test set has {plural(units, manifest.unit)}: the scores are uncertain, so read the "
+            "intervals."
+        )
     if metrics is not None and metrics["test"][meta]["constant_prediction"]:
-        yield "- **It predicts one and the same class for every test image.**"
+        yield "- **It predicts the same class for every test image.**"
     if folds.group == "case" and manifest.unit == "case":
-        yield "- Whether cases come from one hospital, scanner or laboratory is not in the files."
+        yield "- The run does not record whether all cases come from one hospital, scanner or lab."
 
 
 def _origin(facts: Mapping[str, Any]) -> Iterator[str]:
     versions = (f"{name} {version}" for name, version in facts["versions"].items())
-    yield f"Fitted with {', '.join(versions)}; base models run in {facts['precision']}."
+    yield f"Fitted with {', '.join(versions)}; the base models run in {facts['precision']}."
     rows = [(f"`{name}`", f"`{sha256}`") for name, sha256 in facts["checkpoints"].items()]
     yield _table(("base model", "SHA-256 of its file in the run"), rows)

@@ -121,6 +121,12 @@ def test_inspect_shows_and_draws(finished: Config, tmp_path: Path) -> None:
     options = ("--sample", 2, "--backbone", "test_resnet", "--class", "benign", "--signed", "--out", out)
     assert call("inspect", finished.run_path, *options).exit_code == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+    of_the_run = finished.run_path / "figures" / "heatmaps.png"
+    of_the_run.write_text("the run's own")
+    drawn = call("inspect", finished.run_path, "--sample", 1, "--backbone", "test_resnet")
+    assert str(finished.run_path / "figures" / "inspect.png") in "".join(drawn.stdout.split())
+    assert (finished.run_path / "figures" / "inspect.png").read_bytes().startswith(b"\x89PNG")
+    assert of_the_run.read_text() == "the run's own"
 
 
 def test_usage_errors_exit_with_2(write_config: WriteConfig, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from stacker.config.maps import name_maps
@@ -34,6 +35,7 @@ WRITTEN = {  # by commands beside the stages, and the module that says so
     "cache/resnet50/frozen/": "maps/targets.py",
     "compare/entry/": "comparison/entries.py",
     "pack.json": "prediction/unpack.py",
+    "figures/inspect.png": "cli/cache.py",
     "MODEL_CARD.md": "prediction/pack.py",
 }
 OTHERS = (  # files of users and of other programs
@@ -166,3 +168,17 @@ def test_the_fields_of_rows_are_those_of_predict() -> None:
     kinds = (Prediction, CasePrediction, Skipped)
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert {name for row in table[1:] for name in spans(row[0])} == {"row", *fields}
+
+
+def test_the_columns_of_predictions_are_those_of_the_files(finished_artifacts: Path) -> None:
+    """docs/files.md names every column of the tables, and every array beside them."""
+    run = finished_artifacts / "small"
+    columns, arrays = (PAGE["docs/files.md"].tables(first)[0] for first in ("column", "array"))
+    named_columns = [spans(row[0])[0] for row in columns[1:]]
+    for name in ("predictions.csv", "out_of_fold.csv"):
+        header = (run / name).read_text(encoding="utf-8").splitlines()[0].split(",")
+        assert list(dict.fromkeys(re.sub("_(benign|malignant)$", "_<class>", c) for c in header)) == (
+            named_columns
+        )
+    with np.load(run / "stack" / "logistic" / "predictions.npz") as stored:
+        assert {name for row in arrays[1:] for name in spans(row[0])} == set(stored.files)

@@ -86,10 +86,25 @@ def test_what_names_nothing_is_refused(slides: Path, tmp_path: Path) -> None:
         (f"{slides}/*.svs", r"no picture matches this pattern; looked for \.bmp"),
         (str(tmp_path / "odd.csv"), r"has no column path; .*found \['file', 'case'\]"),
         (str(tmp_path / "bare.csv"), "names no image"),
-        ("-", "stdin: nothing is named there; expected a path per line"),
+        ("-", "stdin is empty; expected a path per line"),
     ):
         with pytest.raises(ConfigError, match=text):
             find_inputs([argument], FOLDER)
+
+
+def test_lesion_masks_are_no_images(slides: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder or pattern that takes them in leaves them out and says how many; a file is meant."""
+    config = FOLDER.model_copy(update={"masks": slides / "b"})
+    with caplog.at_level("INFO", "stacker"):
+        assert names(find_inputs([str(slides)], config)) == ["1.jpg"]
+        assert names(find_inputs([f"{slides}/**"], config)) == ["1.jpg"]
+    assert [record.message.split(": ")[1] for record in caplog.records] == [
+        "2 lesion masks left out (data.masks",
+        "2 lesion masks left out (data.masks",
+    ]
+    assert names(find_inputs([str(slides / "b" / "2.png")], config)) == ["2.png"]
+    with pytest.raises(ConfigError, match=r"no picture below this folder but lesion masks"):
+        find_inputs([str(slides / "b")], config)
 
 
 def test_cases_are_told_by_the_names_of_the_runs_own_format() -> None:

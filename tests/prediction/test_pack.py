@@ -154,7 +154,8 @@ def test_a_pack_calls_no_accuracy_its_own(run: Run, zipped: Path, tmp_path: Path
     table = write_table(tmp_path / "list.csv", "path,label", [[image.path, image.label]])
     result = call("predict", zipped, table, "--no-overlays")
     assert result.exit_code == 0, result.stderr
-    assert "on 1 labelled image; whether the stack was fitted on them is not known" in result.stderr
+    told = " ".join(result.stderr.split())
+    assert "on 1 labelled image; it is not known whether their cases were in the training" in told
 
 
 def test_equal_packs_are_equal_files(run: Run, tmp_path: Path) -> None:
@@ -185,6 +186,21 @@ def test_a_zip_is_asked_like_a_run(run: Run, zipped: Path, tmp_path: Path) -> No
     row = json.loads(result.stdout.splitlines()[0])
     assert Path(row["overlay"]).parent == tmp_path / "out"
     assert row["seen"] is None
+
+
+def test_overlays_of_a_pack_lie_beside_its_rows(
+    run: Run, zipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or, where rows go to stdout, in a folder of the pack's name; the command says where."""
+    path, where = images_of(run)[0].path, tmp_path / "where"
+    where.mkdir()
+    monkeypatch.chdir(where)
+    written = call("predict", zipped, path, "--output", tmp_path / "out" / "rows.csv")
+    assert f"1 overlay in {tmp_path / 'out' / 'rows-overlays'}" in written.stderr
+    assert len(list((tmp_path / "out" / "rows-overlays").iterdir())) == 1
+    printed = call("predict", zipped, path)
+    assert "1 overlay in packed-overlays" in printed.stderr
+    assert [folder.name for folder in where.iterdir()] == ["packed-overlays"]
 
 
 def test_damaged_and_changed_packs_are_refused(folder: Path, zipped: Path) -> None:
@@ -314,7 +330,14 @@ def test_the_card_has_the_numbers_of_the_run(run: Run, folder: Path) -> None:
     assert "Not for diagnosis" in card
     tests = run.manifest.rows_of("case", run.folds.test)
     cases = {run.manifest.images[n].case for n in tests}
-    assert f"The test set has {len(cases)} cases: read the intervals" in card
+    assert f"The test set has {len(cases)} cases: the scores are uncertain" in card
+    assert "The positive class is `malignant`: sensitivity is" in card
+    recipe = run.config.recipe("test_resnet")
+    assert f"| `test_resnet` | random | all | {recipe.epochs} | {recipe.batch_size} |" in card
+    assert "does not record the licence" in card
+    assert "Cases: probabilities" in card
+    mixed = facts | {"cases": {"development": 18, "mixed": 3}, "case_finish": None}
+    assert "Cases: no verdict. 3 of 18 cases in" in model_card(run, "logistic", mixed)
     for sha256 in facts["checkpoints"].values():
         assert sha256 in card
 
@@ -334,6 +357,6 @@ def test_the_card_says_what_is_wrong_with_a_split(run: Run) -> None:
     metrics = read_json(path)
     metrics["test"]["logistic"]["constant_prediction"] = True
     path.write_text(json.dumps(metrics))
-    assert "one and the same class for every test image" in model_card(run, "logistic", facts)
+    assert "predicts the same class for every test image" in model_card(run, "logistic", facts)
     path.unlink()
     assert "has not been scored" in model_card(run, "logistic", facts)

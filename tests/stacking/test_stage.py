@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sklearn import metrics as sk
 from stacker import pipeline
 from stacker.cli.tables.scores import scores_table
 from stacker.config.root import Config
+from stacker.data.manifest import Manifest
 from stacker.errors import CacheError
 from stacker.prediction.inputs import Input
 from stacker.prediction.predictor import open_predictor
@@ -25,6 +27,7 @@ from stacker.run import open_run, reopen
 from stacker.scores.predictions import Finish
 from stacker.stacking.admission import open_caches
 from stacker.stacking.saved import stack_facts
+from stacker.stacking.stage import facts_of
 from tests.conftest import MakeConfig
 from tests.datasets import case_rows
 from tests.pictures import write_table
@@ -57,6 +60,23 @@ def test_metrics_follow_the_contract(finished_artifacts: Path) -> None:
     assert held_out[metrics["best_base"]] == max(held_out.values())
     assert {row["second"] for row in metrics["differences"]} == {metrics["best_base"], "mean"}
     assert set(metrics["localisation"]) == set(MODELS[1:3])
+
+
+def test_a_stack_knows_whether_labels_are_of_cases(finished: Config) -> None:
+    """It counts the cases with images of several classes, but not those of the test part."""
+    run = reopen(finished)
+    caches, images = open_caches(run, frozen=False), list(run.manifest.images)
+    development = {case for fold in run.folds.folds for case in (*fold.train, *fold.held_out)}
+    for cases, mixed in (([], 0), (run.folds.test, 0), (development, 2)):
+        chosen = sorted(cases)[:2]
+        rows = [next(n for n, image in enumerate(images) if image.case == case) for case in chosen]
+        changed = list(images)
+        for row in rows:
+            others = {"benign": "malignant", "malignant": "benign"}
+            changed[row] = replace(images[row], label=others[images[row].label])
+        manifest = Manifest(tuple(changed), run.manifest.classes)
+        facts = facts_of(run.with_split(manifest, run.folds), caches)
+        assert facts["cases"] == {"development": 18, "mixed": mixed}
 
 
 def test_metrics_are_those_of_the_predictions(finished_artifacts: Path) -> None:
