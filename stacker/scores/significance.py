@@ -25,8 +25,8 @@ TESTS = {
     "case_mcnemar": "McNemar's test by case",
 }
 CAVEAT = (
-    "DeLong's and McNemar's tests by image take images as independent, which images of one case are not: "
-    "their p-values are too small."
+    "DeLong's and McNemar's tests by image treat images as independent, which images of one case are "
+    "not: their p-values are too small."
 )
 FEW_DISCORDANT = 25  # fewer discordant pairs than this are tested exactly
 
