@@ -155,4 +155,4 @@ def show(*renderables: RenderableType) -> None:
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console = Console(highlight=False, width=WIDE)
     for renderable in renderables:
-        console.print(renderable)
+        console.print(renderable, markup=False)

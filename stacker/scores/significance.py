@@ -18,15 +18,15 @@ from stacker.scores.predictions import Predictions, aligned, by_case
 
 TESTS = {
     "delong": "DeLong's test of the AUC by image",
-    "clustered_delong": "the same with the variance by case (Obuchowski 1997)",
+    "clustered_delong": "DeLong's test of the AUC by image, clustered by case (Obuchowski 1997)",
     "mcnemar": "McNemar's test of right and wrong by image",
-    "exchange": "answers of whole cases exchanged",
+    "exchange": "permutation test: the two models' answers are exchanged for whole cases",
     "case_delong": "DeLong's test of the AUC by case",
     "case_mcnemar": "McNemar's test by case",
 }
 CAVEAT = (
-    "DeLong's and McNemar's tests take images as independent, which images of one case are not: "
-    "by image, their p-values are too small."
+    "DeLong's and McNemar's tests by image treat images as independent, which images of one case are "
+    "not: their p-values are too small."
 )
 FEW_DISCORDANT = 25  # fewer discordant pairs than this are tested exactly
 

@@ -19,7 +19,13 @@ from matplotlib.container import BarContainer
 
 from stacker.cli.main import main
 from stacker.cli.tables.common import LEAK_STYLE
-from stacker.cli.tables.comparison import inflation_table, leaderboard_table, shown_models, verdicts
+from stacker.cli.tables.comparison import (
+    headlines,
+    inflation_table,
+    leaderboard_table,
+    shown_models,
+    verdicts,
+)
 from stacker.comparison.entries import entry_name, grid, slug
 from stacker.comparison.inflation import measure_inflation, time_of, work_to_do
 from stacker.config.root import Config
@@ -29,7 +35,9 @@ from stacker.figures.canvas import LEAK_COLOUR
 from stacker.figures.scores import inflation_figure
 from stacker.run import open_run
 from stacker.scores.multiplicity import at_chance
+from stacker.scores.significance import TESTS
 from stacker.stacking.fitting import Design
+from tests.docs.pages import PAGE, spans
 
 SMALL = {
     "stack.compare.meta": "[logistic]",
@@ -49,6 +57,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def described(heading: str) -> set[str]:
+    """Return the names in the first column of a table of docs/statistics.md."""
+    (table,) = PAGE["docs/statistics.md"].tables(heading)
+    names = {name for row in table[1:] for name in spans(row[0])}
+    patterns = {name for name in names if name.startswith("<test>")}
+    return names - patterns | {name.replace("<test>", test) for name in patterns for test in TESTS}
 
 
 @pytest.fixture
@@ -74,7 +90,7 @@ def test_the_leaderboard_has_everything_that_was_promised(crossed: Path) -> None
             float(whole["development", "mean"][f"image_{score}{end}"]) for end in ("_low", "", "_high")
         )
         assert low <= value <= high, score
-    assert "auc: 3 cases of benign" in whole["test", "mean"]["image_withheld"]
+    assert "auc: 3 cases of benign, 5 are needed" in whole["test", "mean"]["image_withheld"]
     for model in expected - {"constant"}:
         row = whole["development", model]
         assert 1 / 6 - 1e-3 <= float(row["null_p"]) <= float(row["null_p_of_many"]) <= 1
@@ -100,6 +116,8 @@ def test_the_leaderboard_has_everything_that_was_promised(crossed: Path) -> None
     assert {"auc_difference", "auc_low", "delong_p", "clustered_delong_holm", "mcnemar_p"} <= set(
         gains[0]
     )
+    assert described("key of `leaderboard") == set(board)
+    assert described("column of `differences") == set(gains[0])
     answers = {row["part"]: row for row in read_rows(run / "compare" / "answers.csv")}
     for row in answers.values():
         assert (row["added"], row["to"], row["meta"]) == ("maps", "logits", "logistic")
@@ -107,12 +125,19 @@ def test_the_leaderboard_has_everything_that_was_promised(crossed: Path) -> None
     assert float(own["auc_low"]) <= float(own["auc_low_alone"]) <= float(own["auc_difference"])
     assert float(own["auc_detectable"]) > 0
     assert own["auc_negligible"] == str(float(own["auc_high"]) < 0.01)
-    assert (none["auc_low"], none["auc_withheld"]) == ("", "3 cases of benign")
+    assert (none["auc_low"], none["auc_withheld"]) == ("", "3 cases of benign, 5 are needed")
+    (row,) = [
+        r for r in board["rows"] if (r["part"], r["subset"], r["model"]) == ("test", "all", "mean")
+    ]
+    assert row["image_withheld"]["auc"] == none["auc_withheld"]
+    assert board["positive"] == "malignant"
+    assert done.output.index("significantly better than the mean") < done.output.index("image AUC")
     assert board["best_stack"]["model"] in expected
-    assert "when the choice is made in every draw of cases" in done.output
-    assert "in 1 comparisons, maps are shown to add" in done.output
+    said = " ".join(done.output.split())
+    assert "corrected for choosing the best" in said
+    assert "maps add significantly to the other features in 0 of 1 comparisons" in said
     assert (run / "figures" / "leaderboard.png").read_bytes().startswith(b"\x89PNG")
-    assert "independent, which images of one case are not" in done.output
+    assert "independent, which images of one case are not" in said
 
 
 def test_scores_are_those_of_stage_three(finished: Config) -> None:
@@ -215,8 +240,9 @@ def test_a_control_away_from_chance_is_called_out() -> None:
         row = at_chance("x, permuted labels", "test", draws)
         assert row is not None
         assert row["leaks"] is leaks
-        said = "\n".join(verdicts(board_of(at_chance=[row])))
-        assert ("Something tells the classes" in said) is leaks
+        rows = [{"model": "x", "kind": "permuted labels", "fitted": True, **row}]
+        said = "\n".join(verdicts(board_of(at_chance=rows)))
+        assert ("look for a leak" in said) is leaks
         assert ("none is off" in said) is not leaks
 
 
@@ -231,14 +257,20 @@ def test_sentences_claim_no_test_that_was_not_made() -> None:
         "auc_withheld": None,
     }
     row |= {"auc_high": 0.2, "clustered_delong_holm": None}
-    said = "\n".join(verdicts(board_of(differences=[row])))
-    assert "of 1 stacks, 1 have an AUC above" in said
-    assert "none was tested" in said
-    tested = board_of(differences=[{**row, "clustered_delong_holm": 0.0}])
-    assert "1 by the test with its variance by case" in "\n".join(verdicts(tested))
+    worse = {**row, "model": "b", "auc_difference": 0.02, "auc_low": -0.1}
+    (said,) = headlines(board_of(differences=[worse, row]))
+    assert said.startswith("Test cases: 1 of 2 stacks is significantly better than the mean (a).")
+    assert "Largest gain in image AUC: +0.100 [+0.05, +0.20] (a)." in said
+    assert "DeLong" not in said
+    both = [{**row, "model": "c", "auc_difference": 0.2}, row]
+    (said,) = headlines(board_of(differences=both[::-1]))
+    assert "2 of 2 stacks are significantly better than the mean (c, a)." in said
+    (said,) = headlines(board_of(differences=[{**worse, "clustered_delong_holm": 0.0}]))
+    assert "No stack is significantly better than the mean (0 of 1)." in said
+    assert "By the clustered DeLong test, Holm-adjusted: 1 of 1." in said
     few = {**row, "auc_low": None, "auc_high": None, "auc_withheld": "2 cases of benign"}
-    said = "\n".join(verdicts(board_of(differences=[few])))
-    assert "cannot be said: 2 cases of benign" in said
+    (said,) = headlines(board_of(differences=[few]))
+    assert "cannot be said whether a stack is better than the mean: 2 cases of benign." in said
 
 
 def test_what_maps_add_is_said_with_what_could_have_been_seen() -> None:
@@ -248,11 +280,28 @@ def test_what_maps_add_is_said_with_what_could_have_been_seen() -> None:
     row |= {"auc_negligible": True, "auc_detectable": 0.004, "maps_alone": True}
     more = {**row, "auc_low": 0.02, "auc_high": 0.2, "auc_negligible": False, "auc_detectable": 0.1}
     said = "\n".join(verdicts(board_of(answers=[row, more])))
-    assert "in 2 comparisons, maps are shown to add to the rest in 1" in said
-    assert "less than 0.01 AUC is shown in 1" in said
-    assert "A gain of 0.004 or more" in said
+    assert "maps add significantly to the other features in 1 of 2 comparisons" in said
+    assert "in 1 a gain of 0.01 AUC or more is ruled out" in said
+    assert "detects a gain of 0.004 with 80% power" in said
     none = {**row, "auc_low": None, "auc_withheld": "4 cases of benign"}
-    assert "what maps add cannot be said: 4 cases" in "\n".join(verdicts(board_of(answers=[none])))
+    said = "\n".join(verdicts(board_of(answers=[none])))
+    assert "cannot be said whether maps add anything: 4 cases of benign." in said
+
+
+def test_controls_are_counted_by_what_was_tried() -> None:
+    """Models, not draws or fits: those that need no fit are told apart."""
+    values = np.linspace(0.49, 0.51, 5).tolist()
+    control: dict[str, Any] = {"kind": "permuted labels", "fitted": True}
+    rows = [
+        {**control, "model": "a", **(at_chance("a", "development", values) or {})},
+        {**control, "model": "a", **(at_chance("a", "test", values) or {})},
+        {**control, "model": "mean", "fitted": False, **(at_chance("mean", "test", values) or {})},
+        {**control, "model": "a", "kind": "shuffled maps", **(at_chance("a", "test", values) or {})},
+    ]
+    said = "\n".join(verdicts(board_of(at_chance=rows)))
+    assert "permuted labels of 2 models (1 of them without a fit)" in said
+    assert "and shuffled maps of 1 model on maps alone" in said
+    assert "from 0.500 to 0.500; none is off" in said
 
 
 @pytest.fixture
@@ -289,10 +338,9 @@ def test_inflation_is_measured_and_red_everywhere(inflated: dict[str, Any], fini
     shown = leaderboard_table(board, "test", shown_models(board, everything=False))
     (label,) = [span for span in shown.title.spans if span.style == LEAK_STYLE]  # type: ignore[union-attr]
     assert str(shown.title)[label.start :].endswith("leaks across cases")
-    narrow = leaderboard_table(board, "test", ["mean"], width=80)
-    assert [column.header for column in narrow.columns] == [
-        *("model", "AUC", "accuracy", "case accuracy")
-    ]
+    assert list(shown.columns) == ["image AUC", "image acc.", "case AUC", "case acc."]
+    every = leaderboard_table(board, "development", ["mean"], "image")
+    assert {"AUC pooled", "sensitivity", "Brier", "p of many", "fit s"} <= set(every.columns)
 
 
 def test_inflation_is_of_the_run_that_was_named(

@@ -162,6 +162,13 @@ def test_datasets_and_attributes_are_those_of_a_cache(finished_artifacts: Path) 
         assert of_datasets == {name for dataset in part.values() for name in dataset.attrs}
 
 
+def test_the_keys_of_metrics_are_described(finished_artifacts: Path) -> None:
+    """docs/statistics.md names every key of metrics.json, and no other."""
+    metrics = json.loads((finished_artifacts / "small" / "metrics.json").read_text())
+    (table,) = PAGE["docs/statistics.md"].tables("key of `metrics")
+    assert {name for row in table[1:] for name in spans(row[0])} == set(metrics)
+
+
 def test_the_fields_of_rows_are_those_of_predict() -> None:
     """docs/predict.md names what a row has as JSON: an image, a case, or what was skipped."""
     (table,) = PAGE["docs/predict.md"].tables("JSON")

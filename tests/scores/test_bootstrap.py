@@ -149,9 +149,9 @@ def test_few_cases_of_a_class_have_no_interval() -> None:
     assert case["withheld"]["recognition_rate"] == "4 cases of benign, 5 are needed"
     assert how.evaluate({"m": of_cases(5, 5)})["m"]["image"]["withheld"] == {}
     one = how.evaluate({"m": of_cases(3, 1, gain=0)})["m"]["image"]["withheld"]
-    assert one["sensitivity"] == one["auc"] == "1 case of malignant"
+    assert one["sensitivity"] == one["auc"] == "1 case of malignant, 5 are needed"
     slides = replace(how, unit="slide").evaluate({"m": of_cases(20, 2)})["m"]["image"]["withheld"]
-    assert slides["auc"] == "2 slides of malignant"
+    assert slides["auc"] == "2 slides of malignant, 5 are needed"
     models = {"a": of_cases(4, 20), "b": of_cases(4, 20, seed=1)}
     for unit in ("image", "case"):
         for row in how.differences(models, [("a", "b")], unit=unit):

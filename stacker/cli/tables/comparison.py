@@ -17,7 +17,7 @@ from stacker.cli.tables.common import (
     with_bounds,
 )
 from stacker.cli.tables.models import ModelsTable, Score
-from stacker.cli.tables.scores import NAMES, SHORT, USUAL, marks, signs
+from stacker.cli.tables.scores import NAMES, SHORT, USUAL, marks, minor_of, signs
 from stacker.comparison.controls import MAPS
 from stacker.errors import plural
 from stacker.scores.predictions import PARTS
@@ -71,7 +71,7 @@ def leaderboard_table(
         list(rows),
         cells,
         list(_notes(board, rows, shown, every_score_of, last=part == parts[-1])),
-        minor=frozenset() if every_score_of else frozenset(h for h in columns if "acc." in h),
+        minor=() if every_score_of else minor_of(columns),
         signs=signs(board["best_base"], rows),
         styles={name: STYLES.get(row["kind"], "") for name, row in rows.items()},
     )
@@ -175,14 +175,14 @@ def _against_rival(board: Mapping[str, Any], rival: str) -> Iterator[tuple[str, 
 
 def _against(rival: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return which stacks are better than a rival, by their intervals and by the test by case."""
-    what = "the mean" if rival == "mean" else f"the best base model, {rival}"
+    what = "the mean" if rival == "mean" else f"{rival}, the best base model"
     best = max(rows, key=lambda row: row["auc_difference"])
     gain = with_bounds(best["auc_difference"], bounds_of(best, "auc"), sign="+")
     largest = f"Largest gain in image AUC: {gain} ({best['model']})."
     known = [row for row in rows if row["auc_low"] is not None]
     if not known:
         why = rows[0]["auc_withheld"]
-        return f"whether a stack is better than {what} cannot be said ({why}). {largest}"
+        return f"it cannot be said whether a stack is better than {what}: {why}. {largest}"
     known.sort(key=lambda row: -row["auc_difference"])
     better = [row["model"] for row in known if row["auc_low"] > 0]
     tested = [row for row in rows if row["clustered_delong_holm"] is not None]
@@ -214,7 +214,7 @@ def _maps(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what is shown of the gain by maps: that there is one, that there is none, or neither."""
     known = [row for row in rows if row["auc_low"] is not None]
     if not known:
-        return f"{PARTS[part]}: whether maps add anything cannot be said ({rows[0]['auc_withheld']})."
+        return f"{PARTS[part]}: it cannot be said whether maps add anything: {rows[0]['auc_withheld']}."
     more = sum(row["auc_low"] > 0 for row in known)
     less = sum(bool(row["auc_negligible"]) for row in known)
     finest = min(row["auc_detectable"] for row in known)

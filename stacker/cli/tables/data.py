@@ -38,8 +38,7 @@ def caches_table(summaries: Sequence[Summary]) -> ModelsTable:
     }
     names = [f"{s.backbone}/{s.fold}" for s in summaries]
     notes = [*_what_is_cached(summaries), *_filled_together(summaries)]
-    minor = frozenset({"kB/image", "checkpoint"})
-    return ModelsTable("Caches", names, columns, notes, "cache", minor)
+    return ModelsTable("Caches", names, columns, notes, "cache", ("checkpoint", "kB/image"))
 
 
 def _what_is_cached(summaries: Sequence[Summary]) -> list[str]:

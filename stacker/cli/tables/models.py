@@ -11,7 +11,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from stacker.cli.tables.common import (
-    SHORTEST,
     Name,
     make_table,
     note_lines,
@@ -20,6 +19,7 @@ from stacker.cli.tables.common import (
     with_bounds,
 )
 
+NAME_WIDTH = 24  # characters that a name gets before minor intervals do
 GAP = 2  # characters between two columns
 
 
@@ -46,7 +46,7 @@ class ModelsTable:
     columns: Mapping[str, Sequence[Score | str]]
     notes: Sequence[str | Text] = ()
     first: str = "model"
-    minor: frozenset[str] = frozenset()
+    minor: Sequence[str] = ()
     sign: str = ""
     signs: Mapping[str, str] = field(default_factory=dict)
     styles: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class ModelsTable:
     def _narrow(self, cells: dict[str, list[str]], room: int) -> Iterator[str]:
         """Take intervals off minor columns, or words out, from the last on; yield what was taken."""
         bounded, words = [], []
-        for heading in reversed([heading for heading in cells if heading in self.minor]):
+        for heading in reversed([heading for heading in self.minor if heading in cells]):
             if self._width(cells) <= room:
                 break
             if self._bounded(heading):
@@ -118,7 +118,7 @@ class ModelsTable:
         return self._name_width() + sum(width + GAP for width in widths)
 
     def _name_width(self) -> int:
-        return min(max(map(len, (self.first, *self._shown()))), SHORTEST)
+        return min(max(map(len, (self.first, *self._shown()))), NAME_WIDTH)
 
     def _pieces(self, cells: Mapping[str, Sequence[str]], room: int) -> Iterator[list[str]]:
         """Yield the columns of each table, in their order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stacker.cli.tables.common import make_table, number, title_of
@@ -28,6 +28,7 @@ NAMES = {
     "ece": "ECE",
     "recognition_rate": "recognition rate",
 }
+FEW = 6  # models that are named one by one
 ONE_CLASS = ("constant_prediction", "constant_case_prediction")
 
 
@@ -71,9 +72,14 @@ def scores_table(
             for heading, (of, score) in zip(headings, columns, strict=True)
         },
         [*marks(metrics.get("best_base"), models, unit), *intervals],
-        minor=frozenset() if every_score_of else frozenset(h for h in headings if "acc." in h),
+        minor=() if every_score_of else minor_of(headings),
         signs=signs(metrics.get("best_base"), models),
     )
+
+
+def minor_of(headings: Iterable[str]) -> list[str]:
+    """Return the columns whose intervals wait for a wider terminal, the first of them longest."""
+    return sorted(list(headings)[1:], key=lambda heading: SHORT["accuracy"] in heading)
 
 
 def signs(best: str | None, models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -93,7 +99,11 @@ def marks(best: str | None, models: Mapping[str, Mapping[str, Any]], unit: str) 
         for what, key in zip(("images", f"{unit}s"), ONE_CLASS, strict=True)
     }
     if any(told.values()):
-        listed = (f"all {what} ({', '.join(names)})" for what, names in told.items() if names)
+        listed = (
+            f"all {what} ({', '.join(names) if len(names) <= FEW else f'{len(names)} models'})"
+            for what, names in told.items()
+            if names
+        )
         yield f"(!) predicts the same class for {'; for '.join(listed)}."
 
 
