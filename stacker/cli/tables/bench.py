@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -23,8 +23,10 @@ def describe_size(bench: Mapping[str, Any]) -> str:
     return ", ".join(known).replace("torch.", "")
 
 
-def timings_table(timings: Sequence[Timing], reference: str, title: str) -> Table:
-    """Return how fast each way is, and how many times faster one of them."""
+def timings_table(
+    timings: Sequence[Timing], reference: str, title: str, apart: Container[str] = ()
+) -> Table:
+    """Return how fast each way is, and how many times faster one of them; some are not compared."""
     title = f"Images per second, median (lowest-highest): {title}"
     table = make_table(title, ("way", "images/s", "repeats", "images", f"{reference} is faster by"))
     table.min_width = len(title)
@@ -33,7 +35,9 @@ def timings_table(timings: Sequence[Timing], reference: str, title: str) -> Tabl
         rate = f"{digits(timing.images_per_second)}{_range(timing.repeats)}"
         faster = ratio(ours.repeats, timing.repeats, ours.rough or timing.rough)
         counts = (str(len(timing.repeats)), str(timing.images))
-        table.add_row(timing.way, rate, *counts, "-" if timing is ours else str(faster))
+        table.add_row(
+            timing.way, rate, *counts, "-" if timing is ours or timing.way in apart else str(faster)
+        )
     table.caption = ROUGH if any(timing.rough for timing in timings) else None
     return table
 
