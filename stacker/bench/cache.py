@@ -45,17 +45,17 @@ from stacker.bench.costs import (
     verdict,
 )
 from stacker.bench.peers import SIZES, Peer, find_peers
-from stacker.bench.timing import MINUTES, REPEATS, Budget, in_turn, plan, seconds
+from stacker.bench.timing import MINUTES, REPEATS, Budget, in_turn, plan, second_time, seconds
 from stacker.bench.work import UNTRAINED, Work, prepare
 from stacker.caches.format import Provenance, part_file
 from stacker.config.root import Config
-from stacker.errors import CacheError, plural
+from stacker.errors import CacheError
 from stacker.maps.extract import Arrays, extract
 from stacker.maps.fill import Portion, write_portions
 from stacker.progress import track
 
 log = logging.getLogger(__name__)
-IMAGES = (64, 32, 16)  # best first
+IMAGES = (64, 32, 16, 8)  # best first
 WARM_UP = 4  # images; on a GPU a whole batch
 PEERS_SHARE = 0.3  # of the time that is left, to find the package's best batch
 DEVIATIONS = 16  # images that are compared in both precisions
@@ -86,45 +86,74 @@ def measure(work: Work, budget: Budget, images: Sequence[int], repeats: Sequence
 
     Numbers of images and repeats are listed best first; one alone is measured whatever it takes.
     """
-    device, names = work.machine.device, list(work.backbones)
-    inputs = {name: _normalised(work, backbone) for name, backbone in work.backbones.items()}
-    with tempfile.TemporaryDirectory(prefix=".bench-", dir=work.folder) as name:
-        folder = Path(name)
-        taken = _warm_up(work, inputs, folder)
-        keep_memory(False)
-        few = {name: (work.backbones[name], pixels[: max(SIZES)]) for name, pixels in inputs.items()}
-        peers, notes = find_peers(few, device, PEERS_SHARE * budget.left)
-        estimate = partial(_estimate, work, taken, peers)
-        # float32 is slower than what is measured
-        compared = 0 if work.machine.precision == torch.float32 else 3 * sum(taken.values())
-
-        def cost(number: int, times: int) -> float:
-            return times * sum(estimate(number).values()) + min(number, DEVIATIONS) * compared
-
-        chosen = plan(cost, budget, images, repeats)
-        work = work.first(chosen.images)
-        hurry = _Hurry(budget, estimate(chosen.images), len(repeats) > 1)
-        costs = _measure(work, inputs, peers, folder, chosen.repeats, hurry)
-        parts = {name: list((folder / name).glob("part-*.h5")) for name in names}
-        sizes = {name: sum(p.stat().st_size for p in parts[name]) / chosen.images for name in names}
-    fewest = min(len(cost.repeats) for cost in costs)
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=work.folder) as folder:
+        done = _plan_and_measure(work, Path(folder), budget, images, repeats)
+    costs, fewest = done.costs, min(len(cost.repeats) for cost in done.costs)
     ratios = [ratios_of(costs, of) for of in dict.fromkeys(cost.of for cost in costs)]
     return {
-        "size": work.backbones[names[0]].size,
-        "images": chosen.images,
+        "size": next(iter(work.backbones.values())).size,
+        "images": done.images,
         "repeats": fewest,
         "batch_size": work.cam.batch_size,
         "precision": str(work.machine.precision),
-        "device": str(device),
+        "device": str(work.machine.device),
         "threads": torch.get_num_threads(),
         "maps": list(work.cam.maps),
-        "subjects": [_subject(origin, sizes, peers) for origin in work.origins.values()],
+        "subjects": [_subject(origin, done) for origin in work.origins.values()],
         "costs": costs,
         "ratios": ratios,
-        "deviations": _deviations(work.first(DEVIATIONS)),
-        "notes": notes,
-        "verdict": f"{verdict(ratios[-1])}; {describe_work(chosen.images, fewest)}",
+        "deviations": done.deviations,
+        "notes": done.notes,
+        "verdict": f"{verdict(ratios[-1])}; {describe_work(done.images, fewest)}",
     }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured on so many images: costs, bytes on the disk, and what was left out."""
+
+    images: int
+    costs: list[Cost]
+    sizes: dict[str, float]
+    peers: dict[str, Peer]
+    deviations: list[dict[str, Any]] | None
+    notes: list[str]
+
+
+def _plan_and_measure(
+    work: Work, folder: Path, budget: Budget, images: Sequence[int], repeats: Sequence[int]
+) -> _Measured:
+    """Warm up, plan and time; the parts of stage two lie in a folder for the while."""
+    inputs = {name: _normalised(work, backbone) for name, backbone in work.backbones.items()}
+    taken = _warm_up(work, inputs, folder)
+    keep_memory(False)
+    few = {name: (work.backbones[name], pixels[: max(SIZES)]) for name, pixels in inputs.items()}
+    peers, notes = find_peers(few, work.machine.device, PEERS_SHARE * budget.left)
+    estimate = partial(_estimate, work, taken, peers)
+    # of the comparison with float32, which is slower than what is measured
+    compared = 0 if work.machine.precision == torch.float32 else 3 * sum(taken.values())
+
+    def cost(number: int, times: int) -> float:
+        return times * sum(estimate(number).values()) + min(number, DEVIATIONS) * compared
+
+    chosen = plan(cost, budget, images, repeats)
+    work = work.first(chosen.images)
+    expected = {of: chosen.repeats * each for of, each in estimate(chosen.images).items()}
+    limits = _Limits(budget, expected, strict=len(repeats) > 1)
+    costs = _measure(work, inputs, peers, folder, chosen.repeats, limits)
+    measured = {cost.of for cost in costs}
+    notes += [f"{of} was left out for want of time" for of in expected if of not in measured]
+    sizes = {name: _bytes_of(folder / name) / chosen.images for name in measured - {TOGETHER}}
+    deviations = None
+    if not limits.strict or min(chosen.images, DEVIATIONS) * compared < budget.left:
+        deviations = _deviations(work.first(DEVIATIONS))
+    elif compared:
+        notes.append("bfloat16 was not compared with float32 for want of time")
+    return _Measured(chosen.images, costs, sizes, peers, deviations, notes)
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("part-*.h5"))
 
 
 def _normalised(work: Work, backbone: Backbone) -> Tensor:
@@ -143,12 +172,12 @@ def _warm_up(work: Work, inputs: Mapping[str, Tensor], folder: Path) -> dict[str
     """Run stage two and the bare pass on a few images; return what both take per image, in seconds."""
     device = work.machine.device
     few = work.first(WARM_UP if device.type == "cpu" else work.cam.batch_size)
-    log.info("warm-up: %s", plural(len(work.backbones), "base model"))
     keep_memory(device.type == "cpu")
     taken = {}
     for name in track(work.backbones, "warm-up", len(work.backbones)):
+        log.info("warm-up: stage two and a bare forward pass of %s", name)
         ways = partial(_cache, few, [name], folder), partial(_forward, few, [name], inputs)
-        taken[name] = sum(min(seconds(run, device) for _ in (1, 2)) for run in ways) / len(few.rows)
+        taken[name] = sum(second_time(run, device) for run in ways) / len(few.rows)
     return taken
 
 
@@ -218,18 +247,22 @@ def _forward(work: Work, names: Sequence[str], inputs: Mapping[str, Tensor]) -> 
 
 
 @dataclass(frozen=True)
-class _Hurry:
-    """How long the repeats of a group may take: its share of what is left, unless these are fixed."""
+class _Limits:
+    """How long every base model may take: its share of what is left, unless all is measured anyway."""
 
     budget: Budget
-    estimate: Mapping[str, float]
-    wanted: bool
+    estimate: Mapping[str, float]  # of all repeats
+    strict: bool
 
-    def limit(self, of: str) -> float:
-        """Return the seconds of a group, whose successors are measured after it."""
-        to_come = list(self.estimate)[list(self.estimate).index(of) :]
-        share = self.estimate[of] / sum(self.estimate[name] for name in to_come)
-        return self.budget.left * share if self.wanted else math.inf
+    def of(self, name: str) -> float:
+        """Return the seconds of a base model, with others still to come."""
+        to_come = list(self.estimate)[list(self.estimate).index(name) :]
+        share = self.estimate[name] / sum(self.estimate[other] for other in to_come)
+        return self.budget.left * share if self.strict else math.inf
+
+    def too_late(self, name: str) -> bool:
+        """Say whether there is no time left to begin with a base model."""
+        return self.strict and self.budget.left < self.estimate[name] / 2
 
 
 def _measure(
@@ -238,13 +271,15 @@ def _measure(
     peers: Mapping[str, Peer],
     folder: Path,
     repeats: int,
-    hurry: _Hurry,
+    limits: _Limits,
 ) -> list[Cost]:
     """Time one base model after the other and then all together, all ways in turn; log each."""
     costs: list[Cost] = []
     for of in _groups(work):
+        if costs and limits.too_late(of):
+            continue
         ways = _ways(work, of, inputs, peers, folder)
-        costs += _measure_group(work, of, ways, folder, repeats, hurry.limit(of))
+        costs += _measure_group(work, of, ways, folder, repeats, limits.of(of))
         if of == TOGETHER:
             costs += sums(costs, list(work.backbones))
         log.info("%s", describe_costs(costs, of))
@@ -271,15 +306,14 @@ def _measure_group(
     return [cost_of(way, of, images, taken[way]) for way, (images, _) in ways.items()]
 
 
-def _subject(
-    origin: Provenance, sizes: Mapping[str, float], peers: Mapping[str, Peer]
-) -> dict[str, object]:
+def _subject(origin: Provenance, done: _Measured) -> dict[str, object]:
     """Say which base model was measured, and the package's layer, batch and layout where it has any."""
-    peer = peers.get(origin.backbone)
+    name = origin.backbone
+    peer, size = done.peers.get(name), done.sizes.get(name)
     return {
-        "backbone": origin.backbone,
-        "start": "as they start" if origin.checkpoint_sha256 == UNTRAINED else "trained",
-        "bytes_per_image": round(sizes[origin.backbone], 1),
+        "backbone": name,
+        "start": "not trained yet" if origin.checkpoint_sha256 == UNTRAINED else "trained",
+        "bytes_per_image": None if size is None else round(size, 1),
         **{f"peer_{key}": getattr(peer, key, None) for key in ("layer", "batch_size", "layout")},
     }
 

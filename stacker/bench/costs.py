@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stacker.bench.timing import Ratio, is_rough, ratio
+from stacker.bench.timing import Ratio, digits, is_rough, ratio
 from stacker.errors import plural
 
 OURS, BARE, BATCHED, LOOP = "stacker cache", "bare forward", "grad-cam, batched", "grad-cam, naive loop"
@@ -70,18 +70,18 @@ def ratios_of(costs: Sequence[Cost], of: str) -> Ratios:
 
 def verdict(ratios: Ratios) -> str:
     """Say what stage two costs beside the others."""
-    said = [f"{ratios.of}: {ratios.bare} the time of a bare forward pass"]
+    said = [f"{ratios.of}: {ratios.bare.times('the time of a bare forward pass')}"]
     if ratios.batched is not None:
-        said.append(f"{BATCHED} takes {ratios.batched} as long as stage two")
+        said.append(f"{BATCHED}, takes {ratios.batched.times('as long as stage two')}")
     if ratios.loop is not None:
-        said.append(f"{LOOP} takes {ratios.loop}")
+        said.append(f"{LOOP}, takes {ratios.loop.times('as long')}")
     return "; ".join(said)
 
 
 def describe_costs(costs: Sequence[Cost], of: str) -> str:
     """Return one line with what an image costs in every way that was measured."""
-    shown = (f"{cost.way} {cost.milliseconds:.3g} ms" for cost in costs if cost.of == of)
-    return f"{of}, per image: {', '.join(shown)}"
+    shown = (f"{cost.way} {digits(cost.milliseconds)} ms" for cost in costs if cost.of == of)
+    return f"{of}, per image: {'; '.join(shown)}"
 
 
 def describe_work(images: int, repeats: int) -> str:

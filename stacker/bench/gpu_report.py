@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stacker.bench.costs import BARE, BATCHED, LOOP, OURS
-from stacker.bench.timing import ROUGH, Ratio, ratio
+from stacker.bench.timing import ROUGH, Ratio, digits, ratio
 from stacker.bench.train import SYNTHETIC
 from stacker.errors import plural
 from stacker.files import publish, write_json
@@ -98,12 +98,12 @@ def describe_loop(cost: LoopCost) -> str:
     """Return one line with what was measured of a loop."""
     rate = statistics.median(cost.repeats)
     peak = "" if cost.peak_gb is None else f", {cost.peak_gb:.1f} GB"
-    return f"{cost.backbone}, {cost.loop}: {rate:.3g} images/s{peak}"
+    return f"{cost.backbone}, {cost.loop}: {digits(rate)} images/s{peak}"
 
 
 def _spread(values: Sequence[float]) -> str:
-    middle = f"{statistics.median(values):.3g}"
-    return f"{middle} ({min(values):.3g}-{max(values):.3g})" if len(values) > 1 else middle
+    middle = digits(statistics.median(values))
+    return f"{middle} ({digits(min(values))}-{digits(max(values))})" if len(values) > 1 else middle
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

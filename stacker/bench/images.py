@@ -109,7 +109,7 @@ def verdict(timings: Sequence[Timing]) -> str:
     """Say how many times faster the store is than torch's DataLoader."""
     *_, loader, store = timings
     gain = ratio(store.repeats, loader.repeats, store.rough or loader.rough)
-    said = f"the {STORE} is {gain} as fast as the {loader.way}"
+    said = f"the {STORE} is {gain.times(f'as fast as the {loader.way}')}"
     if store.images < FEW:
         said += f"; {plural(store.images, 'image')} may fit into the processor's cache, more would not"
     return said

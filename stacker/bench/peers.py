@@ -10,6 +10,7 @@ smallest sizes first and no longer than the time allows.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from stacker.backbones.backbone import Backbone
-from stacker.bench.timing import seconds
+from stacker.bench.timing import second_time
 from stacker.errors import install_extra
 from stacker.progress import track
 
+log = logging.getLogger(__name__)
+TRY = "warm-up, grad-cam"
 SIZES = (1, 4, 8, 16, 32, 64)
 CPU_LARGEST = 16  # more gains nothing there, and takes gigabytes
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -57,13 +60,19 @@ def find_peers(
     if find_spec("pytorch_grad_cam") is None:
         advice = install_extra("bench")
         return {}, [f"grad-cam was left out: the package is not installed ({advice})"]
-    peers, notes = {}, []
-    for name, (backbone, images_BCHW) in track(models.items(), "try grad-cam", len(models)):
+    peers, notes, until = {}, list[str](), time.perf_counter() + limit
+    for number, (name, (backbone, images_BCHW)) in enumerate(track(models.items(), TRY, len(models))):
+        left = until - time.perf_counter()
         layer = peer_layer(backbone, images_BCHW[:1])
         if layer is None:
             notes.append(f"grad-cam was left out for {name}: no module's output is its last grid")
             continue
-        peers[name], untried = _tune(backbone, layer, images_BCHW, device, limit / len(models))
+        if left < 0:
+            notes.append(f"grad-cam was left out for {name} for want of time (--minutes)")
+            continue
+        log.info("warm-up: grad-cam on %s", name)
+        share = left / (len(models) - number)
+        peers[name], untried = _tune(backbone, layer, images_BCHW, device, share)
         if untried:
             sizes = ", ".join(map(str, untried))
             notes.append(f"grad-cam on {name}: batches of {sizes} were not tried for want of time")
@@ -130,9 +139,9 @@ def _tune(
 
 
 def _seconds_per_image(look: Callable[[int, int], None], size: int, device: torch.device) -> float:
-    """Time a batch twice: the first time is a warm-up; infinite where the memory is too small."""
+    """Time a batch; infinite where the memory is too small."""
     try:
-        return min(seconds(lambda: look(size, size), device) for _ in (1, 2)) / size
+        return second_time(lambda: look(size, size), device) / size
     except torch.OutOfMemoryError:
         return math.inf
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 Way = TypeVar("Way")
 MINUTES = 2.0  # that a bench takes unless it is told otherwise
 REPEATS = (3, 2, 1)  # best first
+SLOW = 1.0  # seconds, beside which what the first run of anything takes is little
 ENOUGH_REPEATS, ENOUGH_SECONDS = 3, 1.0
 ROUGH = f"rough: fewer than {ENOUGH_REPEATS} repeats, or less than a second of work"
 
@@ -108,10 +109,17 @@ class Ratio:
     rough: bool
 
     def __str__(self) -> str:
-        """Return the ratio with its range and its caution."""
-        spread = f" ({self.low:.3g}-{self.high:.3g})" if self.low < self.high else ""
-        digits = 1 if self.value >= 10 else 2
-        return f"{self.value:.{digits}f}x{spread}{', rough' if self.rough else ''}"
+        """Return the ratio with its range and its caution, for a table."""
+        return f"{self._figure}{', rough' if self.rough else ''}"
+
+    def times(self, what: str) -> str:
+        """Return the ratio as a part of a sentence."""
+        return f"{self._figure} {what}{' (rough)' if self.rough else ''}"
+
+    @property
+    def _figure(self) -> str:
+        spread = f" ({digits(self.low)}-{digits(self.high)})" if self.low < self.high else ""
+        return f"{self.value:.{1 if self.value >= 10 else 2}f}x{spread}"
 
 
 def ratio(above: Sequence[float], below: Sequence[float], rough: bool) -> Ratio:
@@ -133,6 +141,12 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     run()
     wait_for(device)
     return time.perf_counter() - started
+
+
+def second_time(run: Callable[[], object], device: torch.device) -> float:
+    """Return what a run takes behind a warm-up; on a CPU a slow one is not run again."""
+    first = seconds(run, device)
+    return first if device.type == "cpu" and first > SLOW else min(first, seconds(run, device))
 
 
 def wait_for(device: torch.device) -> None:
@@ -177,7 +191,7 @@ def time_rates(
     """Return how fast all ways are that measure images per second; log each figure at once."""
 
     def hear(way: str, number: int, rate: float) -> None:
-        log.info("repeat %d of %d: %s, %s", number, repeats, way, describe_rate(rate))
+        log.info("repeat %d of %d: %s, %s images/s", number, repeats, way, digits(rate))
 
     measured = in_turn(ways, repeats, limit, "bench", hear)
     return [timing_of(way, images, rates) for way, rates in measured.items()]
@@ -190,6 +204,6 @@ def timing_of(way: str, images: int, rates: Sequence[float]) -> Timing:
     return Timing(way, round(statistics.median(rates), 1), rounded, images, rough)
 
 
-def describe_rate(rate: float) -> str:
-    """Return images per second, for people."""
-    return f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
+def digits(value: float) -> str:
+    """Return a number with three digits before or behind the point, or all before it."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"

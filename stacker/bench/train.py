@@ -184,13 +184,13 @@ def verdict(timings: Sequence[Timing]) -> str:
         cause = "loading is the bottleneck: put 'artifacts' on a faster disk"
     else:
         cause = "augmentation is the bottleneck: see train.augment"
-    said = [f"{OURS} at {share} the synthetic rate: {cause}"]
+    said = [f"{OURS} at {share.times('the synthetic rate')}: {cause}"]
     if COMPILED in by_way:
         gain = compared(COMPILED, OURS)
         pays = "pays off" if gain.value > 1.05 else "does not pay off"
-        said.append(f"compiled {gain}, {pays} (compile: true)")
+        said.append(f"compiled {gain.times('as fast')}, which {pays} (compile: true)")
     if PEER in by_way:
-        said.append(f"{OURS} at {compared(OURS, PEER)} the rate of {PEER}")
+        said.append(f"{OURS} at {compared(OURS, PEER).times(f'the rate of {PEER}')}")
     return "; ".join(said)
 
 

@@ -72,11 +72,11 @@ def bench() -> None:
 @JSON
 def images(config: Config, as_json: bool, **options: Any) -> None:
     """Time how fast CONFIG's images load, from the packed store and by decoding their files."""
-    from stacker.bench.images import bench_images
+    from stacker.bench.images import STORE, bench_images
     from stacker.cli.tables.bench import describe_size, timings_table
 
     bench = bench_images(config, **options)
-    table = timings_table(bench["timings"], "packed store", describe_size(bench))
+    table = timings_table(bench["timings"], STORE, describe_size(bench))
     _print(bench, as_json, table, lines=[bench["verdict"]])
 
 
@@ -96,11 +96,12 @@ def images(config: Config, as_json: bool, **options: Any) -> None:
 @JSON
 def train(config: Config, as_json: bool, **options: Any) -> None:
     """Time stage one on CONFIG's images, and say what holds it back."""
-    from stacker.bench.train import bench_train
+    from stacker.bench.train import LOADER, OURS, bench_train
     from stacker.cli.tables.bench import describe_size, timings_table
 
     bench = bench_train(config, **options)
-    table = timings_table(bench["timings"], "our loop", f"{bench['backbone']}, {describe_size(bench)}")
+    title = f"{bench['backbone']}, {describe_size(bench)}"
+    table = timings_table(bench["timings"], OURS, title, apart=[LOADER])
     _print(bench, as_json, table, lines=[bench["verdict"]])
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ def test_ours_can_be_measured_alone(tmp_path: Path) -> None:
     assert "400 rows x 20 columns" in shown
     assert bench.OURS in shown
     assert not any(way in shown for way in (*bench.PEERS, bench.MLP))
-    assert shown.splitlines()[-1].endswith(" GiB at most")
+    assert shown.splitlines()[-1].endswith(" GiB at the peak; one fit, rough")
 
 
 def test_it_cleans_up_after_a_child_that_was_killed(
@@ -77,7 +80,32 @@ def test_the_ratio_is_to_the_fastest_fit_of_an_array() -> None:
     peers = [bench.FitCost(way, 1, 10.0 + i, 1.0, 5.0 - i, 0.6) for i, way in enumerate(bench.PEERS)]
     costs = [ours, *peers, bench.FitCost(bench.MLP, 0, 1.0, 1.0, 1.0, 0.6)]
     assert bench.ratio_of(costs) == 1.23
-    said = "1.23x the time of the fastest fit of an array, 3.50 GiB at most instead of 3.00"
+    said = (
+        "1.23x the time of the fastest fit of an array, 3.50 GiB at the peak instead of 3.00; one fit "
+        "of each, rough"
+    )
     assert bench.verdict(costs, 1.23) == said
     assert bench.ratio_of([ours]) is None
-    assert bench.verdict([ours], None) == "12.3 s and 3.50 GiB at most"
+    assert bench.verdict([ours], None) == "12.3 s, 3.50 GiB at the peak; one fit, rough"
+
+
+def test_a_fit_of_boosted_trees_has_no_torch_beside_it() -> None:
+    """Its memory would count as that of the fit."""
+    code = "import sys, stacker.bench.stack; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rows_are_planned_from_a_fit_of_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With little time there are fewer; each fit is logged when it has ended."""
+
+    def fit(way: str, _: Path, rows: int, *__: Any) -> tuple[bench.FitCost, np.ndarray]:
+        return bench.FitCost(way, 0, rows / 100, 100.0, 1.0, 0.5), np.zeros((1, 2))
+
+    monkeypatch.setattr(bench, "in_child", fit)
+    with caplog.at_level(logging.INFO, "stacker"):
+        done = bench.bench_stack(tmp_path, columns=6, epochs=0, peers=False, minutes=1.9)
+    assert done["rows"] == 10_000
+    assert "left out for want of time: the full 20000 rows and 1 repeat (--minutes" in caplog.messages[0]
+    assert caplog.messages[1] == "stacker xgboost: fitted in 100.00 s"

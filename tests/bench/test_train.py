@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stacker.bench.train import COMPILED, LOADER, OURS, PEER, SYNTHETIC, verdict
+from stacker.bench.timing import Timing
+from stacker.bench.train import COMPILED, LOADER, OURS, PEER, SYNTHETIC, bench_train, verdict
+from stacker.config.root import Config
 from tests.commands import call, expect_refusal
 
 
@@ -23,7 +25,8 @@ def test_training_is_timed_beside_its_limits(write_config: Callable[..., Path]) 
     shown = call("bench", "train", write_config(), "--images", "16", "--repeats", "1").stdout
     assert "test_resnet, 32x32, batches of" in shown
     assert "our loop is faster by" in shown
-    assert "bottleneck" in shown.splitlines()[-1]
+    assert "bottleneck" in shown
+    assert shown.splitlines()[-1].endswith("medians of 1 repeat on 16 images")
 
 
 def test_timms_script_sees_the_same_files_and_settings(
@@ -45,7 +48,7 @@ def test_timms_script_sees_the_same_files_and_settings(
     bench = json.loads(call("bench", "train", write_config(), *options).stdout)
     (peer,) = (timing for timing in bench["timings"] if timing["way"] == PEER)
     assert peer["images_per_second"] == 16 / 0.25
-    assert "x timm's train.py" in bench["verdict"]
+    assert "the rate of timm's train.py" in bench["verdict"]
     words = (tmp_path / "args").read_text()
     for option in ("--model test_resnet", "--batch-size 16", "--input-size 3 32 32", "--opt adamw"):
         assert option in words
@@ -66,22 +69,37 @@ def test_a_script_that_fails_is_quoted(write_config: Callable[..., Path], tmp_pa
 def test_too_many_or_too_few_images_are_refused(write_config: Callable[..., Path]) -> None:
     """Whole batches, of images that are there."""
     for count in ("8", "800"):
-        expect_refusal(call("bench", "train", write_config(), "--images", count), 2, "batches of 16")
+        done = call("bench", "train", write_config(), "--images", count)
+        expect_refusal(done, 2, f"--images {count}: 72 images are there and a batch has 16", "16 to 72")
+
+
+def timings(**rates: float) -> list[Timing]:
+    """Return timings of three repeats each, by short names."""
+    ways = {"loop": OURS, "synthetic": SYNTHETIC, "loader": LOADER, "compiled": COMPILED, "peer": PEER}
+    return [Timing(ways[name], rate, (rate,) * 3, 64, rough=False) for name, rate in rates.items()]
 
 
 @pytest.mark.parametrize(
     ("loop", "synthetic", "loader", "cause"),
-    [(95, 100, 5000, "arithmetic"), (50, 100, 90, "loading"), (50, 100, 5000, "varying")],
+    [(95, 100, 5000, "arithmetic"), (50, 100, 90, "loading"), (50, 100, 5000, "augmentation")],
 )
 def test_the_bottleneck_is_named(loop: float, synthetic: float, loader: float, cause: str) -> None:
     """By what the loop is slower than."""
-    assert cause in verdict({OURS: loop, SYNTHETIC: synthetic, LOADER: loader})
+    assert cause in verdict(timings(loop=loop, synthetic=synthetic, loader=loader))
 
 
 def test_compiling_and_the_peer_are_compared_with_the_loop() -> None:
     """Faster by less than a twentieth does not pay."""
-    rates: dict[str, float] = {OURS: 100, SYNTHETIC: 100, LOADER: 5000}
-    assert "compiled 1.04x, does not pay" in verdict(rates | {COMPILED: 104})
-    assert verdict(rates | {COMPILED: 120, PEER: 50}).endswith(
-        "; compiled 1.20x, pays (compile: true); 2.00x timm's train.py"
-    )
+    rates: dict[str, float] = {"loop": 100, "synthetic": 100, "loader": 5000}
+    assert "compiled 1.04x as fast, which does not pay off" in verdict(timings(**rates, compiled=104))
+    said = verdict(timings(**rates, compiled=120, peer=50))
+    assert "; compiled 1.20x as fast, which pays off (compile: true); " in said
+    assert said.endswith("our loop at 2.00x the rate of timm's train.py")
+
+
+def test_next_to_no_time_measures_one_batch_once(make_config: Callable[..., Config]) -> None:
+    """The least that there is; all of it is rough."""
+    bench = bench_train(make_config(), minutes=1e-4)
+    assert (bench["images"], bench["repeats"]) == (16, 1)
+    assert all(timing.rough for timing in bench["timings"])
+    assert bench["verdict"].endswith("medians of 1 repeat on 16 images")

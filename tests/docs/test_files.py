@@ -19,6 +19,8 @@ from tests.docs.pages import PAGE, PAGES, ROOT, Page, spans
 SUFFIXES = "json|jsonl|csv|h5|npz|npy|png|md|yaml|safetensors|sha256|db|py"
 FILE = re.compile(rf"(?:[\w<>*./-]*/)?[\w<>*.-]*[\w>*]\.(?:{SUFFIXES})|[\w<>*/-]+/")
 WRITTEN = {  # by commands beside the stages, and the module that says so
+    "artifacts/gpu/report.json": "bench/gpu_report.py",
+    "artifacts/gpu/report.md": "bench/gpu_report.py",
     "audit.json": "audit/check.py",
     "audit.md": "audit/check.py",
     "probe.json": "comparison/probe.py",

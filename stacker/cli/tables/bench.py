@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from stacker.bench.timing import ROUGH, ratio
+from stacker.bench.timing import ROUGH, digits, ratio
 from stacker.cli.tables.common import make_table
 
 if TYPE_CHECKING:
@@ -23,17 +23,21 @@ def describe_size(bench: Mapping[str, Any]) -> str:
     return ", ".join(known).replace("torch.", "")
 
 
-def timings_table(timings: Sequence[Timing], reference: str, title: str) -> Table:
-    """Return how fast each way is, and how many times faster one of them."""
+def timings_table(
+    timings: Sequence[Timing], reference: str, title: str, apart: Container[str] = ()
+) -> Table:
+    """Return how fast each way is, and how many times faster one of them; some are not compared."""
     title = f"Images per second, median (lowest-highest): {title}"
     table = make_table(title, ("way", "images/s", "repeats", "images", f"{reference} is faster by"))
     table.min_width = len(title)
     (ours,) = (timing for timing in timings if timing.way == reference)
     for timing in timings:
-        rate = f"{timing.images_per_second:.3g}{_range(timing.repeats)}"
+        rate = f"{digits(timing.images_per_second)}{_range(timing.repeats)}"
         faster = ratio(ours.repeats, timing.repeats, ours.rough or timing.rough)
         counts = (str(len(timing.repeats)), str(timing.images))
-        table.add_row(timing.way, rate, *counts, "-" if timing is ours else str(faster))
+        table.add_row(
+            timing.way, rate, *counts, "-" if timing is ours or timing.way in apart else str(faster)
+        )
     table.caption = ROUGH if any(timing.rough for timing in timings) else None
     return table
 
@@ -49,13 +53,14 @@ def costs_table(bench: Mapping[str, Any]) -> Table:
     taken = {(cost.of, cost.way): cost for cost in bench["costs"]}
     for ratios in bench["ratios"]:
         costs = [taken.get((ratios.of, way)) for way in ways]
-        cells = (f"{c.milliseconds:.3g}{_range(c.repeats)}" if c else "-" for c in costs)
+        cells = (f"{digits(c.milliseconds)}{_range(c.repeats)}" if c else "-" for c in costs)
         compared = (ratios.bare, ratios.batched, ratios.loop)
         table.add_row(ratios.of, *cells, *("-" if r is None else str(r) for r in compared))
     lines = [
         f"{s['backbone']}: {s['start']}; {s['bytes_per_image'] / 1e3:.2f} kB per image; grad-cam at "
         f"{s['peer_layer'] or '-'}, batches of {s['peer_batch_size'] or '-'}, {s['peer_layout'] or '-'}"
         for s in bench["subjects"]
+        if s["bytes_per_image"] is not None
     ]
     lines += [ROUGH] if any(cost.rough for cost in bench["costs"]) else []
     table.caption = "\n".join(lines)
@@ -63,7 +68,7 @@ def costs_table(bench: Mapping[str, Any]) -> Table:
 
 
 def _range(values: Sequence[float]) -> str:
-    return f" ({min(values):.3g}-{max(values):.3g})" if len(values) > 1 else ""
+    return f" ({digits(min(values))}-{digits(max(values))})" if len(values) > 1 else ""
 
 
 def deviations_table(deviations: Sequence[Mapping[str, Any]]) -> Table:
