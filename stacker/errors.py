@@ -102,7 +102,7 @@ def require_one_of(kind: str, wanted: Iterable[str], known: Iterable[str]) -> No
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
             listed = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
             hint = f"did you mean '{near[0]}'?" if near else f"known are {listed}"
-            raise ConfigError(f"no {kind} '{name}'; {hint}")
+            raise ConfigError(f"no {kind} '{name}'", hint)
 
 
 def install_extra(extra: str) -> str:

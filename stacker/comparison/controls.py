@@ -1,10 +1,10 @@
-"""Controls: what a comparison must not find, and finds if something leaks.
+"""Controls: entries fitted where there is nothing to learn. If one beats chance, something leaks.
 
-Every entry is fitted again on labels that belong to other cases, and, where it looks at maps, on maps
-that belong to other images. Both are permuted within the rows of one fold's models: labels permuted
-across folds would keep what the folds have in common, and a learner that reads the fold would pass. The
-permutations of a draw are the same for all entries, so that the luckiest of many has a null of its own
-(`multiplicity`). Where a table does not fit into memory, cases are drawn by lot.
+Every entry is fitted again on labels of other cases and, where it uses maps, on maps of other images.
+Both are permuted within the rows of one fold's models: labels permuted across folds would keep what the
+folds have in common, and a learner that reads the fold would pass. The permutations of a draw are the
+same for all entries, so that the best of many has a null of its own (`multiplicity`). Where a table does
+not fit into memory, a random sample of cases is used.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def within(tables: Tables, limit_gb: float, seed: int) -> Tables:
         development = tables.development.take(rows)
         if len(np.unique(development.rows.label)) < len(development.classes):
             raise StackError(
-                f"a control needs cases of every class, and {kept.sum()} cases are all that fit into "
+                f"a control needs cases of every class, but only {kept.sum()} cases fit into "
                 "stack.memory_gb",
-                "allow more",
+                "raise it",
             )
         tables = replace(tables, development=development, groups=tables.groups[rows])
     number = len(next(iter(tables.tests.values())).rows)

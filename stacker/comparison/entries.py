@@ -1,8 +1,8 @@
-"""Every meta-learner on every choice of features, beside what needs no meta-learner, and the controls.
+"""Every meta-learner on every choice of features, with base models and rules, and their controls.
 
-An entry is fitted in a process of its own and writes what it says of the development and the test cases
-into `compare/<entry>/`. One that is there already, by the digest of its settings and of the caches, is
-kept: a comparison that was stopped goes on where it stood. `leaderboard` makes scores of the answers.
+An entry is fitted in a process of its own and writes its predictions for the development and test cases
+into `compare/<entry>/`. A finished one, by the digest of its settings and of the caches, is kept: an
+interrupted comparison continues where it stopped. `leaderboard` turns the predictions into scores.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def grid(config: StackConfig, maps: Sequence[str], frozen: bool) -> list[tuple[s
         if name not in RULES and (name != "convnet" or _has_cells(features, config))
     ]
     if "convnet" in (config.compare.meta or ()) and not any(name == "convnet" for name, _ in entries):
-        log.warning("convnet: none of stack.compare.features has cells of maps; it is left out")
+        log.warning("left out: convnet, because no choice of stack.compare.features has cells of maps")
     return [*entries, *((name, ["probabilities"]) for name in ("vote", "best_base"))]
 
 

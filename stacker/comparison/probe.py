@@ -124,7 +124,7 @@ def _tuned(run: Run) -> dict[str, Says]:
     try:
         caches = open_caches(run, frozen=False)
     except (CacheError, RunError) as error:
-        log.info("no base models beside the probes: %s", error)
+        log.info("base models are not compared with the probes: %s", error)
         return {}
     says = baselines(caches, caches.tables(["logits"], run.config.stack), run)
     return {name: says[name] for name in caches.backbones}

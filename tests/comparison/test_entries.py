@@ -185,6 +185,25 @@ def test_processes_side_by_side_say_the_same(finished: Config) -> None:
     assert boards[0] == boards[1]
 
 
+def test_the_time_left_is_said_and_the_longest_come_first(finished: Config) -> None:
+    """Before the controls and after each task; nothing is said of time where all is there already."""
+    run = finished.run_path
+    done = compare(run)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("controls")]
+    assert lines[0].startswith("controls: 5 of 5 to fit, about ")
+    assert lines[1].endswith(" left")
+    assert not lines[-1].endswith(" left")
+    again = compare(run)
+    assert "about" not in again.stderr
+    assert "controls 5 of 5" in again.stderr
+    path = run / "compare" / slug("logistic: maps + logits") / "stack.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fit_seconds": 1000.0}))
+    for file in (f for f in run.glob("compare/*/*.json") if f.name != "stack.json"):
+        file.unlink()
+    lines = [line for line in compare(run).stderr.splitlines() if line.startswith("controls ")]
+    assert all("logistic: maps + logits" in line for line in lines[:2])
+
+
 def test_one_entry_that_fails_stops_no_other(finished: Config) -> None:
     """It is named with the reason, the exit code is 1, and the rest is there."""
     run = finished.run_path
