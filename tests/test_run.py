@@ -23,7 +23,7 @@ def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
     run = create_run(make_config())
     run.manifest_file.touch()
     assert open_run(run.path).config == run.config
-    with pytest.raises(RunError, match=r"images\.size was 32, is 48"):
+    with pytest.raises(RunError, match=r"images\.size: was 32, is 48"):
         create_run(make_config(images={"size": 48}))
     changed = make_config(stack={"meta": ["mlp"]})
     assert create_run(changed).config == changed
@@ -33,7 +33,7 @@ def test_a_run_is_not_opened_as_another_one(make_config: MakeConfig) -> None:
     """What its results stand on is not overridden; what they do not stand on may be."""
     run = create_run(make_config())
     run.manifest_file.touch()
-    for setting, message in (("train.epochs=7", "epochs was 2, is 7"), ("folds.test=0.3", "test was")):
+    for setting, message in (("train.epochs=7", "epochs: was 2, is 7"), ("folds.test=0.3", "test: was")):
         with pytest.raises(RunError, match=message):
             open_run(run.path, [setting])
     assert open_run(run.path, ["stack.abstain=0.5"]).config.stack.abstain == 0.5

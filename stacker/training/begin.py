@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from stacker.backbones.backbone import require_known
-from stacker.backbones.weights import require_files, require_unseen
 from stacker.config.root import Config
 from stacker.data.disputed import undisputed
 from stacker.data.folds import make_folds, save_folds
@@ -15,19 +13,25 @@ from stacker.data.store import open_usable
 from stacker.errors import ConfigError
 from stacker.files import read_json
 from stacker.run import Run, create_run, has_begun, reopen, store_config
-from stacker.training.optimizer import require_optimizer
+from stacker.training.plan import is_settled
 
 log = logging.getLogger(__name__)
 
 
 def begin(config: Config) -> Run:
-    """Start a run, or reopen it; raise before anything is written when the data is unusable."""
-    require_usable(config)
+    """Start a run, or reopen it; raise before anything is written when the data is unusable.
+
+    Of a run whose base models are all there, nothing is asked that they have answered: torch and timm
+    are not loaded.
+    """
     if has_begun(config):
         run = reopen(config, store=False)
-        _require_fitting(config, run.manifest)
+        if not is_settled(run):
+            require_usable(config)
+            _require_fitting(config, run.manifest)
         store_config(run)
         return run
+    require_usable(config)
     manifest = undisputed(read_manifest(config.data), config.images, config.data.on_error)
     _require_fitting(config, manifest)
     folder = config.artifacts / ".images"
@@ -47,6 +51,10 @@ def begin(config: Config) -> Run:
 
 def require_usable(config: Config) -> None:
     """Raise StackerError for a backbone, a weights file or an optimizer that is not there."""
+    from stacker.backbones.backbone import require_known
+    from stacker.backbones.weights import require_files
+    from stacker.training.optimizer import require_optimizer
+
     backbones = {**config.backbones, **config.frozen}
     require_known(list(backbones))
     require_files(backbones)
@@ -56,6 +64,8 @@ def require_usable(config: Config) -> None:
 
 def _require_fitting(config: Config, manifest: Manifest) -> None:
     """Raise for weights that cases of these images trained, and for one logit of several classes."""
+    from stacker.backbones.weights import require_unseen
+
     require_unseen({**config.backbones, **config.frozen}, manifest.cases)
     wanting = [name for name in config.backbones if config.recipe(name).loss == "bce"]
     if wanting and len(manifest.classes) > 2:

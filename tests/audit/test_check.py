@@ -123,7 +123,7 @@ def test_a_run_that_has_begun_is_checked_as_it_is(make_config: MakeConfig) -> No
     report = check(config)
     assert report.folds_digest == run.folds.digest
     other = check(make_config(seed=5))
-    assert "was made by another config" in of_topic(other, "data").message
+    assert "was made with other settings" in of_topic(other, "data").message
 
 
 def test_too_little_space_is_an_error(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from stacker.errors import ConfigError, DataError
 from stacker.figures import heatmaps
 from stacker.figures.heatmaps import SheetRow, draw, heatmap_sheet, upsample
 from stacker.run import BaseModel, reopen
-from stacker.stacking.stage import pointing_and_mass
+from stacker.stacking.localisation import pointing_and_mass
 
 
 def canvas(figure: Figure) -> np.ndarray:

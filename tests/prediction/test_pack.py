@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stacker.backbones.checkpoint import read_facts
+from stacker.backbones.sources import read_facts
 from stacker.config.root import Config
 from stacker.errors import RunError
 from stacker.files import read_json
@@ -107,9 +107,11 @@ def test_nothing_of_the_data_goes_along(run: Run, folder: Path) -> None:
         "MODEL_CARD.md",
         "config.yaml",
         "stack/novelty.npz",
-        "stack/logistic/stack.json",
+        "stack/logistic@maps+logits/stack.json",
     }
-    parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.skops", "centres.npz")}
+    parts = {
+        f"stack/logistic@maps+logits/{name}" for name in ("all-0.npz", "all-0.skops", "centres.npz")
+    }
     assert names == once | models | parts
     secrets = {image.case for image in run.manifest.images}
     secrets |= {image.id for image in run.manifest.images}

@@ -17,7 +17,7 @@ from sklearn import metrics as sk
 from stacker import pipeline
 from stacker.cli.tables.scores import scores_table
 from stacker.config.root import Config
-from stacker.errors import CacheError
+from stacker.errors import CacheError, RunError
 from stacker.prediction.inputs import Input
 from stacker.prediction.predictor import open_predictor
 from stacker.prediction.rows import Prediction
@@ -185,14 +185,16 @@ def test_what_is_fitted_is_skipped_and_what_changed_is_fitted_again(finished: Co
     changed = finished.model_copy(update={"stack": stack})
     pipeline.stack(reopen(changed), ["logistic", "xgboost"])
     after = {path: path.stat().st_mtime_ns for path in before}
-    assert {path.parent.name for path in before if after[path] != before[path]} == {"logistic"}
+    assert {path.parent.name for path in before if after[path] != before[path]} == {
+        "logistic@maps+logits"
+    }
     assert stack_facts(reopen(changed), "logistic")["parameters"]["C"] == 5.0
 
 
 def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> None:
     """Backbones in another order, or caches by another method, are other columns: fit again."""
     pipeline.stack(reopen(finished), ["logistic"])
-    model = finished.run_path / "stack" / "logistic" / "all-0.skops"
+    model = finished.run_path / "stack" / "logistic@maps+logits" / "all-0.skops"
     times = [model.stat().st_mtime_ns]
     turned = finished.model_copy(update={"backbones": dict(reversed(finished.backbones.items()))})
     pipeline.stack(reopen(turned), ["logistic"])
@@ -227,12 +229,32 @@ def test_caches_of_a_model_that_was_trained_again_are_refused(finished: Config) 
         pipeline.stack(reopen(finished), ["logistic"])
 
 
-def test_a_stale_meta_learner_is_left_out(finished: Config) -> None:
-    """After a change of features only what was fitted on them is scored."""
+def test_stacks_of_other_features_stand_beside(finished: Config, data: Path) -> None:
+    """After a change of features the others are scored under names that say theirs, and can be asked."""
     stack = finished.stack.model_copy(update={"features": ["logits"]})
     changed = finished.model_copy(update={"stack": stack})
-    metrics = pipeline.stack(reopen(changed), ["logistic"])
-    assert list(metrics["test"]) == ["constant", "test_resnet", "test_efficientnet", "mean", "logistic"]
+    run = reopen(changed)
+    metrics = pipeline.stack(run, ["logistic"])
+    others = ["logistic: maps + logits", "mlp: maps + logits", "xgboost: maps + logits"]
+    assert list(metrics["test"]) == [*MODELS[:4], "logistic", *others]
+    assert list(metrics["stacks"]) == ["logistic", *others]
+    assert metrics["stacks"]["mlp: maps + logits"]["folder"] == "stack/mlp@maps+logits"
+    models = [row["model"] for row in read_csv(run.path / "predictions.csv")]
+    assert list(dict.fromkeys(models)) == list(metrics["test"])
+    image = next((data / "histology_slides").rglob("*.png"))
+    by_name = {}
+    for name in ("logistic", "logistic: maps + logits", "logistic@maps+logits", "logistic: logits"):
+        (row,) = open_predictor(run, name).stream([Input(image)])
+        assert isinstance(row, Prediction)
+        by_name[name] = row.probabilities
+    one, other, folder, full = by_name.values()
+    assert one == full
+    assert other == folder
+    assert one != other
+    with pytest.raises(RunError, match="no stack 'mlp: logits' is fitted; fitted are: logistic, log"):
+        open_predictor(run, "mlp")
+    again = pipeline.stack(reopen(finished), ["logistic"])  # and back: nothing is lost
+    assert list(again["test"]) == [*MODELS, "logistic: logits"]
 
 
 def test_a_stack_of_a_package_that_is_gone_stops_nothing(
@@ -240,17 +262,21 @@ def test_a_stack_of_a_package_that_is_gone_stops_nothing(
 ) -> None:
     """Its folder is named and left out, and nothing is imported because a folder is called so."""
     folder = finished.run_path / "stack"
-    shutil.copytree(folder / "logistic", folder / "gone_package.Classifier")
+    gone = folder / "gone_package.Classifier@maps+logits"
+    shutil.copytree(folder / "logistic@maps+logits", gone)
+    facts = json.loads((gone / "stack.json").read_text())
+    (gone / "stack.json").write_text(json.dumps(facts | {"meta": "gone_package.Classifier"}))
+    shutil.copytree(folder / "logistic@maps+logits", folder / "thesis")
     metrics = pipeline.stack(reopen(finished), ["logistic"])
     assert "logistic" in metrics["test"]
     assert "gone_package.Classifier" not in metrics["test"]
-    assert "stacks of other settings are left out: gone_package.Classifier" in caplog.text
+    assert "left out, of other settings: thesis (not understood); gone_package.Class" in caplog.text
 
 
 def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
     """Metrics cover what is fitted, in whatever order it was."""
     for name in ("logistic", "mlp", "xgboost"):
-        for path in (finished.run_path / "stack" / name).iterdir():
+        for path in (finished.run_path / "stack" / f"{name}@maps+logits").iterdir():
             path.unlink()
     run = reopen(finished)
     assert list(pipeline.stack(run, ["xgboost"])["test"])[-1] == "xgboost"
