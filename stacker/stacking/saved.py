@@ -14,8 +14,8 @@ A meta-learner has a stack for every choice of features; that on `stack.features
 of the meta-learner alone, any other by its full name. `stack.json` is written last and removed first, so
 that it never speaks of other files. The tables of what all models said are enough to compute every
 published score again: `raw_<class>` is what images are ranked by, within their `part` of a `cut`;
-`p_<class>` is calibrated, `threshold` is from where on the last class is predicted (the likeliest where it
-is empty). Numbers are read back to the last bit.
+`p_<class>` is calibrated, `threshold` is from where on the last class is predicted (the likeliest where
+it is empty). Numbers are read back to the last bit.
 """
 
 from __future__ import annotations

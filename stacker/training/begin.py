@@ -41,12 +41,14 @@ def begin(config: Config) -> Run:
     else:  # a split that is refused costs no decoding
         folds = make_folds(manifest, config.folds, config.seed)
         open_usable(folder, manifest, config.images, config.data.on_error)
-    run = create_run(config)
+    run = create_run(config).with_split(manifest, folds)
     save_folds(folds, run.folds_file)
+    cases = len(set(manifest.cases)) if all(manifest.cases) else None
+    run.record("data", {"images": len(manifest.images), "cases": cases})
     save_manifest(manifest, run.manifest_file)
     log.info("%s; %s", manifest.describe(), folds.label)
     _mention_audit(run)
-    return run.with_split(manifest, folds)
+    return run
 
 
 def require_usable(config: Config) -> None:
@@ -76,11 +78,22 @@ def _require_fitting(config: Config, manifest: Manifest) -> None:
 
 
 def _mention_audit(run: Run) -> None:
-    """Remind of errors that `stacker check` found in the data."""
+    """Remind of errors that `stacker check` found in the data, where it looked at just these images.
+
+    What it found otherwise (weights, disk) has been fixed by now, or this run would not have begun.
+    """
     path = run.path / "audit.json"
-    findings = read_json(path)["findings"] if path.exists() else []
-    errors = [finding["topic"] for finding in findings if finding["severity"] == "error"]
+    if not path.exists():
+        return
+    report, page = read_json(path), path.with_suffix(".md")
+    if (report.get("manifest_digest"), report.get("folds_digest")) != (
+        run.manifest.digest,
+        run.folds.digest,
+    ):
+        log.info("%s is of other images or another split; 'stacker check CONFIG' looks again", page)
+        return
+    topics = (report.get("audit") or {}).get("topics", [])
+    found = [finding["topic"] for finding in report["findings"] if finding["severity"] == "error"]
+    errors = [topic for topic in found if topic in topics]
     if errors:
-        log.warning(
-            "'stacker check' found errors (%s): see %s", ", ".join(errors), path.with_suffix(".md")
-        )
+        log.warning("'stacker check' found errors in the data (%s): see %s", ", ".join(errors), page)

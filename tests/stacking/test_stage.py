@@ -17,7 +17,7 @@ from sklearn import metrics as sk
 from stacker import pipeline
 from stacker.cli.tables.scores import scores_table
 from stacker.config.root import Config
-from stacker.errors import CacheError, RunError
+from stacker.errors import CacheError, RunError, StackError
 from stacker.prediction.inputs import Input
 from stacker.prediction.predictor import open_predictor
 from stacker.prediction.rows import Prediction
@@ -25,6 +25,7 @@ from stacker.run import open_run, reopen
 from stacker.scores.predictions import Finish
 from stacker.stacking.admission import open_caches
 from stacker.stacking.saved import stack_facts
+from tests.commands import call, expect_refusal
 from tests.conftest import MakeConfig
 from tests.datasets import case_rows
 from tests.pictures import write_table
@@ -298,3 +299,50 @@ def test_scores_without_cases_are_not_called_scores_of_cases(
     shown = scores_table(metrics)
     assert "cases not known" in str(shown.title)
     assert [column.header for column in shown.columns] == ["model", "image accuracy", "image AUC"]
+
+
+def test_faults_of_all_stacks_are_told_before_the_first_is_fitted(finished: Config) -> None:
+    """An unknown name, a class that is not there, wrong parameters, no maps: one error has all four."""
+    settings = finished.model_dump()
+    settings["stack"] |= {
+        "features": ["logits"],
+        "custom": {
+            "gone": {"estimator": "no_such_package.Classifier"},
+            "wrong": {"estimator": "sklearn.ensemble.ExtraTreesClassifier", "parameters": {"trees": 3}},
+            "odd": {"estimator": "sklearn.svm.SVC", "parameters": {"C": -1, "probability": True}},
+        },
+    }
+    run = reopen(Config.model_validate(settings))
+    before = sorted(run.path.glob("stack/*"))
+    names = ["logistic", "logistik", "gone", "wrong", "odd", "convnet", "mlp: nothing"]
+    with pytest.raises(StackError) as refused:
+        pipeline.stack(run, names)
+    first, *lines = str(refused.value).splitlines()
+    assert first == "6 of 7 stacks cannot be fitted, so none was:"
+    wanted = [
+        "did you mean 'logistic'",
+        "no module no_such_package",
+        "does not take its parameters",
+        "'C' parameter of SVC must be",
+        "convnet looks at maps",
+        "has no nothing",
+    ]
+    for line, name, reason in zip(lines, names[1:], wanted, strict=True):
+        assert line.startswith(f"  {name}: ")
+        assert reason in line
+    assert sorted(run.path.glob("stack/*")) == before
+
+
+def test_a_stack_that_fails_does_not_lose_the_others(finished: Config) -> None:
+    """The rest is fitted, scored and kept; the reason comes at the end, with exit code 1."""
+    path = finished.run_path / "config.yaml"
+    neighbours = "estimator: sklearn.neighbors.KNeighborsClassifier, parameters: {n_neighbors: 999}"
+    bad = f"stack.custom.few={{{neighbours}}}"
+    options = ("--set", bad, "--set", "stack.features=[logits]")
+    done = call("stack", path, "--meta", "few", "--meta", "logistic", *options)
+    expect_refusal(done, 1, "1 stack could not be fitted, the others are", "few: ", "n_neighbors")
+    assert "logistic" in done.stdout
+    metrics = json.loads((finished.run_path / "metrics.json").read_text())
+    assert list(metrics["failures"]) == ["few"]
+    assert metrics["stacks"]["logistic"]["features"] == ["logits"]
+    assert open_run(finished.run_path).config.stack.features == ["logits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,13 +36,23 @@ def scores_table(metrics: Mapping[str, Any], part: str = "test") -> Table:
     table = make_table(
         title_of(f"{PARTS[part]}: {first['image']['n']} images, {groups}; ", metrics),
         ["model", *(f"{of} {NAMES[s]}" if s in NAMES else "recognition rate" for of, s in columns)],
-        caption=f"Intervals: {metrics['intervals']}. {marks}",
+        caption=f"{_base_models(metrics)}Intervals: {metrics['intervals']}. {marks}",
     )
     for name, scores in metrics[part].items():
         mark = " *" if name == metrics.get("best_base") else ""
         mark += " (!)" if scores["constant_prediction"] else ""
         table.add_row(name + mark, *(_cell(scores[of], score) for of, score in columns))
     return table
+
+
+def _base_models(metrics: Mapping[str, Any]) -> str:
+    """Return which base models took part, by backbone; nothing of scores that do not say."""
+    names = metrics.get("base_models", ())
+    counts = Counter(n if n.endswith("/frozen") else n.rsplit("/", 1)[0] for n in names)
+    if not counts:
+        return ""
+    shown = (name if count == 1 else f"{name} ({count} folds)" for name, count in counts.items())
+    return f"Base models: {', '.join(shown)}. "
 
 
 def _cell(scores: Mapping[str, Any], score: str) -> str:
