@@ -30,6 +30,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+MOST_HEADER_BYTES = 100_000_000  # as much as safetensors itself reads
 CLOCKS_APART = 2.0  # seconds by which the start of a process may be misjudged
 LEFT_BEHIND = 24 * 3600.0  # seconds after which a temporary file is old where processes are not listed
 PAUSE = 0.1  # seconds between two attempts to get a lock that cannot be waited for
@@ -138,6 +139,21 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Publish arrays as .npz."""
     with publish(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **dict[str, Any](arrays))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the text entries in the header of a safetensors file, without torch or its tensors.
+
+    Raise ValueError for what is no such file. It begins with the length of its header, which is JSON.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_HEADER_BYTES:
+            raise ValueError("it does not begin like a safetensors file")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no table of tensors")  # noqa: TRY004  # the file's fault
+    return dict(header.get("__metadata__") or {})
 
 
 def digest(content: Any) -> str:

@@ -8,6 +8,7 @@ made again. Torch is imported by the stages that need it, so stage three runs wi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,31 @@ from stacker.config.root import Config
 from stacker.errors import ConfigError, RunError
 from stacker.run import Run, open_run
 
+log = logging.getLogger(__name__)
 PICTURES = 4  # that the demo draws
 
 
 def train(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[str]:
     """Stage one: fine-tune base models that are not there yet; return those that others have in hand."""
-    from stacker.training.jobs import list_jobs, run_jobs
+    from stacker.training.plan import list_jobs
 
-    return [str(job.base) for job in run_jobs(list_jobs(run, backbones, folds))]
+    left = []
+    for job in list_jobs(run, backbones, folds):
+        if job.is_done():
+            log.info("train %s: done already", job.base)
+        else:
+            left.append(job)
+    if not left:  # and torch is not loaded
+        return []
+    from stacker.training.jobs import run_jobs
+
+    return [str(job.base) for job in run_jobs(left)]
 
 
 def cache(run: Run) -> int:
     """Stage two: fill the caches of all base models with images that they never saw; return how many."""
     from stacker.maps.fill import fill
-    from stacker.training.jobs import require_trained
+    from stacker.training.plan import require_trained
 
     require_trained(run)
     return len(fill(run))

@@ -3,16 +3,20 @@
     artifacts/<run>/config.yaml run.json manifest.csv folds.json
                     models/<backbone>/<fold>/model.safetensors metrics.jsonl curves.png tensorboard/
                     cache/<backbone>/<fold>/part-00000.h5 ... index.h5
-                    stack/<meta-learner>/...
+                    stack/<meta-learner>@<features>/...
                     metrics.json predictions.csv figures/*.png
 
-The images, the split and the settings that trained a model are frozen: another config of the same name
-is refused, and so is a run whose files another version of the program laid out.
+The images and the split are frozen, and so is the recipe of every base model that is there: a config of
+the same name that says otherwise is refused, and so is a run whose files another version of the program
+laid out. Backbones and meta-learners may come and go with the config: what is there is kept, what is no
+longer in the config takes no part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,16 +24,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stacker import __version__
+from stacker.config.changes import changes, listed
+from stacker.config.learners import RULES
 from stacker.config.load import load_config
 from stacker.config.root import Config
 from stacker.data.folds import Fold, Folds, load_folds
 from stacker.data.manifest import Manifest, load_manifest
 from stacker.data.store import Pixels, open_store
 from stacker.errors import RunError, plural
-from stacker.files import held, publish, read_json, write_json
+from stacker.files import digest, held, publish, read_json, read_metadata, write_json
 
+log = logging.getLogger(__name__)
 LAYOUT = 3  # of the files of a run; another number for every change that old runs do not survive
 FROZEN = "frozen"  # what stands for a fold where nothing was trained
+LONGEST = 180  # characters of a folder's name; file systems take 255 bytes
 
 
 class BaseModel(NamedTuple):
@@ -51,6 +59,35 @@ class BaseModel(NamedTuple):
     def is_frozen(self) -> bool:
         """Say whether nothing of it was trained."""
         return self.fold == FROZEN
+
+
+class StackName(NamedTuple):
+    """What a stack is known by: its meta-learner and the feature blocks that this looks at."""
+
+    meta: str
+    features: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return its full name, as in `logistic: map_stats + logits`; of a rule, that of the rule."""
+        return self.meta if self.meta in RULES else f"{self.meta}: {' + '.join(self.features)}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder, as in `logistic@map_stats+logits`."""
+        name = str(self).replace(": ", "@").replace(" + ", "+")
+        return name if len(name) <= LONGEST else f"{name[: LONGEST - 17]}-{digest(name)}"
+
+    @classmethod
+    def of(cls, meta: str, features: Sequence[str]) -> StackName:
+        """Return the name of a meta-learner on some features; rules look at probabilities alone."""
+        return cls(meta, ("probabilities",) if meta in RULES else tuple(features))
+
+    @classmethod
+    def parse(cls, text: str, features: Sequence[str]) -> StackName:
+        """Return what a text names: a full name, a folder's, or a meta-learner on these features."""
+        meta, _, blocks = text.replace("@", ":", 1).partition(":")
+        named = [block.strip() for block in blocks.split("+") if block.strip()]
+        return cls.of(meta.strip(), named or features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +113,28 @@ class Run:
         lines = [f"Run {self.path}"]
         if self.manifest_file.exists():  # a pack has no images, and a run that begins has none yet
             lines += [self.manifest.describe(), self.folds.label]
-        models = len(list(self.path.glob("models/*/*/model.safetensors")))
-        caches = len(list(self.path.glob("cache/*/*/index.h5")))
+        models, caches = len(self.kept_models()), len(self.kept_caches())
         stacks = sorted(file.parent.name for file in self.path.glob("stack/*/stack.json"))
         done = f"{plural(models, 'base model')}, {plural(caches, 'cache')}"
         lines.append(f"{done}, stacks: {', '.join(stacks) or 'none'}")
         return "\n  ".join(lines)
+
+    def takes_part(self, base: BaseModel) -> bool:
+        """Say whether the config has the backbone of a base model that may lie on disk."""
+        return base.backbone in (self.config.frozen if base.is_frozen else self.config.backbones)
+
+    def kept_models(self) -> list[BaseModel]:
+        """Return the base models on disk that take part."""
+        return self._kept("models/*/*/model.safetensors")
+
+    def kept_caches(self) -> list[BaseModel]:
+        """Return the base models that take part and whose caches are complete."""
+        return self._kept("cache/*/*/index.h5")
+
+    def _kept(self, pattern: str) -> list[BaseModel]:
+        places = (file.parent for file in sorted(self.path.glob(pattern)))
+        bases = (BaseModel(place.parent.name, place.name) for place in places)
+        return [base for base in bases if self.takes_part(base)]
 
     def with_split(self, manifest: Manifest, folds: Folds) -> Run:
         """Return the run with other images and another split in memory; nothing on disk changes."""
@@ -120,9 +173,17 @@ class Run:
         """The folder of one base model's cache."""
         return self.path / "cache" / backbone / fold
 
-    def stack_folder(self, meta: str) -> Path:
-        """The folder of one meta-learner."""
-        return self.path / "stack" / meta
+    def stack_name(self, text: str) -> StackName:
+        """Return the stack that a text names; a meta-learner alone is that on `stack.features`."""
+        return StackName.parse(text, self.config.stack.features)
+
+    def stack_label(self, name: StackName) -> str:
+        """Return what a stack is called in tables: its meta-learner, where it is on `stack.features`."""
+        return name.meta if name == self.stack_name(name.meta) else str(name)
+
+    def stack_folder(self, name: str) -> Path:
+        """The folder of one stack, by its full name or that of its meta-learner."""
+        return self.path / "stack" / self.stack_name(name).folder
 
     def record(self, section: str, entry: dict[str, Any]) -> None:
         """Merge an entry into a section of run.json, the run's logbook."""
@@ -161,8 +222,14 @@ def create_run(config: Config, store: bool = True) -> Run:
 
 
 def store_config(run: Run) -> None:
-    """Publish the config that a run goes by from now on."""
-    with publish(run.path / "config.yaml") as temporary:
+    """Publish the config that a run goes by from now on; mention what takes no part any more."""
+    path = run.path / "config.yaml"
+    if run.manifest_file.exists() and path.exists():
+        before = load_config(path)
+        for name in (name for name in before.backbones if name not in run.config.backbones):
+            if list(run.path.glob(f"models/{name}/*/model.safetensors")):
+                log.info("models/%s is on disk and takes no part: it is not in this config", name)
+    with publish(path) as temporary:
         temporary.write_text(run.config.to_yaml(), encoding="utf-8")
 
 
@@ -187,7 +254,7 @@ def open_run(path: Path | str, overrides: Sequence[str] = ()) -> Run:
     _refuse_another_layout(path)
     config = load_config(path / "config.yaml", overrides)
     if overrides:
-        _refuse_change(path, load_config(path / "config.yaml").results(), config.results())
+        _refuse_changes(path, load_config(path / "config.yaml").results(), config.results())
     return Run(path, config)
 
 
@@ -211,37 +278,50 @@ def _refuse_another_layout(path: Path) -> None:
 
 
 def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
-    """Raise RunError for a change of what results stand on: the data, the split, what trained a model.
+    """Raise RunError for a change of what is there already: of data and split, or of a base model.
 
-    A backbone that has no base model yet may change: what went wrong can be fixed and run again.
+    Each base model is compared with its own file: a backbone may come or go, and one that has no base
+    model yet may change.
     """
-    models = path.glob("models/*/*/model.safetensors")
-    trained = {model.parent.parent.name for model in models if model.parent.name != FROZEN}
-    old, new = ({**config.results()} for config in (before, now))
-    for results in (old, new):
-        backbones = results["backbones"]
-        results["backbones"] = {name: backbones.get(name) for name in trained}
-    _refuse_change(path, old, new)
-
-
-def _refuse_change(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise RunError for a setting of one tree that is another one in the other."""
-    old, new = _flat(before), _flat(now)
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-    if changed:
-        key = changed[0]
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    old, new = before.results(), now.results()
+    _refuse_changes(path, *({**results, "backbones": {}} for results in (old, new)))
+    changed = {
+        name: [line for recipe in _recipes(path / "models" / name) for line in changes(recipe, settings)]
+        for name, settings in new["backbones"].items()
+    }
+    lines = [f"backbones.{name}.{line}" for name, found in changed.items() for line in found]
+    if lines:
+        folders = " and ".join(f"models/{name}" for name, found in changed.items() if found)
         raise RunError(
-            f"{path} was made by another config: {key} was {old.get(key)!r}, is {new.get(key)!r}{more}",
-            "give this config another 'run' name (--set run=NAME) or delete the folder",
+            f"{path} has base models that were trained with other settings; restore them, choose "
+            f"another name for the run (--set run=NAME), or delete {folders} to train again:"
+            f"{listed(list(dict.fromkeys(lines)))}"
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def _recipes(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the settings that a backbone's base models say they were trained with.
+
+    What cannot be read is left to whoever needs it.
+    """
+    for file in sorted(folder.glob("*/model.safetensors")):
+        if file.parent.name == FROZEN:
+            continue
+        try:
+            facts = json.loads(read_metadata(file)["stacker"])
+            yield facts["config"]["backbones"][folder.name]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def _refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RunError for settings of one tree that are others in the other."""
+    lines = changes(before, now)
+    if lines:
+        raise RunError(
+            f"{path} was made with other settings; restore them, choose another name for the run "
+            f"(--set run=NAME), or delete the folder:{listed(lines)}"
+        )
 
 
 def _strangers(path: Path) -> bool:

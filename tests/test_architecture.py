@@ -18,7 +18,7 @@ FLOORS = (  # a room imports from the floors before its own; rooms of one floor 
     {"files", "config", "scores"},
     {"data", "synthetic"},
     {"run", "backbones"},
-    {"caches"},
+    {"caches", "runs"},
     {"figures", "maps"},
     {"training", "stacking"},
     {"pipeline", "prediction", "audit", "bench"},

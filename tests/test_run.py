@@ -1,16 +1,26 @@
-"""A run is begun once: it refuses another config, another layout and strangers."""
+"""A run is begun once: what is there stays as it is, and what the config adds is made."""
 
 from __future__ import annotations
 
+import logging
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stacker import pipeline
+from stacker.caches.summary import find_caches
+from stacker.config.root import Config
 from stacker.errors import RunError
 from stacker.files import read_json
-from stacker.run import create_run, open_run, reopen
+from stacker.maps.verify import verify
+from stacker.run import StackName, create_run, open_run, reopen
+from stacker.stacking.saved import stack_facts
 from stacker.training.begin import begin
 from tests.commands import call
 from tests.conftest import MakeConfig
@@ -23,7 +33,7 @@ def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
     run = create_run(make_config())
     run.manifest_file.touch()
     assert open_run(run.path).config == run.config
-    with pytest.raises(RunError, match=r"images\.size was 32, is 48"):
+    with pytest.raises(RunError, match=r"images\.size: was 32, is 48"):
         create_run(make_config(images={"size": 48}))
     with pytest.raises(RunError, match=r"data\.positive was None, is 'benign'"):
         create_run(make_config(data={"positive": "benign"}))
@@ -35,7 +45,7 @@ def test_a_run_is_not_opened_as_another_one(make_config: MakeConfig) -> None:
     """What its results stand on is not overridden; what they do not stand on may be."""
     run = create_run(make_config())
     run.manifest_file.touch()
-    for setting, message in (("train.epochs=7", "epochs was 2, is 7"), ("folds.test=0.3", "test was")):
+    for setting, message in (("train.epochs=7", "epochs: was 2, is 7"), ("folds.test=0.3", "test: was")):
         with pytest.raises(RunError, match=message):
             open_run(run.path, [setting])
     assert open_run(run.path, ["stack.abstain=0.5"]).config.stack.abstain == 0.5
@@ -103,3 +113,117 @@ def test_logbook_merges_entries(make_config: MakeConfig) -> None:
     run.record("train", {"a": {"seconds": 1}})
     run.record("train", {"b": {"seconds": 2}})
     assert read_json(run.path / "run.json")["train"] == {"a": {"seconds": 1}, "b": {"seconds": 2}}
+
+
+def with_backbones(config: Config, backbones: dict[str, Any]) -> Config:
+    """Return a config with other backbones."""
+    return Config.model_validate(config.model_dump() | {"backbones": backbones})
+
+
+def times(run: Path, pattern: str) -> dict[Path, int]:
+    """Return when the files of a run were written."""
+    return {path: path.stat().st_mtime_ns for path in run.glob(pattern)}
+
+
+def test_backbones_may_come_and_go(
+    finished: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is kept, what is new is made, and the results say which base models took part."""
+    monkeypatch.setattr(logging.getLogger("stacker"), "propagate", True)
+    caplog.set_level(logging.INFO, "stacker")
+    path, plain = finished.run_path, {"weights": "random", "train": {"lr": 1e-3}}
+    before = times(path, "[mc]*/test_*/*/[mp]*.[sh]*")
+    config = with_backbones(finished, {**finished.backbones, "test_vit": {"weights": "random"}})
+    metrics = pipeline.run_all(config)
+    assert times(path, "[mc]*/test_[re]*/*/[mp]*.[sh]*") == before
+    names = ["test_resnet", "test_efficientnet", "test_vit"]
+    assert metrics["base_models"] == [f"{name}/holdout" for name in names]
+    assert list(metrics["test"])[1:4] == names
+    assert open_run(path).config.backbones.keys() == set(names)
+    assert stack_facts(open_run(path), "logistic")["base_models"] == metrics["base_models"]
+    fewer = with_backbones(finished, {"test_resnet": plain, "test_vit": {"weights": "random"}})
+    metrics = pipeline.run_all(fewer)
+    assert metrics["base_models"] == ["test_resnet/holdout", "test_vit/holdout"]
+    said = "models/test_efficientnet is on disk and takes no part: it is not in this config"
+    assert caplog.text.count(said) == 1
+    assert times(path, "[mc]*/test_[re]*/*/[mp]*.[sh]*") == before
+    caplog.clear()
+    assert [verdict.problems for verdict in verify(open_run(path))] == [(), ()]
+    assert "cache/test_efficientnet/holdout takes no part" in caplog.text
+    assert len(find_caches(open_run(path))) == 2
+    assert "2 base models, 2 caches" in repr(open_run(path))
+    assert "not complete" not in caplog.text
+
+
+def test_a_changed_recipe_names_every_setting(finished: Config) -> None:
+    """Of the base models that are there; what a backbone without any is to be may change."""
+    recipes = {
+        "test_resnet": {"weights": "random", "train": {"lr": 2e-3, "augment": {"flips": False}}},
+        "test_vit": {"weights": "random", "train": {"epochs": 7}},
+    }
+    with pytest.raises(RunError) as refused:
+        reopen(with_backbones(finished, recipes))
+    lines = str(refused.value).splitlines()
+    assert "trained with other settings; restore them, choose another name for the run" in lines[0]
+    assert "delete models/test_resnet to train again" in lines[0]
+    assert sorted(lines[1:]) == [
+        "  backbones.test_resnet.train.augment.flips: was True, is False",
+        "  backbones.test_resnet.train.lr: was 0.001, is 0.002",
+    ]
+    shutil.rmtree(finished.run_path / "models" / "test_resnet")
+    assert reopen(with_backbones(finished, recipes)).config.recipe("test_resnet").lr == 2e-3
+
+
+def test_many_changes_are_cut_short(make_config: MakeConfig) -> None:
+    """Eight settings are named, each with both values, and how many there are beside."""
+    run = create_run(make_config())
+    run.manifest_file.touch()
+    folds = {"protocol": "crossfit", "k": 3, "test": 0.1, "stack": 0.2, "validation": 0.3}
+    images = {"size": 48, "resize": "crop"}
+    data = {"task": "subtype", "classes": ["a", "b"]}
+    with pytest.raises(RunError) as refused:
+        create_run(make_config(seed=3, folds=folds, images=images, data=data))
+    lines = str(refused.value).splitlines()
+    assert "  seed: was 0, is 3" in lines
+    assert "  data.task: was 'binary', is 'subtype'" in lines
+    assert len(lines) == 10
+    assert lines[-1] == "  and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("text", "full", "folder"),
+    [
+        ("mlp", "mlp: maps + logits", "mlp@maps+logits"),
+        ("mlp: logits", "mlp: logits", "mlp@logits"),
+        ("mlp@relu4+logits", "mlp: relu4 + logits", "mlp@relu4+logits"),
+        ("mean", "mean", "mean"),
+        ("a_package.Class: maps", "a_package.Class: maps", "a_package.Class@maps"),
+    ],
+)
+def test_a_stack_has_one_name_and_one_folder(text: str, full: str, folder: str) -> None:
+    """However it is called: by its meta-learner, its full name or its folder."""
+    name = StackName.parse(text, ("maps", "logits"))
+    assert (str(name), name.folder) == (full, folder)
+    assert StackName.parse(full, ()) == StackName.parse(folder, ()) == name
+
+
+def test_a_folder_never_has_too_long_a_name() -> None:
+    """Two dozen blocks are cut off, and two such stacks still lie apart."""
+    blocks = [f"block_number_{n}" for n in range(24)]
+    one, two = (StackName.of("mlp", names).folder for names in (blocks, blocks[::-1]))
+    assert len(one) == len(two) == 180
+    assert one != two
+
+
+def test_training_that_is_done_loads_no_torch(finished: Config) -> None:
+    """`train` says so from headers and digests alone."""
+    path = finished.run_path / "config.yaml"
+    code = f"import sys; sys.argv = ['stacker', 'train', {str(path)!r}]\n"
+    code += "from stacker.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: print(sorted({n.split('.')[0] for n in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, modules = done.stdout.splitlines()
+    assert said.startswith("2 of 2 base models")
+    assert "test_resnet/holdout: done already" in done.stderr
+    for heavy in ("torch", "timm", "torchvision", "sklearn", "matplotlib"):
+        assert f"'{heavy}'" not in modules

@@ -111,7 +111,8 @@ def write(report: Report, config: Config, folder: Path) -> bool:
         return False
     content: dict[str, Any] = asdict(report)
     if report.audit is not None:
-        del content["audit"]["findings"]  # those of the report are these and more
+        # the findings of the report are these and more
+        content["audit"]["topics"] = sorted({f["topic"] for f in content["audit"].pop("findings")})
     data = config.model_dump(mode="json", include={"data", "images", "folds", "seed"})
     write_json(folder / "audit.json", {"config": data, "versions": versions(), **content})
     with publish(folder / "audit.md") as temporary:

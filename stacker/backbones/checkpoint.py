@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from stacker.backbones.backbone import Backbone, attach
+from stacker.backbones.sources import read_facts
 from stacker.backbones.weights import model_settings
 from stacker.backbones.zoo import timm
 from stacker.errors import BackboneError
@@ -28,18 +28,6 @@ def save_checkpoint(path: Path, backbone: Backbone, facts: dict[str, Any]) -> No
     state = {k: v.detach().cpu().contiguous() for k, v in backbone.model.state_dict().items()}
     with publish(path) as temporary:
         save_file(state, temporary, metadata={"stacker": json.dumps(facts)})
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself, without reading its tensors."""
-    try:
-        with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = json.loads(file.metadata()["stacker"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise BackboneError(
-            f"{path} is not a base model of this program ({error}); delete it and train again"
-        ) from None
-    return facts
 
 
 def load_checkpoint(path: Path) -> tuple[Backbone, dict[str, Any]]:

@@ -6,7 +6,6 @@ logged, and a trunk that is not matched whole is refused unless the config asks 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -16,47 +15,17 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stacker.backbones.sources import trained_on, weights_file
 from stacker.backbones.zoo import timm
 from stacker.config.training import TrainConfig, WeightsConfig
 from stacker.errors import BackboneError, LeakError
-from stacker.files import file_sha256
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 Settings = dict[str, Any]
-
-
-def weights_file(name: str, settings: WeightsConfig) -> Path | None:
-    """Return the file that a backbone starts from; None for the hub and for random initialisation.
-
-    Raise BackboneError when there is none at the path, or not for this backbone in the folder.
-    """
-    if settings.weights in ("hub", "random"):
-        return None
-    path = Path(settings.weights).expanduser()
-    if path.is_dir():
-        files = [path / f"{name}{suffix}" for suffix in SUFFIXES if (path / f"{name}{suffix}").is_file()]
-        if not files:
-            raise BackboneError(
-                f"backbones.{name}.weights: the folder {path} has no {name}.safetensors or {name}.pth"
-            )
-        return files[0]
-    if not path.is_file():
-        raise BackboneError(
-            f"backbones.{name}.weights: no file at {settings.weights}; "
-            "expected 'hub', 'random', a file, or a folder of files named after backbones"
-        )
-    return path
-
-
-def weights_sha256(name: str, settings: WeightsConfig) -> str | None:
-    """Return what stands for the file that a backbone starts from, if it starts from one."""
-    path = weights_file(name, settings)
-    return file_sha256(path) if path else None
 
 
 def require_files(backbones: Mapping[str, WeightsConfig]) -> None:
@@ -76,22 +45,6 @@ def require_unseen(backbones: Mapping[str, WeightsConfig], cases: Collection[str
                 f"backbones.{name}.weights: {settings.weights} was trained on {len(seen)} cases of this "
                 f"run, e.g. {seen[0]}: no score of a model that starts from it could be trusted"
             )
-
-
-def trained_on(name: str, settings: WeightsConfig) -> list[str]:
-    """Return the cases that trained the base model whose file a backbone starts from, if it is one.
-
-    Files of other programs, and base models that were exported, do not say.
-    """
-    path = weights_file(name, settings)
-    if path is None or path.suffix != ".safetensors":
-        return []
-    try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("stacker", "{}"))
-    except (SafetensorError, OSError):
-        return []  # whoever loads it will say so
-    return list(facts.get("training_cases", []))
 
 
 def model_settings(name: str, size: tuple[int, int]) -> Settings:

@@ -51,13 +51,8 @@ def find_caches(run: Run) -> dict[BaseModel, Cache]:
 
     A warning names the caches that are incomplete, and so left out.
     """
-    config = run.config
-    complete = {
-        base: open_cache(run.cache_folder(*base))
-        for base in _bases_of(run.path.glob("cache/*/*/index.h5"))
-        if base.backbone in (config.frozen if base.is_frozen else config.backbones)
-    }
-    begun = _bases_of(run.path.glob("cache/*/*/part-*.h5"))
+    complete = {base: open_cache(run.cache_folder(*base)) for base in run.kept_caches()}
+    begun = filter(run.takes_part, _bases_of(run.path.glob("cache/*/*/part-*.h5")))
     incomplete = [str(base) for base in begun if base not in complete]
     again = f"stacker cache {run.path}/config.yaml"
     if not complete:

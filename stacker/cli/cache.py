@@ -19,7 +19,7 @@ from stacker.cli.common import (
     takes_config,
     takes_run,
 )
-from stacker.errors import ConfigError
+from stacker.errors import ConfigError, plural
 
 if TYPE_CHECKING:
     from stacker.config.root import Config
@@ -48,7 +48,8 @@ def cache() -> None:
     """Stage two: cache maps, embeddings and logits of images that a base model never saw.
 
     'stacker cache CONFIG' is short for 'stacker cache fill CONFIG': it fills the caches of CONFIG's run.
-    Parts that are there, by their digests, are kept; missing, damaged and foreign ones are made again.
+    Parts that are there, by their digests, are kept. Those that are missing, damaged or made from
+    something else are rebuilt.
     """
 
 
@@ -61,7 +62,7 @@ def fill(config: Config) -> None:
 
     run = reopen(config)
     number = pipeline.cache(run)
-    click.echo(f"{number} caches in {run.path}/cache")
+    click.echo(f"{plural(number, 'cache')} in {run.path}/cache")
 
 
 @cache.command()
@@ -105,7 +106,8 @@ def verify(run: Run, as_json: bool) -> None:
     bad = [verdict.name for verdict in verdicts if verdict.problems]
     if bad:
         fix = f"'stacker cache {run.path}/config.yaml' rebuilds what is missing or damaged"
-        raise Failure(f"{len(bad)} of {len(verdicts)} caches are not as they should be; {fix}", 1)
+        what = f"{len(bad)} of {plural(len(verdicts), 'cache')} of {run.path} are not as they should be"
+        raise Failure(f"{what}; {fix}", 1)
 
 
 @cache.command()
@@ -173,7 +175,6 @@ def inspect(
     """Draw cached heatmaps over images of RUN; without --image or --sample, list its caches."""
     from stacker.caches import summary
     from stacker.cli.tables.data import caches_table
-    from stacker.errors import plural
     from stacker.figures.canvas import save_figure
     from stacker.figures.heatmaps import draw
 

@@ -18,6 +18,7 @@ from stacker.cli.common import Commands
 from stacker.cli.compare import compare
 from stacker.cli.data import check, data
 from stacker.cli.predict import pack, predict
+from stacker.cli.runs import runs
 from stacker.cli.stack import demo, run, stack
 from stacker.cli.train import export, probe, train, tune
 
@@ -54,6 +55,7 @@ COMMANDS = (
     probe,
     tune,
     run,
+    runs,
     train,
     cache,
     inspect,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from stacker.cli.common import FULL, SET, repeated, show, takes_config
+from stacker.cli.common import FULL, SET, Failure, repeated, show, takes_config
+from stacker.errors import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stacker.config.root import Config
 
 
@@ -35,22 +38,23 @@ def demo(overrides: tuple[str, ...], full: bool) -> None:
 @repeated(
     "--meta",
     "metas",
-    "Meta-learner, one of ours or a class as module.Class. May be repeated; default: stack.meta.",
+    "Meta-learner, one of ours or a class as module.Class, or 'NAME: FEATURE + FEATURE' for other "
+    "features than stack.features. May be repeated; default: stack.meta.",
 )
 @FULL
 def stack(config: Config, metas: tuple[str, ...], full: bool) -> None:
     """Stage three: train meta-learners on the cached maps and score them on the test cases."""
     from stacker import pipeline
     from stacker.cli.tables.scores import score_tables
-    from stacker.run import reopen, store_config
+    from stacker.run import StackName, reopen, store_config
 
-    for name in metas:
-        config.stack.require(name)
+    config.stack.require(*(StackName.parse(name, ()).meta for name in metas))
     run = reopen(config, store=False)
     metrics = pipeline.stack(run, metas or config.stack.meta)
     store_config(run)  # not before: settings that cannot be fitted are not kept
     show(*score_tables(metrics, full))
     click.echo(f"\n{run.path}/metrics.json, predictions.csv, figures/")
+    _require_all_fitted(metrics)
 
 
 @click.command()
@@ -61,5 +65,16 @@ def run(config: Config, full: bool) -> None:
     from stacker import pipeline
     from stacker.cli.tables.scores import score_tables
 
-    show(*score_tables(pipeline.run_all(config), full))
+    metrics = pipeline.run_all(config)
+    show(*score_tables(metrics, full))
     click.echo(f"\n{config.run_path}/metrics.json, predictions.csv, figures/")
+    _require_all_fitted(metrics)
+
+
+def _require_all_fitted(metrics: Mapping[str, Any]) -> None:
+    """Fail where a stack could not be fitted; the others are shown by then."""
+    failures = metrics["failures"]
+    if failures:
+        listed = [f"{name}: {why}" for name, why in failures.items()]
+        what = f"{plural(len(failures), 'stack')} could not be fitted, the others are:"
+        raise Failure("\n  ".join([what, *listed]), 1)

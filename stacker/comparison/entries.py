@@ -159,8 +159,8 @@ def _has_cells(features: Sequence[str], config: StackConfig) -> bool:
 
 
 def entry_name(design: Design) -> str:
-    """Return what an entry is called; the rules look at nothing but probabilities."""
-    return design.meta if design.meta in RULES else f"{design.meta}: {' + '.join(design.features)}"
+    """Return what an entry is called: as the stack of the same design."""
+    return str(design.name)
 
 
 def slug(name: str) -> str:

@@ -22,7 +22,7 @@ from stacker.caches.format import Rows
 from stacker.comparison.controls import LABELS, MAPS, is_of_maps
 from stacker.comparison.entries import Comparison, Entry
 from stacker.files import publish, write_json
-from stacker.run import Run
+from stacker.run import BaseModel, Run
 from stacker.scores.bootstrap import Resampling
 from stacker.scores.multiplicity import at_chance, choose, gains, null_rows
 from stacker.scores.predictions import Predictions
@@ -81,6 +81,7 @@ def _score(comparison: Comparison, run: Run) -> dict[str, Any]:
         "positive": manifest.positive,
         "unit": manifest.unit,
         "intervals": how.description,
+        "base_models": [str(BaseModel(name, fold.name)) for name, fold in run.jobs()],
         "sizes": {
             part: {"images": len(rows), "cases": len(np.unique(rows.case_id))}
             for part, rows in comparison.rows.items()

@@ -28,9 +28,9 @@ from stacker.progress import bar
 from stacker.run import Run
 from stacker.scores.bootstrap import Resampling
 from stacker.stacking.admission import open_caches
-from stacker.stacking.finish import Says
+from stacker.stacking.finish import Says, say_plainly
 from stacker.stacking.fitting import parts_of
-from stacker.stacking.stage import baselines, by_unit, say_plainly
+from stacker.stacking.stage import baselines, by_unit
 
 log = logging.getLogger(__name__)
 BATCH = 32

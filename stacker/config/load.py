@@ -1,6 +1,7 @@
 """From a YAML file and `--set` overrides to a checked Config.
 
-Unknown keys are rejected with the nearest known name, and all faults are reported at once.
+Unknown keys are rejected with the nearest known name, and all faults are reported at once. The
+config.yaml inside of a run directory is that directory's, wherever it was copied or moved to.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ from pydantic import BaseModel, ValidationError
 from stacker.config.root import Config
 from stacker.errors import ConfigError
 
+RUN_FILES = ("run.json", "manifest.csv")  # which a folder has that is a run
+
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config and apply `a.b=c` overrides; raise ConfigError with every fault in it."""
+    """Read a YAML config and apply `a.b=c` overrides; raise ConfigError with every fault in it.
+
+    Of a run's own config.yaml, `run` and `artifacts` are where it lies, unless they are overridden.
+    """
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -28,14 +34,25 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(raw).__name__}")
+    place = _place_of_run(path)
+    raw |= {"run": "run"} if place else {}  # a folder may have a name that no config may give
     for override in overrides:
         _override(raw, override)
+        place.pop(override.partition("=")[0], None)
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(raw).model_copy(update=place)
     except ValidationError as error:
         faults = [explain(dict(fault)) for fault in error.errors()]
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise ConfigError("\n  ".join([f"{path}: {count} in the config", *faults])) from None
+
+
+def _place_of_run(path: Path) -> dict[str, Any]:
+    """Return `artifacts` and `run` of the run directory that a config lies in; empty outside of one."""
+    if path.name != "config.yaml" or not all(path.with_name(n).exists() for n in RUN_FILES):
+        return {}
+    folder = path.parent if path.parent.name not in ("", "..") else path.parent.resolve()
+    return {"artifacts": folder.parent, "run": folder.name}
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

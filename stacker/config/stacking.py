@@ -20,7 +20,7 @@ from stacker.config.learners import (
     XgboostConfig,
 )
 from stacker.config.section import Names, Section, once
-from stacker.errors import require_one_of
+from stacker.errors import ConfigError, require_one_of
 
 BLOCKS = ("map_stats", "logits", "probabilities", "embeddings", "frozen")  # beside the datasets of maps
 
@@ -122,8 +122,14 @@ class StackConfig(Section):
 
     @model_validator(mode="after")
     def _meta_learners_are_known(self) -> StackConfig:
-        for name in [*self.meta, *(self.compare.meta or [])]:
-            self.custom_of(name)
+        faults = []
+        for name in dict.fromkeys([*self.meta, *(self.compare.meta or [])]):
+            try:
+                self.custom_of(name)
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            raise ValueError("\n  ".join(faults))
         return self
 
     @property
@@ -135,10 +141,16 @@ class StackConfig(Section):
         """Say whether a name is that of a meta-learner, or might be the path of a class."""
         return meta in self.names or re.match(CLASS_PATH, meta) is not None
 
-    def require(self, meta: str) -> None:
-        """Raise ConfigError for a name that no meta-learner has, with the nearest one that one has."""
-        if not self.knows(meta):
-            require_one_of("meta-learner", [meta], self.names)
+    def require(self, *metas: str) -> None:
+        """Raise ConfigError for the names that no meta-learner has, with the nearest that one has."""
+        faults = []
+        for meta in (meta for meta in metas if not self.knows(meta)):
+            try:
+                require_one_of("meta-learner", [meta], self.names)
+            except ConfigError as error:
+                faults.append(str(error))
+        if faults:
+            raise ConfigError("\n  ".join(faults))
 
     def custom_of(self, meta: str) -> CustomConfig | None:
         """Return how a meta-learner is built that is not one of ours; raise ValueError for neither."""

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from stacker.backbones.backbone import create
-from stacker.backbones.checkpoint import read_facts, save_checkpoint
+from stacker.backbones.checkpoint import save_checkpoint
 from stacker.backbones.devices import Machine
-from stacker.backbones.weights import require_unseen, trained_on, weights_sha256
+from stacker.backbones.sources import read_facts, trained_on, weights_sha256
+from stacker.backbones.weights import require_unseen
 from stacker.caches.format import Provenance, Rows, describe_preprocessing, part_file
 from stacker.caches.reader import open_cache
 from stacker.caches.rows import unseen

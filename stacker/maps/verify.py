@@ -8,6 +8,7 @@ minus the bias, that it does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from stacker.errors import BackboneError, CacheError, RunError, first_few
 from stacker.maps.targets import Target, make_target, planned
 from stacker.run import BaseModel, Run
 
+log = logging.getLogger(__name__)
 SUMMING = ("gradcam", "hirescam")  # the methods whose maps sum to the logit behind an average
 
 
@@ -38,9 +40,16 @@ class Verdict:
 
 
 def verify(run: Run) -> list[Verdict]:
-    """Examine every cache that a run should have, and name folders that are none of them."""
+    """Examine every cache that a run should have, and name folders that are none of them.
+
+    Those of a base model that takes no part any more stay out of it.
+    """
     verdicts = [_examine(run, base, fold) for base, fold in planned(run)]
-    strangers = {f"{folder.parent.name}/{folder.name}" for folder in run.path.glob("cache/*/*/")}
+    places = [BaseModel(folder.parent.name, folder.name) for folder in run.path.glob("cache/*/*/")]
+    idle = [base for base in places if not run.takes_part(base) and run.model_file(*base).exists()]
+    for base in idle:
+        log.info("cache/%s takes no part: its backbone is not in this config", base)
+    strangers = {str(base) for base in places if base not in idle}
     strangers -= {verdict.name for verdict in verdicts}
     stranger = "not a cache of this run: remove the folder"
     return [*verdicts, *(Verdict(name, 0, 0, 0, (stranger,)) for name in sorted(strangers))]

@@ -28,6 +28,7 @@ from typing import IO, Any
 
 import yaml
 
+from stacker.config.learners import RULES
 from stacker.config.root import Config
 from stacker.errors import RunError
 from stacker.files import publish, require_space
@@ -36,7 +37,7 @@ from stacker.prediction.predictor import fitted_cases, needed, require_checkpoin
 from stacker.prediction.unpack import LIST, PIECE, SCHEMA
 from stacker.run import Run
 from stacker.stacking.novelty import novelty_file
-from stacker.stacking.saved import CENTRES, default_meta, load_stack
+from stacker.stacking.saved import CENTRES, choose_stack, load_stack
 
 FACTS = ("name", "size", "mean", "std", "classes", "target_layer", "fold", "identity", "versions")
 Open = Callable[[str], AbstractContextManager[IO[bytes]]]
@@ -63,8 +64,7 @@ def pack(
     """
     if out.exists():
         raise RunError(f"{out} is there already; give another --out, or remove it")
-    name = meta or default_meta(run)
-    run.config.stack.require(name)
+    name = choose_stack(run, meta)
     stack = load_stack(run, name, trusted)
     models = {str(base): run.model_file(*base) for base in needed(stack)}
     require_checkpoints(run, stack)
@@ -84,12 +84,13 @@ def pack(
         if keep_cases:
             cases, all_of_them = fitted_cases(run, stack)
             facts |= {"fitted_cases": sorted(cases)} if all_of_them else {}
-        add(f"stack/{name}/stack.json", [_json(facts)])
-        for path in [run.stack_folder(name) / CENTRES, *_members(run, name, facts["members"])]:
-            add(f"stack/{name}/{path.name}", _pieces(path))
+        folder = run.stack_folder(name)
+        add(f"stack/{folder.name}/stack.json", [_json(facts)])
+        for path in [folder / CENTRES, *_members(folder, facts["members"])]:
+            add(f"stack/{folder.name}/{path.name}", _pieces(path))
         if novelty_file(run).exists():
             add(f"stack/{novelty_file(run).name}", _pieces(novelty_file(run)))
-        add("config.yaml", [_portable(run.config, name).encode()])
+        add("config.yaml", [_portable(run.config, facts).encode()])
         add("MODEL_CARD.md", [model_card(run, name, stack.facts).encode()])
         content = {"schema": SCHEMA, "meta": name, "classes": stack.classes, "files": listed}
         sha256 = add(LIST, [_json(content)])
@@ -100,19 +101,19 @@ def _json(content: Any) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _members(run: Run, name: str, counts: Mapping[str, int]) -> list[Path]:
+def _members(folder: Path, counts: Mapping[str, int]) -> list[Path]:
     """Return the files of a stack's members, and of nothing that earlier fits left."""
-    folder = run.stack_folder(name)
     stems = (f"{scope}-{number}" for scope, count in counts.items() for number in range(count))
     return sorted(path for stem in stems for path in folder.glob(f"{stem}.*") if path.is_file())
 
 
-def _portable(config: Config, meta: str) -> str:
-    """Return the settings without the paths of this machine."""
+def _portable(config: Config, facts: Mapping[str, Any]) -> str:
+    """Return the settings without the paths of this machine, with what makes a stack the pack's own."""
     content = config.model_dump(mode="json")
     content |= {"artifacts": ".", "device": "auto", "tune": None}
     content["data"] |= {"path": ".", "fold_list": None, "masks": None}
-    content["stack"]["meta"] = [meta]
+    content["stack"] |= {"meta": [facts["meta"]]}
+    content["stack"] |= {} if facts["meta"] in RULES else {"features": facts["features"]}
     for settings in (*content["backbones"].values(), *content["frozen"].values()):
         settings["weights"] = Path(settings["weights"]).name
     return yaml.safe_dump(content, sort_keys=False)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stacker.backbones.checkpoint import read_facts
 from stacker.backbones.devices import Machine
+from stacker.backbones.sources import read_facts
 from stacker.config.maps import name_maps
 from stacker.data.formats.registry import case_in
 from stacker.errors import BackboneError, ConfigError, StackError, plural
@@ -37,7 +37,7 @@ from stacker.prediction.rows import CasePrediction, Cases, Prediction, Row, Skip
 from stacker.run import BaseModel, Run
 from stacker.stacking.blocks import array_of, probabilities, sees_frozen
 from stacker.stacking.novelty import UNLIKE, Novelty, load_novelty, novelty_file
-from stacker.stacking.saved import Stack, default_meta, load_stack
+from stacker.stacking.saved import Stack, choose_stack, load_stack
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,8 +56,7 @@ def open_predictor(
     `abstain` takes the place of `stack.abstain`; `trusted` are the packages whose classes a custom
     meta-learner may be made of.
     """
-    name = meta or default_meta(run)
-    run.config.stack.require(name)
+    name = choose_stack(run, meta)
     stack = load_stack(run, name, trusted)
     require_checkpoints(run, stack)
     limit = run.config.stack.abstain if abstain is None else abstain

@@ -22,12 +22,12 @@ from stacker.errors import RunError
 from stacker.files import file_sha256
 from stacker.run import Run, open_run
 
-SCHEMA = 1
+SCHEMA = 2
 LIST = "pack.json"
 MOST_LIST_BYTES = 8_000_000
 ENCRYPTED = 1  # among the flags of a member
 PIECE = 1 << 20
-NAME = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
+NAME = re.compile(r"[\w.+@-]+(/[\w.+@-]+)*")
 AGAIN = "copy the pack again, or rebuild it with 'stacker pack'"
 
 

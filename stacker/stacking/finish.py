@@ -27,6 +27,7 @@ from stacker.scores.predictions import (
     finished,
     log_odds,
     log_of,
+    mean_over_folds,
 )
 from stacker.stacking.learners.contract import fit_sigmoid
 
@@ -182,6 +183,24 @@ def conclude(
     of_cases = None if case_finish is None else ({0: case_finish},)
     tested = _finished(test, ({0: finish},), of_cases)
     return Says(reported, tested, finish, case_finish, areas)
+
+
+def say_plainly(
+    config: StackConfig,
+    parts: np.ndarray | None,
+    truth: tuple[np.ndarray, np.ndarray],
+    development: np.ndarray,
+    test_truth: tuple[np.ndarray, np.ndarray],
+    tests: np.ndarray,
+) -> Says:
+    """Return what a model says that needs no fit: (N, K) out of fold, (folds, N, K) of test rows.
+
+    It is finished and scored in the same `parts` (R, N) as a stack is.
+    """
+    plain = None
+    if parts is not None:
+        plain = unfinished(truth, np.repeat(development[None], len(parts), axis=0), parts)
+    return conclude(config, plain, Predictions(*test_truth, mean_over_folds(tests)))
 
 
 def _finished(said: Predictions, finish: Finishes, case_finish: Finishes | None) -> Predictions:

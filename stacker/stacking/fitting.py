@@ -26,12 +26,13 @@ from stacker.config.learners import RULES
 from stacker.config.stacking import StackConfig
 from stacker.data.cuts import cut
 from stacker.errors import StackError
+from stacker.run import StackName
 from stacker.scores.metrics import area_within
 from stacker.scores.predictions import Predictions, mean_over_folds
 from stacker.stacking.finish import Says, conclude, unfinished
 from stacker.stacking.learners.contract import MetaLearner, class_factors, row_weights, unweigh
 from stacker.stacking.learners.matrix import Matrix
-from stacker.stacking.learners.registry import build, features_of, is_scaled, is_seeded, parameters
+from stacker.stacking.learners.registry import build, is_scaled, is_seeded, parameters
 from stacker.stacking.preparation import Preparation, fit_centres, fit_preparation
 from stacker.stacking.tables import Tables
 
@@ -57,7 +58,12 @@ class Design:
         cls, name: str, features: Sequence[str], config: StackConfig, seed: int, device: str
     ) -> Design:
         """Return a design; the rules look at probabilities, whatever the others look at."""
-        return cls(name, features_of(name, features), config, seed, device)
+        return cls(*StackName.of(name, features), config, seed, device)
+
+    @property
+    def name(self) -> StackName:
+        """What the stack is known by that comes of it."""
+        return StackName(self.meta, self.features)
 
     @property
     def seeds(self) -> list[int]:
@@ -145,6 +151,12 @@ def fit(design: Design, tables: Tables) -> Fitted:
     says = conclude(design.config, development, test, areas)
     columns = len(next(iter(members.values()))[0].preparation.columns)
     return Fitted(members, centres, says, len(table.rows), columns, fitted - started, done - fitted)
+
+
+def require_fittable(design: Design, tables: Tables) -> None:
+    """Raise StackError for what can be told to fail before anything is fitted."""
+    list(scopes(tables))
+    build(design.meta, design.config, design.seed, tables.development.columns, design.device).check()
 
 
 def ready(design: Design, tables: Tables) -> tuple[Tables, dict[str, np.ndarray]]:

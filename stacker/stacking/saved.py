@@ -1,18 +1,21 @@
 """A fitted stack on disk: its members, what it says of itself, and what it said of the run's cases.
 
-    stack/<meta>/stack.json           what it was fitted with and on, calibrations and thresholds
-                 centres.npz          what is taken off the columns of each fold's models
-                 <scope>-<seed>.npz   scales and components of one member
-                 <scope>-<seed>.*     its meta-learner: skops, UBJSON, safetensors or JSON, never pickle
-                 predictions.npz             raw probabilities of development and test rows
-    out_of_fold.csv                   a line per model, development image and cut into parts
-    predictions.csv                   a line per model and test image
-    ..._cases.csv                     the same by case, where each case has one label
+    stack/<meta>@<features>/
+        stack.json           what it was fitted with and on, calibrations and thresholds
+        centres.npz          what is taken off the columns of each fold's models
+        <scope>-<seed>.npz   scales and components of one member
+        <scope>-<seed>.*     its meta-learner: skops, UBJSON, safetensors or JSON, never pickle
+        predictions.npz      raw probabilities of development and test rows
+    out_of_fold.csv          a line per model, development image and cut into parts
+    predictions.csv          a line per model and test image
+    ..._cases.csv            the same by case, where each case has one label
 
-`stack.json` is written last and removed first, so that it never speaks of other files. The tables of
-what all models said are enough to compute every published score again: `raw_<class>` is what images are
-ranked by, within their `part` of a `cut`; `p_<class>` is calibrated, `threshold` is from where on the
-last class is predicted (the likeliest where it is empty). Numbers are read back to the last bit.
+A meta-learner has a stack for every choice of features; that on `stack.features` is called by the name
+of the meta-learner alone, any other by its full name. `stack.json` is written last and removed first, so
+that it never speaks of other files. The tables of what all models said are enough to compute every
+published score again: `raw_<class>` is what images are ranked by, within their `part` of a `cut`;
+`p_<class>` is calibrated, `threshold` is from where on the last class is predicted (the likeliest where
+it is empty). Numbers are read back to the last bit.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from stacker.config.stacking import StackConfig
 from stacker.data.manifest import Manifest
 from stacker.errors import RunError, StackError
 from stacker.files import digest, publish, read_json, write_arrays, write_json
-from stacker.run import Run
+from stacker.run import Run, StackName
 from stacker.scores.predictions import Finish, Predictions, by_case, mean_over_folds
 from stacker.stacking.blocks import Arrays, Blocks, assemble, resolve
 from stacker.stacking.finish import Says, conclude, unfinished
@@ -151,11 +154,12 @@ def is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
 def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
     """Read a fitted stack; raise StackError when a file of it is missing or strange."""
     folder, facts = run.stack_folder(name), stack_facts(run, name)
+    meta, label = str(facts["meta"]), run.stack_label(run.stack_name(name))
     config = StackConfig.model_validate(facts["settings"])
 
     def load(stem: Path, factors: list[float]) -> Member:
         preparation = Preparation.load(stem.with_name(f"{stem.name}.npz"))
-        learner = load_meta(name, config, stem, preparation.columns, trusted)
+        learner = load_meta(meta, config, stem, preparation.columns, trusted)
         return Member(preparation, learner, np.array(factors))
 
     members = {
@@ -165,15 +169,17 @@ def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
     finish = Finish.from_dict(facts["finish"])
     case_finish = Finish.from_dict(facts["case_finish"]) if facts["case_finish"] else finish
     blocks = resolve(facts["features"], config)
-    return Stack(name, facts, blocks, members, read_arrays(folder / CENTRES), finish, case_finish)
+    return Stack(label, facts, blocks, members, read_arrays(folder / CENTRES), finish, case_finish)
 
 
 def stack_facts(run: Run, name: str) -> dict[str, Any]:
     """Return what a fitted stack says of itself; raise RunError when there is none."""
     path = run.stack_folder(name) / "stack.json"
     if not path.exists():
+        fitted = ", ".join(run.stack_label(known) for known in fitted_names(run)) or "none"
         raise RunError(
-            f"{path}: no such meta-learner", f"run 'stacker stack CONFIG --meta {name}' first"
+            f"{run.path}: no stack '{run.stack_name(name)}' is fitted; fitted are: {fitted}",
+            f"run 'stacker stack CONFIG --meta {name!r}' first",
         )
     facts: dict[str, Any] = read_json(path)
     if facts.get("schema") != SCHEMA:
@@ -184,19 +190,42 @@ def stack_facts(run: Run, name: str) -> dict[str, Any]:
     return facts
 
 
-def fitted_names(run: Run) -> list[str]:
-    """Return the names of all stacks of a run, those of `stack.meta` first."""
-    names = {path.parent.name for path in run.path.glob("stack/*/stack.json")}
-    first = [name for name in run.config.stack.meta if name in names]
+def fitted_names(run: Run) -> list[StackName]:
+    """Return all stacks of a run, those of `stack.meta` on `stack.features` first."""
+    names = {name for _, name in _folders(run) if name is not None}
+    first = [name for name in map(run.stack_name, run.config.stack.meta) if name in names]
     return [*first, *sorted(names - set(first))]
 
 
-def default_meta(run: Run) -> str:
-    """Return the first of `stack.meta` that is fitted, or else any other that is."""
+def strange_folders(run: Run) -> list[str]:
+    """Return the folders of stacks that do not say of themselves what they are called."""
+    return [folder.name for folder, name in _folders(run) if name is None]
+
+
+def _folders(run: Run) -> Iterator[tuple[Path, StackName | None]]:
+    """Yield the folders of stacks with their names; None where the two do not agree."""
+    for path in sorted(run.path.glob("stack/*/stack.json")):
+        try:
+            facts = read_json(path)
+            name = StackName.of(facts["meta"], facts["features"])
+        except (ValueError, KeyError, TypeError):
+            name = None
+        yield path.parent, name if name and name.folder == path.parent.name else None
+
+
+def choose_stack(run: Run, text: str | None) -> str:
+    """Return the stack that a text names, or the first of `stack.meta` that is fitted, or any other.
+
+    Raise ConfigError for a meta-learner that nobody knows, RunError where nothing is fitted.
+    """
+    if text is not None:
+        name = run.stack_name(text)
+        run.config.stack.require(name.meta)
+        return run.stack_label(name)
     names = fitted_names(run)
     if not names:
         raise RunError(f"{run.path}: no meta-learner is fitted yet", "run 'stacker stack CONFIG' first")
-    return names[0]
+    return run.stack_label(names[0])
 
 
 def _save_says(folder: Path, says: Says) -> None:

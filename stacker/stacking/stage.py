@@ -10,33 +10,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from stacker.caches.reader import open_cache
-from stacker.config.stacking import StackConfig
-from stacker.data.images import read_mask
+from stacker.config.changes import changes
 from stacker.data.manifest import Manifest
+from stacker.errors import StackerError, StackError, plural
 from stacker.figures.canvas import save_figure
-from stacker.figures.evidence import upsample
 from stacker.figures.scores import confusion_figure, reliability_figure, roc_figure
 from stacker.files import digest, read_json, versions, write_json
 from stacker.progress import track
-from stacker.run import Run
+from stacker.run import FROZEN, Run
 from stacker.scores.bootstrap import Resampling
-from stacker.scores.predictions import Predictions, mean_over_folds
+from stacker.scores.predictions import Predictions
 from stacker.stacking.admission import open_caches
 from stacker.stacking.blocks import resolve, sees_frozen
-from stacker.stacking.finish import Says, conclude, unfinished
-from stacker.stacking.fitting import Design, cut_parts, fit
+from stacker.stacking.finish import Says, say_plainly
+from stacker.stacking.fitting import Design, cut_parts, fit, require_fittable
+from stacker.stacking.localisation import localise
 from stacker.stacking.novelty import keep_novelty
 from stacker.stacking.saved import (
     fitted_names,
     is_current,
     load_says,
     save_stack,
+    strange_folders,
     write_predictions,
 )
 from stacker.stacking.tables import Caches, Tables
@@ -45,31 +45,91 @@ log = logging.getLogger(__name__)
 
 
 def fit_stack(run: Run, names: Sequence[str]) -> dict[str, Any]:
-    """Fit the named meta-learners that are not fitted yet; return the run's metrics."""
-    for name in names:
-        run.config.stack.require(name)
-    config = run.config.stack
-    caches = open_caches(run, sees_frozen(resolve(config.features, config)))
+    """Fit the named stacks that are not fitted yet; return the run's metrics.
+
+    A name is that of a meta-learner, on `stack.features`, or a full one with its features. All are
+    looked at before the first is fitted: raise StackerError with every fault that can be told then. One
+    that fails later does not stop the others: the reason is under `failures`.
+    """
+    caches = open_caches(run, _needs_frozen(run, names))
+    plans = _plan(run, caches, names)
     keep_novelty(run, caches)
-    for name in track(names, "fit meta-learners", total=len(names)):
-        design = design_of(run, name)
-        tables = caches.tables(design.features, run.config.stack)
-        identity = identity_of(design, caches, tables)
-        if is_current(run.stack_folder(name), identity):
-            log.info("stack %s: done already", name)
-        else:
-            fitted = fit(design, tables)
-            save_stack(run.stack_folder(name), design, fitted, identity, facts_of(run, caches))
-            count, seconds = sum(map(len, fitted.members.values())), fitted.fit_seconds
-            size = f"{fitted.rows} rows x {fitted.columns} columns"
-            log.info("stack %s: %s, %d fits in %.1f s", name, size, count, seconds)
-    return _summarise(run, caches)
+    failures: dict[str, str] = {}
+    for label, plan in track(plans.items(), "fit meta-learners", total=len(plans)):
+        if plan is None:
+            log.info("stack %s: done already", label)
+            continue
+        try:
+            fitted = fit(plan.design, plan.tables)
+        except StackerError as error:
+            log.error("stack %s: %s", label, error)  # noqa: TRY400  # a message, not a bug
+            failures[label] = str(error)
+            continue
+        folder = run.stack_folder(str(plan.design.name))
+        save_stack(folder, plan.design, fitted, plan.identity, facts_of(run, caches))
+        fits, size = (
+            sum(map(len, fitted.members.values())),
+            f"{fitted.rows} rows x {fitted.columns} columns",
+        )
+        log.info("stack %s: %s, %s in %.1f s", label, size, plural(fits, "fit"), fitted.fit_seconds)
+    if failures and len(failures) == len(plans):
+        raise _together(f"{plural(len(failures), 'stack')} could not be fitted", failures)
+    return _summarise(run, caches, failures)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A stack to be fitted: how, on which tables, and what will stand for it."""
+
+    design: Design
+    tables: Tables
+    identity: dict[str, Any]
+
+
+def _plan(run: Run, caches: Caches, names: Sequence[str]) -> dict[str, _Plan | None]:
+    """Return what is to be fitted, None for what is there; raise StackerError with all faults in it."""
+    plans: dict[str, _Plan | None] = {}
+    faults: dict[str, StackerError] = {}
+    for name in names:
+        label = run.stack_label(run.stack_name(name))
+        try:
+            run.config.stack.require(run.stack_name(name).meta)
+            design = design_of(run, name)
+            tables = caches.tables(design.features, run.config.stack)
+            identity = identity_of(design, caches, tables)
+            plans[label] = None
+            if not is_current(run.stack_folder(name), identity):
+                require_fittable(design, tables)
+                plans[label] = _Plan(design, tables, identity)
+        except StackerError as error:
+            faults[label] = error
+    if len(faults) == 1 == len(names):
+        raise next(iter(faults.values()))
+    if faults:
+        what = f"{len(faults)} of {plural(len(names), 'stack')} cannot be fitted, so none was"
+        raise _together(what, {label: str(error) for label, error in faults.items()})
+    return plans
+
+
+def _together(what: str, reasons: Mapping[str, str]) -> StackError:
+    """Return one error for several stacks."""
+    return StackError("\n  ".join([f"{what}:", *(f"{name}: {why}" for name, why in reasons.items())]))
+
+
+def _needs_frozen(run: Run, names: Sequence[str]) -> bool:
+    """Say whether some stack looks at frozen backbones: one to be fitted, or one that stands beside."""
+    config = run.config.stack
+    if any(sees_frozen(resolve(run.stack_name(name).features, config)) for name in names):
+        return True
+    cached = [(run.cache_folder(name, FROZEN) / "index.h5").exists() for name in run.config.frozen]
+    beside = any(sees_frozen(resolve(name.features, config)) for name in fitted_names(run))
+    return bool(cached) and all(cached) and beside
 
 
 def design_of(run: Run, name: str) -> Design:
-    """Return how a meta-learner is fitted in a run."""
-    config = run.config
-    return Design.of(name, config.stack.features, config.stack, config.seed, config.device)
+    """Return how a stack is fitted in a run."""
+    config, stack = run.config, run.stack_name(name)
+    return Design.of(stack.meta, stack.features, config.stack, config.seed, config.device)
 
 
 def identity_of(design: Design, caches: Caches, tables: Tables) -> dict[str, Any]:
@@ -94,6 +154,7 @@ def facts_of(run: Run, caches: Caches) -> dict[str, Any]:
         "lower": run.config.cam.lower,
         "precision": caches.precision,
         "backbones": caches.backbones,
+        "base_models": [str(base) for base in caches.origins],
         "folds": caches.folds,
         "cases": _count_cases(run),
         "versions": versions(),
@@ -134,44 +195,45 @@ def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
     }
 
 
-def say_plainly(
-    config: StackConfig,
-    parts: np.ndarray | None,
-    truth: tuple[np.ndarray, np.ndarray],
-    development: np.ndarray,
-    test_truth: tuple[np.ndarray, np.ndarray],
-    tests: np.ndarray,
-) -> Says:
-    """Return what a model says that needs no fit: (N, K) out of fold, (folds, N, K) of test rows.
-
-    It is finished and scored in the same `parts` (R, N) as a stack is.
-    """
-    plain = None
-    if parts is not None:
-        plain = unfinished(truth, np.repeat(development[None], len(parts), axis=0), parts)
-    return conclude(config, plain, Predictions(*test_truth, mean_over_folds(tests)))
-
-
 def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
-    """Return what the stacks say that were fitted with the present settings; mention the others."""
-    config, says, others = run.config.stack, {}, []
+    """Return what the stacks say that are of the present settings and caches; mention the others."""
+    says, others = {}, [f"{folder} (not understood)" for folder in strange_folders(run)]
     for name in fitted_names(run):
-        folder = run.stack_folder(name)
-        seeds = read_json(folder / "stack.json")["seeds"]
-        if config.knows(name) and seeds[0] == run.config.seed and len(seeds) in (1, config.seeds):
-            design = replace(design_of(run, name), drawn=tuple(seeds))  # nothing is imported
-            identity = identity_of(design, caches, caches.tables(design.features, config))
-            if is_current(folder, identity):
-                says[name] = load_says(folder, config)
-                continue
-        others.append(name)
+        folder, label = run.stack_folder(str(name)), run.stack_label(name)
+        why = _outdated(run, caches, read_json(folder / "stack.json"))
+        if why:
+            others.append(f"{label} ({why})")
+        else:
+            says[label] = load_says(folder, run.config.stack)
     if others:
-        named = ", ".join(others)
-        log.warning("stacks of other settings are left out: %s; refresh them with --meta", named)
+        log.warning("left out, of other settings: %s; fit again with --meta", "; ".join(others))
     return says
 
 
-def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
+def _outdated(run: Run, caches: Caches, facts: Mapping[str, Any]) -> str:
+    """Return why a fitted stack is not of the present settings and caches; empty if it is."""
+    config, seeds = run.config.stack, facts["seeds"]
+    gone = [name for name in facts["blocks"] if name not in config.blocks]
+    if gone or not config.knows(facts["meta"]):
+        return f"stack.blocks.{gone[0]} is gone" if gone else "not in this config"
+    design = Design.of(facts["meta"], facts["features"], config, run.config.seed, run.config.device)
+    count = len(seeds) if len(seeds) in (1, config.seeds) else config.seeds
+    drawn = tuple(run.config.seed + number for number in range(count))
+    design = replace(design, drawn=drawn)  # so that nothing is imported to count them
+    try:
+        identity = identity_of(design, caches, caches.tables(design.features, config))
+    except StackerError as error:
+        return error.what
+    if digest(identity) == facts["digest"]:
+        return ""
+    if set(identity["checkpoints"]) != set(facts["checkpoints"]):
+        return "of other base models"
+    if any(identity[key] != facts[key] for key in ("checkpoints", "origins", "columns")):
+        return "of other caches"
+    return "; ".join(changes({key: facts.get(key) for key in identity}, identity))
+
+
+def _summarise(run: Run, caches: Caches, failures: Mapping[str, str]) -> dict[str, Any]:
     """Score everything that is fitted, and write metrics.json, the predictions and the figures."""
     manifest, folds = run.manifest, run.folds
     plain = caches.tables(["logits"], run.config.stack)
@@ -188,6 +250,9 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
         "positive": manifest.positive,
         "unit": manifest.unit,
         "intervals": how.description,
+        "base_models": [str(base) for base in caches.origins],
+        "stacks": {label: _named(run, label) for label in stacks},
+        "failures": dict(failures),
         "test": by_unit(how.evaluate(test), manifest.unit),
         "development": by_unit(scored, manifest.unit),
         "best_base": best_base(caches.backbones, scored),
@@ -209,6 +274,14 @@ def _summarise(run: Run, caches: Caches) -> dict[str, Any]:
     _draw(run, development, test)
     write_json(run.path / "metrics.json", metrics)
     return metrics
+
+
+def _named(run: Run, label: str) -> dict[str, Any]:
+    """Return which stack a label means, and what stands for it."""
+    name, folder = run.stack_name(label), run.stack_folder(label)
+    where = folder.relative_to(run.path).as_posix()
+    stated = read_json(folder / "stack.json")["digest"]
+    return {"meta": name.meta, "features": list(name.features), "folder": where, "digest": stated}
 
 
 def _draw(run: Run, development: Mapping[str, Predictions], test: Mapping[str, Predictions]) -> None:
@@ -259,48 +332,3 @@ def by_unit(scores: dict[str, dict[str, Any]], unit: str) -> dict[str, dict[str,
         }
         for name, of_model in scores.items()
     }
-
-
-def pointing_and_mass(map_hw: np.ndarray, mask: np.ndarray) -> tuple[bool, float]:
-    """Say whether the map's peak lies inside the mask, and which share of its positive mass does.
-
-    A map without any positive value points nowhere: a miss, with no mass inside.
-    """
-    heat = upsample(map_hw, mask.shape).clip(min=0)
-    if heat.max() <= 0:
-        return False, 0.0
-    return bool(mask.flat[heat.argmax()]), float(heat[mask].sum() / heat.sum())
-
-
-def localise(run: Run) -> dict[str, Any]:
-    """Score each backbone's maps of the true class on the test images that have a mask.
-
-    `mask_area` is what a map that knows nothing would reach. Labels are used to look, never to stack.
-    """
-    tests = [run.manifest.images[row] for row in run.manifest.rows_of(run.folds.group, run.folds.test)]
-    masks = {image.id: read_mask(image, run.config) for image in tests}
-    known = {name: mask for name, mask in masks.items() if mask is not None and mask.any()}
-    result: dict[str, Any] = {}
-    for backbone in run.config.backbones:
-        scores = []
-        for fold in run.folds.folds:
-            cache = open_cache(run.cache_folder(backbone, fold.name))
-            wanted = np.array([i.decode() in known for i in cache.rows.image_id])
-            wanted &= cache.rows.fold == b"test"
-            rows = cache.rows.take(wanted)
-            for maps, label, image_id in zip(
-                cache.read("maps", wanted), rows.label, rows.image_id, strict=True
-            ):
-                mask = known[image_id.decode()]
-                scores.append((*pointing_and_mass(maps[label], mask), mask.mean()))
-        if scores:
-            hits, inside, areas = (
-                round(float(np.mean(column)), 4) for column in zip(*scores, strict=True)
-            )
-            result[backbone] = {
-                "pointing_game": hits,
-                "mass_inside": inside,
-                "mask_area": areas,
-                "maps": len(scores),
-            }
-    return result

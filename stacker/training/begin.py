@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from stacker.backbones.backbone import require_known
-from stacker.backbones.weights import require_files, require_unseen
 from stacker.config.root import Config
 from stacker.data.disputed import undisputed
 from stacker.data.folds import make_folds, save_folds
@@ -15,19 +13,25 @@ from stacker.data.store import open_usable
 from stacker.errors import ConfigError
 from stacker.files import read_json
 from stacker.run import Run, create_run, has_begun, reopen, store_config
-from stacker.training.optimizer import require_optimizer
+from stacker.training.plan import is_settled
 
 log = logging.getLogger(__name__)
 
 
 def begin(config: Config) -> Run:
-    """Start a run, or reopen it; raise before anything is written when the data is unusable."""
-    require_usable(config)
+    """Start a run, or reopen it; raise before anything is written when the data is unusable.
+
+    Of a run whose base models are all there, nothing is asked that they have answered: torch and timm
+    are not loaded.
+    """
     if has_begun(config):
         run = reopen(config, store=False)
-        _require_fitting(config, run.manifest)
+        if not is_settled(run):
+            require_usable(config)
+            _require_fitting(config, run.manifest)
         store_config(run)
         return run
+    require_usable(config)
     manifest = undisputed(read_manifest(config.data), config.images, config.data.on_error)
     _require_fitting(config, manifest)
     folder = config.artifacts / ".images"
@@ -37,16 +41,22 @@ def begin(config: Config) -> Run:
     else:  # a split that is refused costs no decoding
         folds = make_folds(manifest, config.folds, config.seed)
         open_usable(folder, manifest, config.images, config.data.on_error)
-    run = create_run(config)
+    run = create_run(config).with_split(manifest, folds)
     save_folds(folds, run.folds_file)
+    cases = len(set(manifest.cases)) if all(manifest.cases) else None
+    run.record("data", {"images": len(manifest.images), "cases": cases})
     save_manifest(manifest, run.manifest_file)
     log.info("%s; %s", manifest.describe(), folds.label)
     _mention_audit(run)
-    return run.with_split(manifest, folds)
+    return run
 
 
 def require_usable(config: Config) -> None:
     """Raise StackerError for a backbone, a weights file or an optimizer that is not there."""
+    from stacker.backbones.backbone import require_known
+    from stacker.backbones.weights import require_files
+    from stacker.training.optimizer import require_optimizer
+
     backbones = {**config.backbones, **config.frozen}
     require_known(list(backbones))
     require_files(backbones)
@@ -56,6 +66,8 @@ def require_usable(config: Config) -> None:
 
 def _require_fitting(config: Config, manifest: Manifest) -> None:
     """Raise for weights that cases of these images trained, and for one logit of several classes."""
+    from stacker.backbones.weights import require_unseen
+
     require_unseen({**config.backbones, **config.frozen}, manifest.cases)
     wanting = [name for name in config.backbones if config.recipe(name).loss == "bce"]
     if wanting and len(manifest.classes) > 2:
@@ -66,11 +78,22 @@ def _require_fitting(config: Config, manifest: Manifest) -> None:
 
 
 def _mention_audit(run: Run) -> None:
-    """Remind of errors that `stacker check` found in the data."""
+    """Remind of errors that `stacker check` found in the data, where it looked at just these images.
+
+    What it found otherwise (weights, disk) has been fixed by now, or this run would not have begun.
+    """
     path = run.path / "audit.json"
-    findings = read_json(path)["findings"] if path.exists() else []
-    errors = [finding["topic"] for finding in findings if finding["severity"] == "error"]
+    if not path.exists():
+        return
+    report, page = read_json(path), path.with_suffix(".md")
+    if (report.get("manifest_digest"), report.get("folds_digest")) != (
+        run.manifest.digest,
+        run.folds.digest,
+    ):
+        log.info("%s is of other images or another split; 'stacker check CONFIG' looks again", page)
+        return
+    topics = (report.get("audit") or {}).get("topics", [])
+    found = [finding["topic"] for finding in report["findings"] if finding["severity"] == "error"]
+    errors = [topic for topic in found if topic in topics]
     if errors:
-        log.warning(
-            "'stacker check' found errors (%s): see %s", ", ".join(errors), path.with_suffix(".md")
-        )
+        log.warning("'stacker check' found errors in the data (%s): see %s", ", ".join(errors), page)

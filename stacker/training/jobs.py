@@ -1,8 +1,7 @@
-"""The jobs of stage one: each backbone in each fold, trained once, resumed where it was interrupted.
+"""Working off the jobs of stage one: each is trained once, and resumed where it was interrupted.
 
-A job's result says in itself from what it was made: an identity digest of everything that decides its
-weights. A job whose result is there is skipped, one that another process has in hand is left to it, and
-one that was killed resumes after its last whole epoch.
+A job whose result is there is skipped (`plan` says which those are), one that another process has in
+hand is left to it, and one that was killed resumes after its last whole epoch.
 """
 
 from __future__ import annotations
@@ -11,134 +10,30 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from stacker.backbones.backbone import Backbone, create, require_linear
-from stacker.backbones.checkpoint import read_facts, save_checkpoint
-from stacker.backbones.devices import Machine, Subset
-from stacker.backbones.weights import build, drop_settings, trained_on, weights_sha256
-from stacker.config.training import BackboneConfig, TrainConfig
-from stacker.data.folds import Fold, fold_name
-from stacker.data.store import Pixels
-from stacker.errors import BackboneError, RunError, require_one_of
-from stacker.files import digest, held, require_space, sweep, versions
+from stacker.backbones.backbone import require_linear
+from stacker.backbones.checkpoint import save_checkpoint
+from stacker.backbones.devices import Machine
+from stacker.backbones.sources import trained_on, weights_sha256
+from stacker.backbones.weights import build, drop_settings
+from stacker.config.training import BackboneConfig
+from stacker.errors import BackboneError
+from stacker.files import held, require_space, sweep, versions
 from stacker.progress import bar
-from stacker.run import BaseModel, Run
 from stacker.training.board import draw_maps
 from stacker.training.loop import finetune
 from stacker.training.measures import Epoch
 from stacker.training.optimizer import require_stages
+from stacker.training.plan import Job
 from stacker.training.record import Snapshot, Watch, load_snapshot
 
 log = logging.getLogger(__name__)
 UNKEPT = ("images_per_second", "gpu_gb", "lr_by_step")  # of an epoch, not a checkpoint's business
-
-
-@dataclass(frozen=True)
-class Job:
-    """One base model to be: a backbone in a fold of a run."""
-
-    run: Run
-    backbone: str
-    fold: Fold
-
-    @property
-    def base(self) -> BaseModel:
-        """The base model, whose name is the job's."""
-        return BaseModel(self.backbone, self.fold.name)
-
-    @property
-    def recipe(self) -> TrainConfig:
-        """How the backbone is trained."""
-        return self.run.config.recipe(self.backbone)
-
-    @property
-    def path(self) -> Path:
-        """The base model's file."""
-        return self.run.model_file(*self.base)
-
-    @property
-    def seed(self) -> int:
-        """Where the job's randomness starts."""
-        return int(digest([self.run.config.seed, *self.base]), 16) % 2**31
-
-    @property
-    def identity(self) -> str:
-        """Stand for all that decides the base model's weights."""
-        run, config = self.run, self.run.config
-        settings = config.backbones[self.backbone]
-        return digest(
-            {
-                "backbone": self.backbone,
-                "weights_sha256": weights_sha256(self.backbone, settings),
-                "settings": settings.model_dump(mode="json", exclude={"train"}),
-                "recipe": self.recipe.model_dump(mode="json"),
-                "images": config.images.model_dump(mode="json"),
-                "seed": config.seed,
-                "fold": self.fold.name,
-                "manifest": run.manifest.digest,
-                "folds": run.folds.digest,
-            }
-        )
-
-    @property
-    def images(self) -> int:
-        """How many images the job will see, epoch by epoch: what its progress is counted in."""
-        return len(self.run.manifest.rows_of(self.run.folds.group, self.fold.train)) * self.recipe.epochs
-
-    def build(self) -> Backbone:
-        """Return the backbone that the job starts from: the same one whenever it is built."""
-        run, config = self.run, self.run.config
-        torch.manual_seed(self.seed)
-        settings, drop = config.backbones[self.backbone], drop_settings(self.recipe)
-        return create(self.backbone, len(run.manifest.classes), settings, config.images.shape, drop)
-
-    def parts(self, pixels: Pixels) -> tuple[Subset, Subset]:
-        """Return what the model is trained on, and what its best epoch is chosen by."""
-        manifest, group = self.run.manifest, self.run.folds.group
-        cases = np.array(manifest.cases)
-        train, validation = (
-            Subset(pixels, manifest.labels, manifest.rows_of(group, groups), cases, manifest.classes)
-            for groups in (self.fold.train, self.fold.validation)
-        )
-        return train, validation
-
-    def is_done(self) -> bool:
-        """Say whether the base model is there; raise RunError when another run's is."""
-        if not self.path.exists():
-            return False
-        identity, expected = read_facts(self.path)["identity"], self.identity
-        if identity != expected:
-            raise RunError(
-                f"{self.path} was trained for another run (identity {identity}, expected {expected}); "
-                "delete it and run 'stacker train CONFIG' again"
-            )
-        return True
-
-
-def list_jobs(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) -> list[Job]:
-    """Return the jobs of some backbones and folds, or of all; raise ConfigError for unknown ones."""
-    known = [fold.name for fold in run.folds.folds]
-    wanted = [fold_name(fold) for fold in folds]
-    require_one_of("backbone of this run", backbones, run.config.backbones)
-    require_one_of("fold of this run", wanted, known)
-    return [
-        Job(run, name, fold)
-        for name, fold in run.jobs()
-        if name in (backbones or [name]) and fold.name in (wanted or [fold.name])
-    ]
-
-
-def require_trained(run: Run) -> None:
-    """Raise RunError when a base model of a run is not there yet, or is another run's."""
-    for job in list_jobs(run):
-        if not job.is_done():
-            raise RunError(f"{job.path}: no such base model", "run 'stacker train CONFIG' first")
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -244,9 +139,11 @@ def _record(job: Job, machine: Machine, epochs: Sequence[Epoch], best: Epoch, se
 def _facts(job: Job, machine: Machine, best: Epoch, trained: np.ndarray) -> dict[str, Any]:
     """Return what a checkpoint says of its origin; `trained` are the rows that it has seen."""
     manifest, folds = job.run.manifest, job.run.folds
-    inherited = set(trained_on(job.backbone, job.run.config.backbones[job.backbone]))
+    settings = job.run.config.backbones[job.backbone]
+    inherited = set(trained_on(job.backbone, settings))
     return {
         "identity": job.identity,
+        "weights_sha256": weights_sha256(job.backbone, settings),
         "classes": manifest.classes,
         "fold": job.fold.name,
         "group": folds.group,

@@ -137,7 +137,7 @@ def test_a_run_that_has_begun_is_checked_as_it_is(make_config: MakeConfig) -> No
     report = check(config)
     assert report.folds_digest == run.folds.digest
     other = check(make_config(seed=5))
-    assert "was made by another config" in of_topic(other, "data").message
+    assert "was made with other settings" in of_topic(other, "data").message
 
 
 def test_too_little_space_is_an_error(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,4 +232,30 @@ def test_errors_of_a_check_are_mentioned_when_the_run_begins(
     logging.getLogger("stacker").addHandler(caplog.handler)
     begin(config)
     logging.getLogger("stacker").removeHandler(caplog.handler)
-    assert "'stacker check' found errors (case in several parts" in caplog.text
+    assert "'stacker check' found errors in the data (case in several parts" in caplog.text
+
+
+def test_an_audit_of_another_state_is_not_quoted(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the cause is fixed the run says that the report is old, and no more."""
+    monkeypatch.setattr(logging.getLogger("stacker"), "propagate", True)
+    caplog.set_level(logging.INFO, "stacker")
+    leaking, fixed = make_config(folds={"group": "image"}), make_config()
+    write(check(leaking), leaking, leaking.run_path)
+    begin(fixed)
+    assert "found errors" not in caplog.text
+    assert "audit.md is of other images or another split; 'stacker check CONFIG' looks" in caplog.text
+
+
+def test_a_fault_of_the_machine_is_not_quoted_as_one_of_the_data(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that was not there is asked for again when the run begins."""
+    monkeypatch.setattr(logging.getLogger("stacker"), "propagate", True)
+    elsewhere = make_config(device="cuda:7")
+    report = check(elsewhere)
+    assert of_topic(report, "device").severity == "error"
+    write(report, elsewhere, elsewhere.run_path)
+    begin(make_config())
+    assert "found errors" not in caplog.text

@@ -59,7 +59,7 @@ def test_three_stages_one_by_one(write_config: WriteConfig, tmp_path: Path) -> N
             "figures/roc.png",
             "figures/reliability.png",
             "out_of_fold.csv",
-            "stack/xgboost/stack.json",
+            "stack/xgboost@maps+logits/stack.json",
         ),
         *(f"models/{b}/holdout/model.safetensors" for b in ("test_resnet", "test_efficientnet")),
         *(f"models/{b}/holdout/metrics.jsonl" for b in ("test_resnet", "test_efficientnet")),
@@ -101,10 +101,11 @@ def test_predict_takes_a_meta_learner_that_is_fitted(
 ) -> None:
     """Without --meta it is the first of stack.meta that is there; with none, the error says so."""
     good = next((data / "histology_slides").rglob("*.png"))
+    stacks = finished.run_path / "stack"
     for name in ("logistic", "mlp"):
-        (finished.run_path / "stack" / name / "stack.json").unlink()
+        (stacks / f"{name}@maps+logits" / "stack.json").unlink()
     assert call("predict", finished.run_path, good, "--out", tmp_path / "out").exit_code == 0
-    (finished.run_path / "stack" / "xgboost" / "stack.json").unlink()
+    (stacks / "xgboost@maps+logits" / "stack.json").unlink()
     expect_refusal(call("predict", finished.run_path, good), 1, "no meta-learner is fitted yet")
 
 
@@ -158,7 +159,7 @@ def test_failures_exit_with_1(write_config: WriteConfig, tmp_path: Path) -> None
     expect_refusal(call("predict", tmp_path, write_config()), 1, "not a run directory")
     assert call("train", write_config()).exit_code == 0
     expect_refusal(call("stack", write_config()), 1, "run 'stacker cache CONFIG'")
-    expect_refusal(call("train", write_config(images={"size": 48})), 1, "images.size was 32, is 48")
+    expect_refusal(call("train", write_config(images={"size": 48})), 1, "images.size: was 32, is 48")
 
 
 def test_unreadable_images_stop_or_are_skipped(

@@ -21,7 +21,7 @@ from stacker.figures import heatmaps
 from stacker.figures.canvas import save_figure
 from stacker.figures.heatmaps import SheetColumn, SheetRow, draw, heatmap_sheet
 from stacker.run import BaseModel, reopen
-from stacker.stacking.stage import pointing_and_mass
+from stacker.stacking.localisation import pointing_and_mass
 
 
 def canvas(figure: Figure) -> np.ndarray:

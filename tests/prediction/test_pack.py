@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stacker.backbones.checkpoint import read_facts
+from stacker.backbones.sources import read_facts
 from stacker.config.root import Config
 from stacker.errors import RunError
 from stacker.files import read_json
@@ -107,9 +107,12 @@ def test_nothing_of_the_data_goes_along(run: Run, folder: Path) -> None:
         "MODEL_CARD.md",
         "config.yaml",
         "stack/novelty.npz",
-        "stack/logistic/stack.json",
+        "stack/logistic@maps+logits/stack.json",
     }
-    parts = {f"stack/logistic/{name}" for name in ("all-0.npz", "all-0.safetensors", "centres.npz")}
+    parts = {
+        f"stack/logistic@maps+logits/{name}"
+        for name in ("all-0.npz", "all-0.safetensors", "centres.npz")
+    }
     assert names == once | models | parts
     secrets = {image.case for image in run.manifest.images}
     secrets |= {image.id for image in run.manifest.images}
@@ -265,7 +268,7 @@ def test_zips_that_reach_outside_or_grow_are_refused(zipped: Path, tmp_path: Pat
     refuse(zipped, r"its pack\.json cannot be read")
     zipped.write_bytes(original)
     rewrite(zipped, {"pack.json": listing(zipped, {"schema": 99}, {})})
-    refuse(zipped, "is of schema 99, this program reads 1")
+    refuse(zipped, "is of schema 99, this program reads 2")
     zipped.write_bytes(original)
     rewrite(zipped, {"pack.json": None})
     refuse(zipped, r"no pack\.json at its top: it is no pack, or not whole")

@@ -389,7 +389,7 @@ def test_a_run_that_does_not_know_its_cases_says_so(ready: Config, tests_of: lis
 
 def test_a_precision_comes_from_a_list(ready: Config) -> None:
     """What a file names is not looked up among all that torch has."""
-    path = ready.run_path / "stack" / "logistic" / "stack.json"
+    path = ready.run_path / "stack" / "logistic@maps+logits" / "stack.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps(facts | {"precision": "load"}))
     with pytest.raises(StackError, match="precision is 'load', expected float32, bfloat16, float16"):

@@ -19,7 +19,7 @@ from stacker import pipeline
 from stacker.cli.tables.scores import scores_table
 from stacker.config.root import Config
 from stacker.data.manifest import Manifest
-from stacker.errors import CacheError
+from stacker.errors import CacheError, RunError, StackError
 from stacker.prediction.inputs import Input
 from stacker.prediction.predictor import open_predictor
 from stacker.prediction.rows import Prediction
@@ -28,6 +28,7 @@ from stacker.scores.predictions import Finish
 from stacker.stacking.admission import open_caches
 from stacker.stacking.saved import stack_facts
 from stacker.stacking.stage import facts_of
+from tests.commands import call, expect_refusal
 from tests.conftest import MakeConfig
 from tests.datasets import case_rows
 from tests.pictures import write_table
@@ -207,14 +208,16 @@ def test_what_is_fitted_is_skipped_and_what_changed_is_fitted_again(finished: Co
     changed = finished.model_copy(update={"stack": stack})
     pipeline.stack(reopen(changed), ["logistic", "xgboost"])
     after = {path: path.stat().st_mtime_ns for path in before}
-    assert {path.parent.name for path in before if after[path] != before[path]} == {"logistic"}
+    assert {path.parent.name for path in before if after[path] != before[path]} == {
+        "logistic@maps+logits"
+    }
     assert stack_facts(reopen(changed), "logistic")["parameters"]["C"] == 5.0
 
 
 def test_other_features_behind_equal_settings_are_noticed(finished: Config) -> None:
     """Backbones in another order, or caches by another method, are other columns: fit again."""
     pipeline.stack(reopen(finished), ["logistic"])
-    model = finished.run_path / "stack" / "logistic" / "all-0.safetensors"
+    model = finished.run_path / "stack" / "logistic@maps+logits" / "all-0.safetensors"
     times = [model.stat().st_mtime_ns]
     turned = finished.model_copy(update={"backbones": dict(reversed(finished.backbones.items()))})
     pipeline.stack(reopen(turned), ["logistic"])
@@ -249,12 +252,32 @@ def test_caches_of_a_model_that_was_trained_again_are_refused(finished: Config) 
         pipeline.stack(reopen(finished), ["logistic"])
 
 
-def test_a_stale_meta_learner_is_left_out(finished: Config) -> None:
-    """After a change of features only what was fitted on them is scored."""
+def test_stacks_of_other_features_stand_beside(finished: Config, data: Path) -> None:
+    """After a change of features the others are scored under names that say theirs, and can be asked."""
     stack = finished.stack.model_copy(update={"features": ["logits"]})
     changed = finished.model_copy(update={"stack": stack})
-    metrics = pipeline.stack(reopen(changed), ["logistic"])
-    assert list(metrics["test"]) == ["constant", "test_resnet", "test_efficientnet", "mean", "logistic"]
+    run = reopen(changed)
+    metrics = pipeline.stack(run, ["logistic"])
+    others = ["logistic: maps + logits", "mlp: maps + logits", "xgboost: maps + logits"]
+    assert list(metrics["test"]) == [*MODELS[:4], "logistic", *others]
+    assert list(metrics["stacks"]) == ["logistic", *others]
+    assert metrics["stacks"]["mlp: maps + logits"]["folder"] == "stack/mlp@maps+logits"
+    models = [row["model"] for row in read_csv(run.path / "predictions.csv")]
+    assert list(dict.fromkeys(models)) == list(metrics["test"])
+    image = next((data / "histology_slides").rglob("*.png"))
+    by_name = {}
+    for name in ("logistic", "logistic: maps + logits", "logistic@maps+logits", "logistic: logits"):
+        (row,) = open_predictor(run, name).stream([Input(image)])
+        assert isinstance(row, Prediction)
+        by_name[name] = row.probabilities
+    one, other, folder, full = by_name.values()
+    assert one == full
+    assert other == folder
+    assert one != other
+    with pytest.raises(RunError, match="no stack 'mlp: logits' is fitted; fitted are: logistic, log"):
+        open_predictor(run, "mlp")
+    again = pipeline.stack(reopen(finished), ["logistic"])  # and back: nothing is lost
+    assert list(again["test"]) == [*MODELS, "logistic: logits"]
 
 
 def test_a_stack_of_a_package_that_is_gone_stops_nothing(
@@ -262,17 +285,21 @@ def test_a_stack_of_a_package_that_is_gone_stops_nothing(
 ) -> None:
     """Its folder is named and left out, and nothing is imported because a folder is called so."""
     folder = finished.run_path / "stack"
-    shutil.copytree(folder / "logistic", folder / "gone_package.Classifier")
+    gone = folder / "gone_package.Classifier@maps+logits"
+    shutil.copytree(folder / "logistic@maps+logits", gone)
+    facts = json.loads((gone / "stack.json").read_text())
+    (gone / "stack.json").write_text(json.dumps(facts | {"meta": "gone_package.Classifier"}))
+    shutil.copytree(folder / "logistic@maps+logits", folder / "thesis")
     metrics = pipeline.stack(reopen(finished), ["logistic"])
     assert "logistic" in metrics["test"]
     assert "gone_package.Classifier" not in metrics["test"]
-    assert "stacks of other settings are left out: gone_package.Classifier" in caplog.text
+    assert "left out, of other settings: thesis (not understood); gone_package.Class" in caplog.text
 
 
 def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
     """Metrics cover what is fitted, in whatever order it was."""
     for name in ("logistic", "mlp", "xgboost"):
-        for path in (finished.run_path / "stack" / name).iterdir():
+        for path in (finished.run_path / "stack" / f"{name}@maps+logits").iterdir():
             path.unlink()
     run = reopen(finished)
     assert list(pipeline.stack(run, ["xgboost"])["test"])[-1] == "xgboost"
@@ -294,3 +321,50 @@ def test_scores_without_cases_are_not_called_scores_of_cases(
     shown = scores_table(metrics)
     assert "cases not known" in str(shown.title)
     assert list(shown.columns) == ["image AUC", "image acc."]
+
+
+def test_faults_of_all_stacks_are_told_before_the_first_is_fitted(finished: Config) -> None:
+    """An unknown name, a class that is not there, wrong parameters, no maps: one error has all four."""
+    settings = finished.model_dump()
+    settings["stack"] |= {
+        "features": ["logits"],
+        "custom": {
+            "gone": {"estimator": "no_such_package.Classifier"},
+            "wrong": {"estimator": "sklearn.ensemble.ExtraTreesClassifier", "parameters": {"trees": 3}},
+            "odd": {"estimator": "sklearn.svm.SVC", "parameters": {"C": -1, "probability": True}},
+        },
+    }
+    run = reopen(Config.model_validate(settings))
+    before = sorted(run.path.glob("stack/*"))
+    names = ["logistic", "logistik", "gone", "wrong", "odd", "convnet", "mlp: nothing"]
+    with pytest.raises(StackError) as refused:
+        pipeline.stack(run, names)
+    first, *lines = str(refused.value).splitlines()
+    assert first == "6 of 7 stacks cannot be fitted, so none was:"
+    wanted = [
+        "did you mean 'logistic'",
+        "no module no_such_package",
+        "does not take its parameters",
+        "'C' parameter of SVC must be",
+        "convnet looks at maps",
+        "has no nothing",
+    ]
+    for line, name, reason in zip(lines, names[1:], wanted, strict=True):
+        assert line.startswith(f"  {name}: ")
+        assert reason in line
+    assert sorted(run.path.glob("stack/*")) == before
+
+
+def test_a_stack_that_fails_does_not_lose_the_others(finished: Config) -> None:
+    """The rest is fitted, scored and kept; the reason comes at the end, with exit code 1."""
+    path = finished.run_path / "config.yaml"
+    neighbours = "estimator: sklearn.neighbors.KNeighborsClassifier, parameters: {n_neighbors: 999}"
+    bad = f"stack.custom.few={{{neighbours}}}"
+    options = ("--set", bad, "--set", "stack.features=[logits]")
+    done = call("stack", path, "--meta", "few", "--meta", "logistic", *options)
+    expect_refusal(done, 1, "1 stack could not be fitted, the others are", "few: ", "n_neighbors")
+    assert "logistic" in done.stdout
+    metrics = json.loads((finished.run_path / "metrics.json").read_text())
+    assert list(metrics["failures"]) == ["few"]
+    assert metrics["stacks"]["logistic"]["features"] == ["logits"]
+    assert open_run(finished.run_path).config.stack.features == ["logits"]

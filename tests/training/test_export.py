@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 
 from stacker.backbones.alexnet import AlexNet
 from stacker.backbones.backbone import create
-from stacker.backbones.checkpoint import load_checkpoint, read_facts, save_checkpoint
+from stacker.backbones.checkpoint import load_checkpoint, save_checkpoint
+from stacker.backbones.sources import read_facts
 from stacker.cli import train as cli_models
 from stacker.cli.common import Commands
 from stacker.config.root import Config

@@ -25,8 +25,8 @@ from stacker.prediction.inputs import Input
 from stacker.prediction.predictor import open_predictor
 from stacker.prediction.rows import Prediction
 from stacker.run import reopen
-from stacker.training import jobs
 from stacker.training.begin import begin
+from stacker.training.plan import list_jobs
 from tests.conftest import MakeConfig
 from tests.processes import start
 
@@ -51,9 +51,9 @@ def test_one_job_by_backbone_and_fold(make_config: MakeConfig) -> None:
     assert len(trained(run.config)) == 4
     assert path.stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match=r"no fold of this run 'fold7'"):
-        jobs.list_jobs(run, [], ["7"])
+        list_jobs(run, [], ["7"])
     with pytest.raises(ConfigError, match=r"no backbone of this run 'resnet50'"):
-        jobs.list_jobs(run, ["resnet50"])
+        list_jobs(run, ["resnet50"])
 
 
 def test_a_job_in_other_hands_is_left_to_them(make_config: MakeConfig) -> None:
@@ -81,7 +81,7 @@ def test_a_failing_job_does_not_stop_the_others(make_config: MakeConfig) -> None
     fixed = make_config(backbones={"test_efficientnet": {"weights": "random"}, **ONE})
     pipeline.train(begin(fixed))  # as the message says: no model stands on the old recipe
     assert len(trained(config)) == 2
-    with pytest.raises(RunError, match=r"test_efficientnet\.train\.clip_norm was 1\.0, is None"):
+    with pytest.raises(RunError, match=r"test_efficientnet\.train\.clip_norm: was 1\.0, is None"):
         begin(config)
 
 
@@ -165,8 +165,16 @@ def test_an_unknown_optimizer_stops_before_anything_is_written(make_config: Make
     assert not config.run_path.exists()
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"train": {"epochs": 3, "batch_size": 16}}])
-def test_a_base_model_of_another_recipe_is_refused(make_config: MakeConfig, change: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 5}, "seed: was 0, is 5"),
+        ({"train": {"epochs": 3, "batch_size": 16}}, "train.epochs: was 2, is 3"),
+    ],
+)
+def test_a_base_model_of_another_recipe_is_refused(
+    make_config: MakeConfig, change: Any, said: str
+) -> None:
     """Copied into a run of other settings it is named, with what to do."""
     first, second = make_config(backbones=ONE), make_config(backbones=ONE, run="second", **change)
     pipeline.train(begin(first))
@@ -174,7 +182,7 @@ def test_a_base_model_of_another_recipe_is_refused(make_config: MakeConfig, chan
     other = run.model_file("test_resnet", "holdout")
     other.parent.mkdir(parents=True)
     other.write_bytes((first.run_path / "models/test_resnet/holdout/model.safetensors").read_bytes())
-    with pytest.raises(RunError, match=r"was trained for another run .*; delete it"):
+    with pytest.raises(RunError, match=rf"delete it and run.*again:\n  .*{said}"):
         pipeline.train(run)
 
 

@@ -30,7 +30,7 @@ COMPARED = (
 MOMENTS = {
     "stage one": "models/test_efficientnet/holdout/metrics.jsonl",
     "stage two": "cache/test_resnet/holdout/part-00001.h5",
-    "stage three": "stack/logistic/stack.json",
+    "stage three": "stack/logistic@maps+logits/stack.json",
 }
 
 

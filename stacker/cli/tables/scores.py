@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def scores_table(
         by = f", by {every_score_of}"
     groups = "cases not known" if unit == "image" else f"{first[unit]['n']} {unit}s"
     last = part == [p for p in PARTS if metrics[p]][-1] and every_score_of in (None, unit)
-    intervals = [f"Intervals: {metrics['intervals']}."] if last else []
+    about = [f"Intervals: {metrics['intervals']}.", _base_models(metrics)] if last else []
     return ModelsTable(
         title_of(f"{PARTS[part]}{by}: {first['image']['n']} images, {groups}; ", metrics),
         list(models),
@@ -71,7 +72,7 @@ def scores_table(
             heading: [_score(scores[of], score) for scores in models.values()]
             for heading, (of, score) in zip(headings, columns, strict=True)
         },
-        [*marks(metrics.get("best_base"), models, unit), *intervals],
+        [*marks(metrics.get("best_base"), models, unit), *filter(None, about)],
         minor=() if every_score_of else minor_of(headings),
         signs=signs(metrics.get("best_base"), models),
     )
@@ -105,6 +106,14 @@ def marks(best: str | None, models: Mapping[str, Mapping[str, Any]], unit: str) 
             if names
         )
         yield f"(!) predicts the same class for {'; for '.join(listed)}."
+
+
+def _base_models(metrics: Mapping[str, Any]) -> str:
+    """Return which base models took part, by backbone; nothing of scores that do not say."""
+    names = metrics.get("base_models", ())
+    counts = Counter(n if n.endswith("/frozen") else n.rsplit("/", 1)[0] for n in names)
+    shown = (name if count == 1 else f"{name} ({count} folds)" for name, count in counts.items())
+    return f"Base models: {', '.join(shown)}." if counts else ""
 
 
 def _score(scores: Mapping[str, Any], score: str) -> Score:

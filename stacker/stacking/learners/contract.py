@@ -60,6 +60,10 @@ class MetaLearner(ABC):
         """Say whether the weights of rows change what is learnt."""
         return True
 
+    def check(self) -> None:
+        """Raise StackError for what can be told to be wrong before a fit: nothing, of most."""
+        return
+
     @abstractmethod
     def fit(
         self,

@@ -144,6 +144,10 @@ class ConvnetClassifier(NetworkClassifier):
     kind: ClassVar[str] = "convnet"
     settings: ConvnetConfig
 
+    def check(self) -> None:
+        """Raise StackError where no column is a cell of a map."""
+        lay_out(self.columns)
+
     def _network(self, classes: int) -> MapNetwork:
         return MapNetwork(lay_out(self.columns), self.settings, classes)
 

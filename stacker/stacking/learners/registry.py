@@ -94,11 +94,6 @@ def is_scaled(name: str, config: StackConfig) -> bool:
     return META[name].scaled if custom is None else custom.scale
 
 
-def features_of(name: str, features: Sequence[str]) -> tuple[str, ...]:
-    """Return which feature blocks a meta-learner looks at, of those that were asked for."""
-    return ("probabilities",) if name in RULES else tuple(features)
-
-
 def parameters(name: str, config: StackConfig) -> dict[str, Any]:
     """Return the plain data that decides what a meta-learner learns from a table, beside the seed."""
     if name in RULES:

@@ -68,6 +68,12 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
         """Say whether the estimator's `fit` takes weights."""
         return "sample_weight" in inspect.signature(self.estimator.fit).parameters
 
+    def check(self) -> None:
+        """Raise StackError for parameters that scikit-learn would refuse in a fit."""
+        if hasattr(self.estimator, "_parameter_constraints"):  # not of estimators of others
+            with self._named("learn from", np.empty((0, len(self.columns)))):
+                self.estimator._validate_params()  # noqa: SLF001  # what its fit begins with
+
     def fit(
         self,
         X: Rows2D,

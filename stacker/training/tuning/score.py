@@ -26,9 +26,9 @@ from stacker.files import digest
 from stacker.run import Run
 from stacker.scores.bootstrap import points
 from stacker.scores.predictions import Predictions, by_case
-from stacker.training.jobs import Job
 from stacker.training.loop import finetune
 from stacker.training.measures import logits_of
+from stacker.training.plan import Job
 
 SCORES = {"auc": "AUC within folds", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
 SCORING = 2  # rises when the same answers get another score

@@ -19,7 +19,6 @@ from stacker.stacking.learners.matrix import Rows2D
 from stacker.stacking.learners.registry import (
     META,
     build,
-    features_of,
     is_scaled,
     is_seeded,
     load_meta,
@@ -265,8 +264,6 @@ def test_rules_want_probabilities() -> None:
         build("vote", CONFIG, 0, ("a/probabilities/x", "b/probabilities/y")).fit(values, labels)
     with pytest.raises(StackError, match="1 classes, the labels have 2"):
         build("mean", CONFIG, 0, ("a/probabilities/x", "b/probabilities/x")).fit(values, labels)
-    assert features_of("mean", ["maps"]) == ("probabilities",)
-    assert features_of("mlp", ["maps", "logits"]) == ("maps", "logits")
 
 
 def test_an_unknown_name_is_refused() -> None:

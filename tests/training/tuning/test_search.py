@@ -346,7 +346,8 @@ def test_a_model_that_cannot_be_built_stops_the_search(
     config = make_search()
     with monkeypatch.context() as patch:
         patch.setattr(
-            "stacker.training.jobs.create", lambda *_: (_ for _ in ()).throw(BackboneError("no hub"))
+            "stacker.backbones.backbone.create",
+            lambda *_: (_ for _ in ()).throw(BackboneError("no hub")),
         )
         with pytest.raises(BackboneError, match="no hub"):
             tune(config, 1, [])

@@ -1,0 +1,35 @@
+"""What two trees of settings differ in, said setting by setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MOST = 8  # lines of a message: nobody reads more of them
+UNSET = object()
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for each setting that is another one now: `images.size: was 32, is 48`."""
+    old, new = _flat(before), _flat(now)
+    keys = list(dict.fromkeys([*new, *old]))
+    changed = [key for key in keys if old.get(key, UNSET) != new.get(key, UNSET)]
+    return [f"{key}: was {_shown(old, key)}, is {_shown(new, key)}" for key in changed]
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Return the first lines of a message, one below the other, and how many more there are."""
+    more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
+    return "".join(f"\n  {line}" for line in [*lines[:MOST], *more])
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "not set"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a tree by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
