@@ -37,7 +37,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             facts: dict[str, Any] = json.loads(file.metadata()["stacker"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BackboneError(
-            f"{path} is not a base model of this program ({error}); delete it and train again"
+            f"{path} is not a base model that stacker wrote ({error}); delete it and train again"
         ) from None
     return facts
 
@@ -61,8 +61,8 @@ def _require_plain(name: object, path: Path) -> None:
     """Raise BackboneError for a name that timm would look for elsewhere, as on the Hugging Face hub."""
     if not isinstance(name, str) or set(name) & set(":/"):
         raise BackboneError(
-            f"{path} says that it is of the backbone {name!r}, expected the name of one of timm's own "
-            "models, e.g. resnet50: this program did not write it; copy the file again, or train again"
+            f"{path} names the backbone {name!r}, expected one of timm's own models, e.g. resnet50: "
+            "stacker did not write this file; copy it again, or train again"
         )
 
 

@@ -138,7 +138,9 @@ def require_trained(run: Run) -> None:
     """Raise RunError when a base model of a run is not there yet, or is another run's."""
     for job in list_jobs(run):
         if not job.is_done():
-            raise RunError(f"{job.path}: no such base model", "run 'stacker train CONFIG' first")
+            raise RunError(
+                f"{job.path}: this base model is not trained yet", "run 'stacker train CONFIG' first"
+            )
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -156,7 +158,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
         for job in jobs:
             with held(job.path.with_name(".lock")) as locked:
                 if not locked or job.is_done():  # asked with the lock in hand: it may just be done
-                    state = "done already" if locked else "another process trains it"
+                    state = "already done" if locked else "another process is training it"
                     log.info("train %s: %s", job.base, state)
                     elsewhere += [] if locked else [job]
                     advance(job.images)
