@@ -39,7 +39,7 @@ class AlexNet(TorchvisionAlexNet):  # type: ignore[misc]  # torchvision is untyp
 
     def __init__(self, num_classes: int = 1000, drop_rate: float = 0.5, in_chans: int = 3) -> None:
         if in_chans != 3:
-            raise ValueError(f"alexnet sees 3 channels; found in_chans={in_chans}")
+            raise ValueError(f"alexnet takes images of 3 channels; found in_chans={in_chans}")
         super().__init__(num_classes=num_classes, dropout=drop_rate)
         self.num_classes = num_classes
         self.num_features, self.head_hidden_size = 256, 4096

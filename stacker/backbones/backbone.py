@@ -157,6 +157,7 @@ def require_same(backbone: Backbone) -> None:
         ) from None
     if not same:
         raise BackboneError(
-            f"backbones.{name}: its last features, of shape {shape}, with a linear classifier behind "
-            "them are not the whole model; choose another backbone, e.g. resnet50"
+            f"backbones.{name}: cannot be cut into trunk and head: its last features, of shape {shape}, "
+            "and the layers behind them do not give the model's own logits; choose another backbone, "
+            "e.g. resnet50"
         )

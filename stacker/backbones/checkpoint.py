@@ -49,8 +49,8 @@ def _require_plain(name: object, path: Path) -> None:
     """Raise BackboneError for a name that timm would look for elsewhere, as on the Hugging Face hub."""
     if not isinstance(name, str) or set(name) & set(":/"):
         raise BackboneError(
-            f"{path} says that it is of the backbone {name!r}, expected the name of one of timm's own "
-            "models, e.g. resnet50: this program did not write it; copy the file again, or train again"
+            f"{path} names the backbone {name!r}, expected one of timm's own models, e.g. resnet50: "
+            "stacker did not write this file; copy it again, or train again"
         )
 
 

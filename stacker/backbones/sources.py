@@ -66,6 +66,6 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(read_metadata(path)["stacker"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BackboneError(
-            f"{path} is not a base model of this program ({error}); delete it and train again"
+            f"{path} is not a base model that stacker wrote ({error}); delete it and train again"
         ) from None
     return facts

@@ -101,11 +101,11 @@ def _start_small(model: Any) -> None:
 
 
 def require_published(name: str) -> None:
-    """Raise BackboneError for a backbone whose weights nobody has published."""
+    """Raise BackboneError for a backbone that timm has no published weights of."""
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
         raise BackboneError(
-            f"backbones.{name}: nobody has published weights for it; give a file, or start from random "
+            f"backbones.{name}: timm has no published weights for it; give a file, or start from random "
             f"initialisation (--set backbones.{name}.weights=random)"
         )
 
@@ -146,14 +146,14 @@ def _load(name: str, model: Any, path: Path, partial: bool) -> None:
     if not matched or (lacking and not partial):
         raise BackboneError(
             f"backbones.{name}: {path} holds {len(matched)} of the {len(trunk)} trunk tensors; missing "
-            f"or of another shape: {_some(lacking)}. Give a file in timm's layout, or start those from "
-            f"random (--set backbones.{name}.partial=true)"
+            f"or of another shape: {_some(lacking)}. Give a file in timm's layout, or initialise these "
+            f"at random (--set backbones.{name}.partial=true)"
         )
     model.load_state_dict({key: tensors[key] for key in matched}, strict=False)
     lines = {
-        "missing, they start from random": missing,
-        "of another shape, they start from random": misshapen,
-        "not expected, not used": [k for k in tensors if k not in wanted and not k.startswith(head)],
+        "missing, initialised at random": missing,
+        "of another shape, initialised at random": misshapen,
+        "unexpected, ignored": [k for k in tensors if k not in wanted and not k.startswith(head)],
     }
     notes = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in lines.items() if keys]
     log.info("%s", "; ".join([f"{name}: {len(matched)} of {len(trunk)} trunk tensors matched", *notes]))

@@ -31,14 +31,16 @@ if TYPE_CHECKING:
     "--trials",
     type=click.IntRange(1),
     metavar="N",
-    help="How many, in all calls together; default: tune.trials.",
+    help="How many trials, over all calls together; default: tune.trials.",
 )
-@backbones_option("Score by this backbone. May be repeated; default: all of CONFIG, by their mean.")
+@backbones_option(
+    "Score recipes by this backbone. May be repeated; default: the mean over all of CONFIG."
+)
 @json_option("Print JSON instead of a summary.")
 def tune(config: Config, trials: int | None, backbones: tuple[str, ...], as_json: bool) -> None:
     """Search the settings in CONFIG's tune.space with Optuna, on the development cases alone.
 
-    A search that was interrupted goes on when it is called again. Optuna is needed:
+    An interrupted search goes on when the command is called again. Optuna is needed:
     pip install -e '.[tune]'.
     """
     from stacker.training.tuning.search import tune as search
@@ -62,8 +64,8 @@ def tune(config: Config, trials: int | None, backbones: tuple[str, ...], as_json
 def train(config: Config, backbones: tuple[str, ...], folds: tuple[str, ...]) -> None:
     """Stage one: fine-tune every backbone on every fold of CONFIG.
 
-    What is trained is skipped, what was interrupted resumes after its last whole epoch. Started several
-    times, e.g. once per GPU, each call takes the base models that no other has in hand.
+    Base models that are trained are skipped; an interrupted one resumes after its last whole epoch. When
+    several calls run at once, e.g. one per GPU, each takes base models that no other is training.
     """
     from stacker import pipeline
     from stacker.training.begin import begin
@@ -73,7 +75,7 @@ def train(config: Config, backbones: tuple[str, ...], folds: tuple[str, ...]) ->
     done = [name for name, fold in run.jobs() if run.model_file(name, fold.name).exists()]
     click.echo(f"{len(done)} of {len(run.jobs())} base models in {run.path}/models")
     if elsewhere:
-        click.echo(f"left to other processes: {', '.join(elsewhere)}")
+        click.echo(f"being trained by other processes: {', '.join(elsewhere)}")
 
 
 @click.command()
@@ -89,9 +91,9 @@ def train(config: Config, backbones: tuple[str, ...], folds: tuple[str, ...]) ->
 @FULL
 @json_option("Print JSON instead of tables.")
 def probe(config: Config, strength: float, full: bool, as_json: bool) -> None:
-    """Score what anyone would try first: frozen features and a logistic regression, on CONFIG's split.
+    """Score a simple baseline on CONFIG's split: frozen features and a logistic regression.
 
-    Where base models of the run are cached, they stand beside it, with the gain of fine-tuning.
+    Base models of the run that are cached are shown beside it, with the gain from fine-tuning.
     """
     from stacker.cli.tables.scores import score_tables
     from stacker.comparison.probe import probe as score
@@ -121,9 +123,9 @@ def probe(config: Config, strength: float, full: bool, as_json: bool) -> None:
 def export(
     run: Run, backbone: str | None, fold: str | None, form: Form, out: Path | None, as_json: bool
 ) -> None:
-    """Write one base model of RUN for use without stacker, and try what was written.
+    """Write one base model of RUN for use without stacker.
 
-    The export is loaded again and answers random images as the base model does, or is not written.
+    The file is kept only if it can be loaded again and gives the base model's logits on random images.
     """
     from stacker.training.export import export as export_model
 
@@ -132,4 +134,4 @@ def export(
         print_json(done)
         return
     click.echo(f"{done.path} ({done.bytes / 1e6:.1f} MB)")
-    click.echo(f"largest deviation of the logits from the base model's: {done.deviation:.2g}")
+    click.echo(f"largest difference of its logits from the base model's: {done.deviation:.2g}")

@@ -72,8 +72,8 @@ def _require_fitting(config: Config, manifest: Manifest) -> None:
     wanting = [name for name in config.backbones if config.recipe(name).loss == "bce"]
     if wanting and len(manifest.classes) > 2:
         raise ConfigError(
-            f"train.loss=bce tells two classes apart, found {len(manifest.classes)}: "
-            f"{', '.join(manifest.classes)}; take loss=cross_entropy, or two of them (data.classes)"
+            f"train.loss=bce is for two classes, found {len(manifest.classes)}: "
+            f"{', '.join(manifest.classes)}; use loss=cross_entropy, or two classes (data.classes)"
         )
 
 

@@ -67,7 +67,7 @@ def export(
     fold = _choose(run, "fold", fold and fold_name(fold), folds)
     path = out or run.path / "export" / f"{backbone}-{fold}{SUFFIXES[form]}"
     if path.suffix != SUFFIXES[form]:
-        raise ConfigError(f"--out: {path} is to be a file for {form}; end its name in {SUFFIXES[form]}")
+        raise ConfigError(f"--out: {path} must end in {SUFFIXES[form]} (--to {form})")
     source = run.model_file(backbone, fold)
     if not source.exists():
         raise BackboneError(f"{source}: this base model is not trained yet; run 'stacker train CONFIG'")
@@ -87,7 +87,7 @@ def _choose(run: Run, kind: str, name: str | None, known: Sequence[str]) -> str:
     """Return the name of a backbone or fold; raise ConfigError for an unknown one or an open choice."""
     if name is None and len(known) > 1:
         names = ", ".join(known)
-        raise ConfigError(f"{run.path} has {len(known)} {kind}s; choose with --{kind}: {names}")
+        raise ConfigError(f"{run.path} has {len(known)} {kind}s; choose one with --{kind}: {names}")
     chosen = known[0] if name is None else name
     require_one_of(f"{kind} of this run", [chosen], known)
     return chosen
@@ -140,7 +140,9 @@ def _write_onnx(path: Path, base: Backbone, about: Facts) -> Ask:
         raise ConfigError(f"--to onnx: {error}", install_extra("export")) from None
     size = sum(tensor.nbytes for tensor in base.model.state_dict().values())
     if size > LARGEST_ONNX:
-        raise BackboneError(f"{base.name}: {size / 1e9:.1f} GB, an ONNX file holds 2.1; use --to timm")
+        raise BackboneError(
+            f"{base.name}: {size / 1e9:.1f} GB, more than the 2.1 GB of an ONNX file; use --to timm"
+        )
     proto = _trace(base)
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
@@ -191,8 +193,9 @@ def _compare(path: Path, base: Backbone, ask: Ask) -> float:
         deviation = float((logits - expected).abs().max())
         if logits.shape != expected.shape or not deviation <= allowed:  # nan is no rounding either
             raise BackboneError(
-                f"{path}: not written, as its logits deviate from the base model's by {deviation:.2g}, "
-                f"and {allowed:.2g} is allowed; try other versions of torch and timm, or the other --to"
+                f"{path}: not written: its logits differ from the base model's by {deviation:.2g}, "
+                f"more than the allowed {allowed:.2g}; try other versions of torch and timm, or the "
+                "other --to"
             )
         worst = max(worst, deviation)
     return worst

@@ -51,7 +51,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Job]:
         for job in jobs:
             with held(job.path.with_name(".lock")) as locked:
                 if not locked or job.is_done():  # asked with the lock in hand: it may just be done
-                    state = "done already" if locked else "another process trains it"
+                    state = "already done" if locked else "another process is training it"
                     log.info("train %s: %s", job.base, state)
                     elsewhere += [] if locked else [job]
                     advance(job.images)

@@ -173,7 +173,7 @@ class Training:
                     ) from None
             except TorchDynamoException as error:
                 raise BackboneError(
-                    f"{self.backbone.name}: cannot be compiled ({error}); go on without "
+                    f"{self.backbone.name}: torch.compile failed ({error}); turn it off "
                     "(--set compile=false)"
                 ) from None
             except RuntimeError as error:
@@ -185,7 +185,7 @@ class Training:
                 torch.cuda.empty_cache()
             self.accumulate *= 2
             log.warning(
-                "%s: out of memory; a batch of %d now passes in %d slices (the same as --set "
+                "%s: out of memory; a batch of %d is now processed in %d slices (as with --set "
                 "train.accumulate=%d)",
                 *(self.backbone.name, len(images_BCHW), self.accumulate, self.accumulate),
             )

@@ -70,7 +70,10 @@ def to_two_logits(model: Any, state: dict[str, Tensor]) -> None:
     one = {name: value.detach().clone() for name, value in model.get_classifier().state_dict().items()}
     model.reset_classifier(2)
     if _place_of_classifier(model) != place:
-        raise BackboneError(f"{type(model).__name__}: its head changes place with the number of classes")
+        raise BackboneError(
+            f"{type(model).__name__}: its classifier moves when the number of classes changes, so it "
+            "cannot be trained with loss=bce; use loss=cross_entropy"
+        )
     model.get_classifier().load_state_dict(
         {name: torch.cat([-value / 2, value / 2]) for name, value in one.items()}
     )

@@ -62,8 +62,8 @@ def require_stages(backbone: str, model: Any, recipe: TrainConfig) -> None:
     for wanted in (recipe.trainable, *recipe.unfreeze.values()):
         if isinstance(wanted, int) and wanted > count:
             raise BackboneError(
-                f"backbones.{backbone}: {wanted} stages are to be trained and it has {count}; "
-                "say 'all' to train everything"
+                f"backbones.{backbone}: the recipe trains {wanted} stages and the model has {count}; "
+                "use 'all' to train everything"
             )
 
 

@@ -152,7 +152,9 @@ def require_trained(run: Run) -> None:
     """Raise RunError when a base model of a run is not there yet, or is another run's."""
     for job in list_jobs(run):
         if not job.is_done():
-            raise RunError(f"{job.path}: no such base model", "run 'stacker train CONFIG' first")
+            raise RunError(
+                f"{job.path}: this base model is not trained yet", "run 'stacker train CONFIG' first"
+            )
 
 
 def is_settled(run: Run) -> bool:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from stacker.backbones import backbone as backbones
 from stacker.backbones.backbone import create
 from stacker.backbones.checkpoint import load_checkpoint, save_checkpoint
-from stacker.backbones.devices import choose_device, choose_precision
 from stacker.config.training import BackboneConfig
 from stacker.errors import BackboneError, ConfigError
 from stacker.maps.cam import look
@@ -162,13 +161,3 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(BackboneError, match="not a base model"):
         load_checkpoint(tmp_path / "model.safetensors")
-
-
-def test_device_and_precision() -> None:
-    """A device that is not here is refused; a wanted precision is obeyed."""
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="0 CUDA devices found"):
-            choose_device("cuda")
-    assert choose_device("cpu").type == "cpu"
-    assert choose_precision("fp32", torch.device("cpu")) == torch.float32
-    assert choose_precision("bf16", torch.device("cpu")) == torch.bfloat16

@@ -57,7 +57,7 @@ def test_partial_weights_are_refused_unless_asked_for(
         model = create("vgg11", 2, BackboneConfig(weights=str(path), partial=True), (32, 32)).model
     assert torch.equal(model.state_dict()["features.0.weight"], convolutions["features.0.weight"])
     assert "16 of 20 trunk tensors matched; 4 missing" in caplog.text
-    assert "1 not expected, not used (extra.weight)" in caplog.text
+    assert "1 unexpected, ignored (extra.weight)" in caplog.text
 
 
 def test_tensors_of_another_shape_are_not_matched(tmp_path: Path) -> None:
@@ -116,5 +116,5 @@ def test_no_hub_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_that_nobody_published_are_not_looked_for() -> None:
     """Some of timm's names have no weights: that is said, not tried."""
-    with pytest.raises(BackboneError, match="nobody has published weights for it"):
+    with pytest.raises(BackboneError, match="timm has no published weights for it"):
         create("vit_giant_patch14_224", 2, BackboneConfig(weights="hub"))

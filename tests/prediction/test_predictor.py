@@ -410,5 +410,5 @@ def test_a_base_model_is_none_of_elsewhere(
     facts = {"name": name, "size": [32, 32], "classes": ["a", "b"], "mean": [0] * 3, "std": [1] * 3}
     path = tmp_path / "model.safetensors"
     save_file({"x": torch.zeros(1)}, path, metadata={"stacker": json.dumps(facts)})
-    with pytest.raises(BackboneError, match=r"model\.safetensors says that it is of the backbone"):
+    with pytest.raises(BackboneError, match=r"model\.safetensors names the backbone"):
         load_checkpoint(path)

@@ -170,7 +170,7 @@ def test_a_wrong_export_is_refused(
         return answer
 
     monkeypatch.setattr(exports, write, corrupt)
-    with pytest.raises(BackboneError, match=r"not written, as its logits deviate .* by (0\.01|nan)"):
+    with pytest.raises(BackboneError, match=r"not written: its logits differ .* by (0\.01|nan)"):
         export(run, "test_resnet", "holdout", form)
     assert not list((run.path / "export").iterdir())
 
@@ -206,7 +206,9 @@ def test_only_a_trained_base_model_is_exported(run: Run) -> None:
         export(run, "test_resnt", "holdout", "timm")
     with pytest.raises(ConfigError, match="no fold of this run 'fold2'"):
         export(run, "test_resnet", "2", "timm")
-    with pytest.raises(ConfigError, match=r"2 backbones; choose with --backbone: test_resnet, test_eff"):
+    with pytest.raises(
+        ConfigError, match=r"2 backbones; choose one with --backbone: test_resnet, test_eff"
+    ):
         export(run, None, None, "timm")
     run.model_file("test_resnet", "holdout").unlink()
     with pytest.raises(BackboneError, match=r"test_resnet/holdout/model.safetensors.*'stacker train"):
@@ -222,7 +224,7 @@ def test_folds_go_by_number_or_name(run: Run) -> None:
     for given in ("2", "fold2"):
         with pytest.raises(BackboneError, match=r"test_resnet/fold2/model.safetensors.*'stacker train"):
             export(run, "test_resnet", given, "timm")
-    with pytest.raises(ConfigError, match="3 folds; choose with --fold: fold0, fold1, fold2"):
+    with pytest.raises(ConfigError, match="3 folds; choose one with --fold: fold0, fold1, fold2"):
         export(run, "test_resnet", None, "timm")
 
 
@@ -232,7 +234,7 @@ def test_the_command_prints_what_it_wrote(run: Run, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     first, second = done.stdout.splitlines()
     assert first == f"{run.path}/export/test_resnet-holdout.pth (1.5 MB)"
-    assert second.startswith("largest deviation of the logits from the base model's: ")
+    assert second.startswith("largest difference of its logits from the base model's: ")
     out = tmp_path / "new" / "net.onnx"
     given = ("--backbone", "test_resnet", "--fold", "holdout", "--to", "onnx", "--out", out, "--json")
     facts = json.loads(invoke(run.path, *given).stdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,8 @@ def flipped(cases: int | list[int]) -> tuple[Subset, Subset]:
     place = np.arange(64) // 2
     named = validation.labels * 100 + place % np.maximum(wanted, 1)[validation.labels]
     rows = validation.rows[wanted[validation.labels[validation.rows]] > 0]
-    return replace(fit, cases=named), replace(validation, rows=rows, cases=named)
+    names = ("benign", "malignant")
+    return replace(fit, cases=named), replace(validation, rows=rows, cases=named, names=names)
 
 
 def kept(recipe: dict[str, Any], cases: int | list[int], **kwargs: Any) -> tuple[Epoch, list[Epoch]]:
@@ -137,10 +139,10 @@ def test_with_few_validation_cases_of_a_class_the_last_epoch_is_kept(
     assert best is epochs[-1]
     assert best["epoch"] == 6
     assert best["val_loss"] > min(epoch["val_loss"] for epoch in epochs)
-    (said,) = [text for text in caplog.messages if "are needed to choose an epoch" in text]
+    (said,) = [text for text in caplog.messages if "are needed to choose the best epoch" in text]
     fewest = min(cases) if isinstance(cases, list) else cases
     which = cases.index(fewest) if isinstance(cases, list) else 0
-    assert f"{fewest} validation cases of class {which}, 5 are needed" in said
+    assert f"only {fewest} validation cases of {('benign', 'malignant')[which]}, and 5 are" in said
     assert "all 6 epochs are run and the last is kept" in said
 
 
@@ -181,6 +183,47 @@ def test_a_resumed_training_keeps_the_last_epoch_too(tmp_path: Path) -> None:
     best, epochs = kept(recipe, 4, snapshot=snapshot)
     assert [epoch["epoch"] for epoch in epochs] == [4, 5, 6]
     assert best is epochs[-1]
+
+
+GUESSING = r"and guessing among 2 classes gives 0\.69 \(ln 2\)"
+
+
+def test_a_first_loss_far_above_guessing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, with what to look at; nothing is wrong with the learning rate yet."""
+    base = small("test_efficientnet")
+    with torch.no_grad():
+        base.model.get_classifier().weight *= 100
+    with caplog.at_level(logging.WARNING, "stacker"):
+        finetune(base, *parts(), RECIPE, MACHINE)
+    (said,) = [record.getMessage() for record in caplog.records if "guessing" in record.getMessage()]
+    assert re.search(rf"the first batch, before any learning, is \d+\.\d\d, {GUESSING}", said)
+    assert "backbones.test_efficientnet.weights" in said
+    assert ".mean and .std" in said
+
+
+def test_a_first_epoch_far_above_guessing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """What started well and got worse has too high a learning rate."""
+    recipe = TrainConfig(epochs=2, batch_size=8, lr=3.0, optimizer="sgd", warmup=0, clip_norm=None)
+    with caplog.at_level(logging.WARNING, "stacker"):
+        train(recipe)
+    (said,) = [record.getMessage() for record in caplog.records if "guessing" in record.getMessage()]
+    assert re.search(rf"mean training loss of the first epoch is \d+\.\d\d, {GUESSING}", said)
+    assert "try --set train.lr=3e-01" in said
+
+
+HARD = {"label_smoothing": 0.2, "augment": {"mixup": 1.0, "rotation": 40}, "balance": "none"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "bce"}, HARD, {"trainable": "head"}])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_a_normal_start_is_not_warned_of(
+    name: str, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the loss, the mixing and what is trained."""
+    recipe = TrainConfig.model_validate({"epochs": 1, "batch_size": 8, **changes})
+    with caplog.at_level(logging.WARNING, "stacker"):
+        train(recipe, name=name)
+    assert "guessing" not in caplog.text
 
 
 def test_a_diverging_loss_is_an_error_with_a_remedy() -> None:
@@ -321,7 +364,7 @@ def test_out_of_memory_halves_the_slices(
     monkeypatch.setattr(logging.getLogger("stacker"), "propagate", True)
     with caplog.at_level(logging.WARNING, "stacker"):
         sliced = one_step(recipe, "test_vit")
-    assert "a batch of 48 now passes in 4 slices" in caplog.text
+    assert "a batch of 48 is now processed in 4 slices" in caplog.text
     for name, tensor in whole.items():
         torch.testing.assert_close(sliced[name], tensor, rtol=1e-4, atol=1e-6)
 

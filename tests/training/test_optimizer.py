@@ -79,7 +79,9 @@ def test_frozen_layers_do_not_drift(name: str) -> None:
 def test_more_stages_than_there_are_is_refused(settings: dict[str, Any]) -> None:
     """Now or later in the training: the error says how many there are."""
     recipe = TrainConfig.model_validate(settings)
-    with pytest.raises(BackboneError, match=r"backbones\.x: 9 stages are to be trained and it has 5"):
+    with pytest.raises(
+        BackboneError, match=r"backbones\.x: the recipe trains 9 stages and the model has 5"
+    ):
         require_stages("x", model(), recipe)
     require_stages("x", model(), TrainConfig(trainable=5))
 

@@ -128,7 +128,7 @@ def probabilities_of(job: Job, search: Search, rows: np.ndarray) -> np.ndarray:
     logits_NK = logits_of(backbone.model, backbone, held_out, job.recipe.batch_size, machine)
     probabilities: np.ndarray = logits_NK.softmax(1).cpu().numpy()
     if not np.isfinite(probabilities).all():
-        raise DivergedError(f"{job.base}: its answers are not numbers any more")
+        raise DivergedError(f"{job.base}: its outputs are not finite any more")
     return probabilities
 
 
@@ -144,12 +144,12 @@ def predictions_of(
         return by_image
     if manifest.unit != "case":
         raise DataError(
-            f"tune.unit=case: the cases are not known, only the {manifest.unit}s; take tune.unit=image"
+            f"tune.unit=case: the cases are not known, only the {manifest.unit}s; use tune.unit=image"
         )
     of_cases = by_case(by_image)
     if of_cases is None:
         raise DataError(
-            "tune.unit=case: there are cases with images of several classes, which have no label of "
-            "their own; take tune.unit=image"
+            "tune.unit=case: some cases have images of several classes, and so no label of their own; "
+            "use tune.unit=image"
         )
     return of_cases

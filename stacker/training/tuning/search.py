@@ -74,7 +74,7 @@ def tune(config: Config, trials: int | None, backbones: Sequence[str]) -> Tuned:
     optuna = _import_optuna()
     if config.tune is None:
         raise ConfigError(
-            "the config has no section 'tune', so nothing says what to search; give one, e.g. "
+            "the config has no section 'tune', which says what to search; add one, e.g. "
             "--set 'tune.space={train.lr: {low: 1.0e-5, high: 1.0e-3, log: true}}'"
         )
     require_one_of("backbone of this config", backbones, config.backbones)
@@ -85,7 +85,7 @@ def tune(config: Config, trials: int | None, backbones: Sequence[str]) -> Tuned:
     folder = config.run_path / "tune"
     with held(folder / ".lock") as locked:
         if not locked:
-            raise RunError(f"{folder}: another process searches here; wait for it, or stop it")
+            raise RunError(f"{folder}: another process is searching here; wait for it, or stop it")
         sweep(folder)
         with _open(optuna, search, folder / "study.db") as ledger:
             _take_up(ledger, space)
@@ -138,7 +138,7 @@ def _take_up(ledger: Ledger, space: Space) -> None:
             if wanted and trial.number not in queued:
                 ledger.enqueue_trial(wanted, user_attrs={AGAIN: trial.number})
             ledger.tell(trial.number, state=TrialState.FAIL)
-            log.info("tune %d: was interrupted and is tried again", trial.number)
+            log.info("tune %d: was interrupted and will be repeated", trial.number)
 
 
 def _go_on(ledger: Ledger, search: Search, space: Space, wanted: int) -> None:
@@ -247,7 +247,7 @@ def _report(ledger: Ledger, search: Search, space: Space) -> Tuned:
     counts = {state: len(trials) for state, trials in by_state.items()}
     if not counts["complete"]:
         raise BackboneError(
-            f"none of {len(done)} trials came to its end, so there is no best one; the last failed "
+            f"none of {len(done)} trials was completed, so there is no best one; the last failed "
             f"with: {done[-1].user_attrs[REASON]}; narrow tune.space, and see {folder}/trials.csv"
         )
     complete = {t.number: t.value for t in by_state["complete"] if t.value is not None}
@@ -281,7 +281,7 @@ def _draw_importance(ledger: Ledger, path: Path, seed: int) -> tuple[Path, ...]:
         except RuntimeError as error:  # few trials that differ in little
             log.debug("importance: %s", error)
     if not shares:
-        log.info("tune: no %s: it takes two complete trials that differ in score", path.name)
+        log.info("tune: no %s: it needs two complete trials with different scores", path.name)
         return ()
     log.info("tune: %s is drawn from %s", path.name, trial_caution(len(scores)))
     save_figure(draw_importance({short(name): s for name, s in shares.items()}, len(scores)), path)

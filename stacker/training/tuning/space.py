@@ -61,8 +61,8 @@ class Space:
             learnt = [[(c.recipe(b), c.backbones[b].weights) for b in backbones] for c in configs]
             if all(recipes == learnt[0] for recipes in learnt):
                 raise ConfigError(
-                    f"tune.space.{name} changes nothing for {', '.join(backbones)}: what a backbone "
-                    "sets itself goes before 'train', and only the backbones that are scored count"
+                    f"tune.space.{name} has no effect on {', '.join(backbones)}: a backbone's own "
+                    "settings override 'train', and only the backbones that are scored count"
                 )
         rng = np.random.default_rng(self.config.seed)
         for _ in range(MIXTURES):
@@ -73,8 +73,7 @@ class Space:
         if not name.startswith(("train.", "backbones.")):
             raise ConfigError(
                 f"tune.space.{name}: only train.*, backbones.NAME.train.* and backbones.NAME.weights "
-                "are searched; any other setting changes the data or the split under the score, or "
-                "comes after it"
+                "can be searched; other settings change the data or the split, or act after training"
             )
         require_one_of("setting to search (tune.space)", [name], self.paths)
 

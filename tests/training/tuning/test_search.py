@@ -364,8 +364,10 @@ def test_importance_takes_scores_that_differ(
     assert [path.name for path in result.figures] == ["history.png"]
     assert "no importance.png" in caplog.text
     skills += [0.9, 0.9]
-    result = tune(config, 4, [])
+    with caplog.at_level(logging.INFO, "stacker"):
+        result = tune(config, 4, [])
     assert [path.name for path in result.figures] == ["history.png", "importance.png"]
+    assert "importance.png is drawn from 4 complete trials: too few to rank settings" in caplog.text
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -391,7 +393,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {LR: SPACE[LR], "backbones.test_resnet.train.lr": SPACE[LR]},
-        r"train\.lr changes nothing for test_resnet",
+        r"train\.lr has no effect on test_resnet",
     ),
 ]
 
