@@ -172,8 +172,6 @@ def inspect(
     from stacker.caches import summary
     from stacker.cli.tables.data import caches_table
     from stacker.errors import plural
-    from stacker.figures.canvas import save_figure
-    from stacker.figures.heatmaps import draw
 
     drawn = bool(sample or image_ids)
     if not drawn and (backbones or classes or signed or out or maps != "maps"):
@@ -186,6 +184,9 @@ def inspect(
     if sample:
         image_ids += tuple(summary.sample(caches, sample, seed))
     if image_ids:
+        from stacker.figures.canvas import save_figure
+        from stacker.figures.heatmaps import draw
+
         path = out or run.figures / "heatmaps.png"
         save_figure(draw(run, caches, image_ids, backbones, classes, signed, maps), path)
         click.echo(f"heatmaps of {plural(len(image_ids), 'image')}: {path}", err=as_json)
