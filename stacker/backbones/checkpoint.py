@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from stacker.backbones.backbone import Backbone, attach
 from stacker.backbones.sources import read_facts
@@ -15,6 +17,9 @@ from stacker.backbones.weights import model_settings
 from stacker.backbones.zoo import timm
 from stacker.errors import BackboneError
 from stacker.files import publish
+
+# What initialisers come down to; torch.nn.init hands some of its own over as they are.
+DRAWING = {torch.Tensor.normal_, torch.Tensor.uniform_, init.normal_, init.uniform_, init.trunc_normal_}
 
 
 def save_checkpoint(path: Path, backbone: Backbone, facts: dict[str, Any]) -> None:
@@ -54,13 +59,26 @@ def _require_plain(name: object, path: Path) -> None:
         )
 
 
+class _Undrawn(TorchFunctionMode):
+    """Draws nothing: of a tensor without memory torch would load its compiler for that."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch, if it draws no numbers into a tensor."""
+        given = kwargs or {}
+        if func in DRAWING:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
 def _without_drawing(name: str, wanted: dict[str, Any]) -> Any:
     """Return a model without memory: VGG-16 needs seconds to draw weights that are replaced at once.
 
     None for those whose constants are not part of their state, or need their values when they are built.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             model = timm.create_model(name, **wanted)
     except RuntimeError:
         return None

@@ -135,7 +135,8 @@ class Machine:
         """
         if self.deterministic:  # cuBLAS reads it when it is first used
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(self.deterministic)
+        if torch.are_deterministic_algorithms_enabled() != self.deterministic:  # it loads the compiler
+            torch.use_deterministic_algorithms(self.deterministic)
         torch.backends.cudnn.benchmark = not self.deterministic
         torch.backends.cudnn.deterministic = self.deterministic
         # without this, convolutions "in float32" keep ten bits of a number on a GPU

@@ -175,8 +175,7 @@ def inspect(
     """Draw cached heatmaps over images of RUN; without --image or --sample, list its caches."""
     from stacker.caches import summary
     from stacker.cli.tables.data import caches_table
-    from stacker.figures.canvas import save_figure
-    from stacker.figures.heatmaps import draw
+    from stacker.errors import plural
 
     drawn = bool(sample or image_ids)
     if not drawn and (backbones or classes or signed or out or maps != "maps"):
@@ -189,6 +188,9 @@ def inspect(
     if sample:
         image_ids += tuple(summary.sample(caches, sample, seed))
     if image_ids:
+        from stacker.figures.canvas import save_figure
+        from stacker.figures.heatmaps import draw
+
         path = out or run.figures / "inspect.png"
         save_figure(draw(run, caches, image_ids, backbones, classes, signed, maps), path)
         click.echo(f"heatmaps of {plural(len(image_ids), 'image')}: {path}", err=as_json)

@@ -17,6 +17,7 @@ from stacker.cli.cache import cache, inspect
 from stacker.cli.common import Commands
 from stacker.cli.compare import compare
 from stacker.cli.data import check, data
+from stacker.cli.features import features
 from stacker.cli.predict import pack, predict
 from stacker.cli.runs import runs
 from stacker.cli.stack import demo, run, stack
@@ -60,6 +61,7 @@ COMMANDS = (
     cache,
     inspect,
     stack,
+    features,
     compare,
     predict,
     pack,

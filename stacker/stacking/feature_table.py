@@ -7,20 +7,25 @@ made the rows, these are the folds, for the reason that `fitting` gives.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from stacker.config.stacking import BLOCKS
 from stacker.errors import StackerError, StackError, plural, require_one_of
+from stacker.files import publish, write_arrays
 from stacker.run import Run
 from stacker.stacking.admission import open_caches
 from stacker.stacking.blocks import resolve, sees_frozen
 from stacker.stacking.learners.matrix import whole
 from stacker.stacking.preparation import fit_centres
 from stacker.stacking.tables import Table
+
+Form = Literal["csv", "npz", "parquet"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +55,39 @@ class FeatureTable:
             f"models of {made_by}"
         )
 
+    def who(self) -> dict[str, np.ndarray]:
+        """Return who the rows are: image, case, fold, label and group, each (N,)."""
+        labels = np.array(self.classes)[self.y]
+        ids = {"image": self.images, "case": self.cases, "fold": self.folds}
+        return {**ids, "label": labels, "group": self.groups}
+
+    def save(self, path: Path, form: Form) -> None:
+        """Publish the table as a file; raise StackerError where the package for it is missing."""
+        if form == "npz":
+            whole = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+            write_arrays(path, whole)
+        elif form == "parquet":
+            self._save_parquet(path)
+        else:
+            with publish(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow([*self.who(), *self.columns])
+                for ids, values in zip(zip(*self.who().values(), strict=True), self.X, strict=True):
+                    writer.writerow([*ids, *map(str, values)])
+
+    def _save_parquet(self, path: Path) -> None:
+        try:
+            import pyarrow as pa
+            from pyarrow import parquet
+        except ImportError:
+            raise StackerError(
+                "a Parquet file needs pyarrow, which is not installed",
+                "pip install pyarrow, or write --csv or --npz",
+            ) from None
+        values = dict(zip(self.columns, self.X.T, strict=True))
+        with publish(path) as temporary:
+            parquet.write_table(pa.table({**self.who(), **values}), temporary)
+
     def frame(self) -> Any:
         """Return a pandas DataFrame: image, case, fold, label, and then the columns by their names."""
         try:
@@ -59,8 +97,7 @@ class FeatureTable:
                 "a DataFrame needs pandas, which is not installed: pip install pandas, or take the "
                 "arrays X, y and the names in columns as they are"
             ) from None
-        labels = np.array(self.classes)[self.y]
-        who = {"image": self.images, "case": self.cases, "fold": self.folds, "label": labels}
+        who = {name: values for name, values in self.who().items() if name != "group"}
         values = pd.DataFrame(self.X, columns=list(self.columns))
         return pd.concat([pd.DataFrame(who), values], axis=1)
 

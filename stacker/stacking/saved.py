@@ -3,6 +3,7 @@
     stack/<meta>@<features>/
         stack.json           what it was fitted with and on, calibrations and thresholds
         centres.npz          what is taken off the columns of each fold's models
+        importances.csv      what each column counts, where the meta-learner can tell
         <scope>-<seed>.npz   scales and components of one member
         <scope>-<seed>.*     its meta-learner: skops, UBJSON, safetensors or JSON, never pickle
         predictions.npz      raw probabilities of development and test rows
@@ -38,8 +39,9 @@ from stacker.scores.predictions import Finish, Predictions, by_case, mean_over_f
 from stacker.stacking.blocks import Arrays, Blocks, assemble, resolve
 from stacker.stacking.finish import Says, conclude, unfinished
 from stacker.stacking.fitting import SCHEMA, Design, Fitted, Member, of_scope, say
+from stacker.stacking.importances import write_importances
 from stacker.stacking.learners.matrix import InMemory
-from stacker.stacking.learners.registry import load_meta, save_meta
+from stacker.stacking.learners.registry import load_meta, save_meta, trusted_by_config
 from stacker.stacking.preparation import Preparation, read_arrays
 
 CENTRES = "centres.npz"
@@ -125,6 +127,8 @@ def save_stack(
             save_meta(member.learner, stem)
     if with_members:
         write_arrays(folder / CENTRES, fitted.centres)
+        each = [member for fits in members.values() for member in fits]
+        write_importances(folder, each, facts["classes"])
     says = fitted.says
     _save_says(folder, says)
     content = {
@@ -152,10 +156,15 @@ def is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
 
 
 def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
-    """Read a fitted stack; raise StackError when a file of it is missing or strange."""
+    """Read a fitted stack; raise StackError when a file of it is missing or strange.
+
+    In a run, the package that its config names is trusted; in a pack only those in `trusted`.
+    """
     folder, facts = run.stack_folder(name), stack_facts(run, name)
     meta, label = str(facts["meta"]), run.stack_label(run.stack_name(name))
     config = StackConfig.model_validate(facts["settings"])
+    if run.manifest_file.exists():  # not a pack: whoever has the data has named the class
+        trusted = (*trusted, *trusted_by_config(meta, run.config.stack))
 
     def load(stem: Path, factors: list[float]) -> Member:
         preparation = Preparation.load(stem.with_name(f"{stem.name}.npz"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 
@@ -103,3 +104,39 @@ def test_without_pandas_there_is_advice(crossed: Run, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(StackerError, match="pip install pandas"):
         table(crossed).frame()
+
+
+def test_it_is_written_for_other_tools(crossed: Run, tmp_path: Path) -> None:
+    """As CSV, whose numbers come back to the bit, and as arrays."""
+    rows = table(crossed)
+    rows.save(tmp_path / "table.csv", "csv")
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["image", "case", "fold", "label", "group", *rows.columns]
+    assert [line[0] for line in lines] == rows.images.tolist()
+    assert [line[4] for line in lines] == rows.groups.tolist()
+    np.testing.assert_array_equal(np.array([line[5:] for line in lines], np.float32), rows.X)
+    rows.save(tmp_path / "table.npz", "npz")
+    with np.load(tmp_path / "table.npz", allow_pickle=False) as stored:
+        for name in ("X", "y", "columns", "classes", "images", "cases", "folds", "groups"):
+            np.testing.assert_array_equal(stored[name], getattr(rows, name))
+
+
+def test_parquet_needs_pyarrow(crossed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the error says how to install it, and nothing is written."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(StackerError, match="pip install pyarrow, or write --csv or --npz"):
+        table(crossed).save(tmp_path / "table.parquet", "parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_holds_the_same(crossed: Run, tmp_path: Path) -> None:
+    """Where pyarrow is installed, it reads back who the rows are, and their values."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = table(crossed)
+    rows.save(tmp_path / "table.parquet", "parquet")
+    read = parquet.read_table(tmp_path / "table.parquet")
+    assert read.column_names == [*rows.who(), *rows.columns]
+    assert read["image"].to_pylist() == rows.images.tolist()
+    values = np.stack([read[name].to_numpy() for name in rows.columns], axis=1)
+    np.testing.assert_array_equal(values, rows.X)

@@ -103,6 +103,13 @@ class BoostedTrees(MetaLearner):
         shares: np.ndarray = self.booster_.inplace_predict(rows)
         return np.stack([1 - shares, shares], axis=1) if shares.ndim == 1 else shares
 
+    def importances(self) -> tuple[str, np.ndarray]:
+        """Return the share of each column in what all splits of all trees gained."""
+        gains = np.zeros(len(self.columns))
+        for name, gain in self.booster_.get_score(importance_type="total_gain").items():
+            gains[int(name.removeprefix("f"))] = gain
+        return "gain share", gains / max(gains.sum(), np.finfo(float).tiny)
+
     def save(self, path: Path) -> None:
         """Write the trees as UBJSON."""
         path.write_bytes(self.booster_.save_raw("ubj"))

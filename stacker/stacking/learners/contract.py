@@ -83,6 +83,13 @@ class MetaLearner(ABC):
         likeliest: np.ndarray = self.predict_proba(X).argmax(axis=1)
         return likeliest
 
+    def importances(self) -> tuple[str, np.ndarray] | None:
+        """Return what each column counts, and what that number is; None where it cannot be told.
+
+        The numbers are (F,), or (K, F) where each class has its own.
+        """
+        return None
+
     @abstractmethod
     def _probabilities(self, rows: np.ndarray) -> Any:
         """Return class probabilities of some rows that are in memory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from typing import Any
 
 from stacker.config.learners import CustomConfig
@@ -30,6 +31,12 @@ def find_class(path: str) -> type:
     if not isinstance(kind, type):
         raise StackError(f"{path} is a {type(kind).__name__}, expected the class of a classifier")
     return kind
+
+
+def named_package(path: str) -> str | None:
+    """Return the installed package that a class's path names; None for Python's own modules."""
+    package = path.split(".", maxsplit=1)[0]
+    return package if package in packages_distributions() else None
 
 
 def draws_lots(custom: CustomConfig) -> bool:

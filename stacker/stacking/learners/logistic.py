@@ -52,6 +52,10 @@ class Logistic(MetaLearner):
         last = expit(logits[:, 0])
         return np.stack([1 - last, last], axis=1)
 
+    def importances(self) -> tuple[str, np.ndarray]:
+        """Return the coefficients; of two classes they are those of the last one."""
+        return "standardised coefficient", self.coef_[0] if len(self.coef_) == 1 else self.coef_
+
     def save(self, path: Path) -> None:
         """Write the coefficients as safetensors."""
         from safetensors.numpy import save_file

@@ -18,7 +18,12 @@ from stacker.config.stacking import StackConfig
 from stacker.errors import StackError
 from stacker.files import publish
 from stacker.stacking.learners.contract import MetaLearner
-from stacker.stacking.learners.custom import build_estimator, draws_lots, find_class
+from stacker.stacking.learners.custom import (
+    build_estimator,
+    draws_lots,
+    find_class,
+    named_package,
+)
 from stacker.stacking.learners.rules import Rule
 
 
@@ -80,6 +85,16 @@ def _custom(name: str, config: StackConfig) -> CustomConfig | None:
         return config.custom_of(name)
     except ValueError as error:
         raise StackError(str(error)) from error
+
+
+def trusted_by_config(name: str, config: StackConfig) -> tuple[str, ...]:
+    """Return the packages whose classes a config lets a meta-learner be made of, by naming one.
+
+    Only installed packages: a class of Python's own modules is no meta-learner.
+    """
+    custom = _custom(name, config)
+    package = None if custom is None else named_package(custom.estimator)
+    return () if package is None else (package,)
 
 
 def is_seeded(name: str, config: StackConfig) -> bool:

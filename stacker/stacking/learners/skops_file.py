@@ -9,7 +9,8 @@ these are compared first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,37 @@ def load_skops(path: Path, name: str, trusted: Sequence[str], types: Collection[
         unknown = set(skops.io.get_untrusted_types(file=path))
         vouched = {t for t in unknown if t in PLAIN or t in types or t.split(".")[0] in packages}
         if unknown == vouched:
+            _require_installed(path, vouched)
             content: dict[str, Any] = skops.io.load(path, trusted=sorted(vouched))
             return content
+    except StackError:
+        raise
     except Exception as error:  # a damaged file can raise anything at all
         raise StackError(f"{path} cannot be read as skops ({error})", again) from error
     strange = sorted(unknown - vouched)
-    needed = ", ".join(dict.fromkeys(kind.split(".")[0] for kind in strange))
+    needed = _packages(strange)
+    options = " ".join(f"--trust {package}" for package in needed)
     raise StackError(
         f"{path} holds types that are not trusted: {', '.join(strange)}",
-        f"if the file is your own and you trust what is installed as {needed}, say so "
-        f"(--trust {needed}), else {again}",
+        f"if you trust whoever made the file, and the installed {' and '.join(needed)}, add {options} "
+        f"to the command (in Python: trusted={needed})",
     )
+
+
+def _packages(types: Iterable[str]) -> list[str]:
+    """Return the packages that types are of, each once."""
+    return list(dict.fromkeys(kind.split(".")[0] for kind in types))
+
+
+def _require_installed(path: Path, types: Collection[str]) -> None:
+    """Raise StackError where a package that a file needs is not installed."""
+    missing = [package for package in _packages(sorted(types)) if find_spec(package) is None]
+    if missing:
+        listed = " ".join(missing)
+        raise StackError(
+            f"{path} needs {' and '.join(missing)}, which is not installed",
+            f"install the package that has it (often: pip install {listed}), and run this again",
+        )
 
 
 def require(stored: Any, kind: type, columns: int, path: Path) -> None:

@@ -34,6 +34,7 @@ from stacker.stacking.learners.matrix import Rows2D, whole
 from stacker.stacking.learners.skops_file import check_forest, check_machine, load_skops, require
 
 log = logging.getLogger(__name__)
+IMPORTANCES = {"coef_": "coefficient", "feature_importances_": "feature importance"}
 PARTS = 5  # of the rows, for the sigmoids of the support vector machine
 
 
@@ -110,6 +111,17 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
     def _probabilities(self, rows: np.ndarray) -> Any:
         with self._named("answer for", rows):
             return self.estimator_.predict_proba(rows)
+
+    def importances(self) -> tuple[str, np.ndarray] | None:
+        """Return coefficients or impurity-based importances, by scikit-learn's names for them."""
+        for name, kind in IMPORTANCES.items():
+            values = getattr(self.estimator_, name, None)
+            if values is not None:
+                values = np.asarray(values, dtype=np.float64)
+                of_classes = values.ndim == 2 and len(values) == len(self.classes_)
+                if values.ndim == 1 or of_classes or len(values) == 1:
+                    return kind, values if of_classes else values.reshape(-1)
+        return None
 
     @contextmanager
     def _named(self, what: str, rows: np.ndarray) -> Iterator[None]:
@@ -196,6 +208,12 @@ class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _machine(self) -> SVC:
         return SVC(C=self.C, kernel=self.kernel, cache_size=500)
+
+    @property
+    def coef_(self) -> np.ndarray | None:
+        """What the distance from a straight border is made of, of two classes (1, F)."""
+        straight = self.kernel == "linear" and len(self.classes_) == 2
+        return np.asarray(self.machine_.coef_) if straight else None
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """Return class probabilities (N, K)."""

@@ -14,7 +14,14 @@ from stacker.config.learners import RandomForestConfig
 from stacker.config.stacking import StackConfig
 from stacker.errors import StackError
 from stacker.stacking.learners.contract import row_weights, say_once
-from stacker.stacking.learners.registry import build, is_scaled, is_seeded, load_meta, save_meta
+from stacker.stacking.learners.registry import (
+    build,
+    is_scaled,
+    is_seeded,
+    load_meta,
+    save_meta,
+    trusted_by_config,
+)
 from tests.learning import standardised, table
 
 
@@ -81,7 +88,9 @@ def test_a_class_of_another_package_is_a_meta_learner(
     assert content.startswith(b"PK")
     assert b"\x80\x04\x95" not in content
     if "KNeighbors" not in path:  # by brute force: it has no parts that skops does not know
-        with pytest.raises(StackError, match=rf"types that are not trusted: .*trust {package}"):
+        with pytest.raises(
+            StackError, match=rf"types that are not trusted: .*add .*--trust {package}.* to the command"
+        ):
             load_meta("own", chosen, tmp_path / "model", rows.columns)
     loaded = load_meta("own", chosen, tmp_path / "model", rows.columns, (package,))
     assert np.array_equal(loaded.predict_proba(unseen.values), expected)
@@ -344,3 +353,27 @@ def test_what_ours_raise_is_a_bug() -> None:
     model = build("random_forest", config, 0, rows.columns).fit(rows.values, rows.labels)
     with pytest.raises(RuntimeError, match="two"):
         _failing(model).predict_proba(rows.values)
+
+
+def test_a_config_vouches_for_the_package_that_it_names() -> None:
+    """For an installed one, by its section or its path; never for ours, or for Python's own modules."""
+    own = config("sklearn.ensemble.ExtraTreesClassifier")
+    assert trusted_by_config("own", own) == ("sklearn",)
+    assert trusted_by_config("lightgbm.LGBMClassifier", StackConfig()) == ("lightgbm",)
+    assert trusted_by_config("svm", StackConfig()) == ()
+    assert trusted_by_config("own", config("subprocess.Popen")) == ()
+    assert trusted_by_config("own", config("no_such_package.Model")) == ()
+
+
+def test_a_package_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose types are trusted and whose package is missing says what to install."""
+    rows = table()
+    trees = config("sklearn.ensemble.ExtraTreesClassifier", n_estimators=3)
+    save_meta(build("own", trees, 0, rows.columns).fit(rows.values, rows.labels), tmp_path / "model")
+    monkeypatch.setattr("stacker.stacking.learners.skops_file.find_spec", lambda _: None)
+    with pytest.raises(
+        StackError, match=r"needs sklearn, which is not installed; .*pip install sklearn"
+    ):
+        load_meta("own", trees, tmp_path / "model", rows.columns, ("sklearn",))
