@@ -62,7 +62,7 @@ def pack(
     stack was fitted on.
     """
     if out.exists():
-        raise RunError(f"{out} is there already; give another --out, or remove it")
+        raise RunError(f"{out} exists already; give another --out, or remove it")
     name = meta or default_meta(run)
     run.config.stack.require(name)
     stack = load_stack(run, name, trusted)
