@@ -138,12 +138,12 @@ def set_of(run: Run, ids: np.ndarray) -> set[Any]:
 def test_heatmaps_show_themselves(crossed: Run) -> None:
     """A notebook that never imported pyplot asks a figure for its PNG."""
     image = sample(find_caches(crossed), 1, seed=0)[0]
-    figure = heatmaps(crossed, image)
+    figure = heatmaps(crossed, image, signed=True)
     assert isinstance(figure, Figure)
     assert len(figure.axes) == 1 + 2 + 2  # the image, two maps and their scales
     content = figure._repr_png_()  # type: ignore[attr-defined]
     assert content.startswith(b"\x89PNG")
-    assert len(heatmaps(crossed, [image, image], ["test_resnet"], ["benign"]).axes) == 4 + 1
+    assert len(heatmaps(crossed, [image, image], ["test_resnet"], ["benign"], signed=True).axes) == 4 + 1
     with pytest.raises(ConfigError, match="no image 'nobody'"):
         heatmaps(crossed, "nobody")
 

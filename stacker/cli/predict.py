@@ -126,7 +126,8 @@ def _summarise(tally: Tally, facts: Mapping[str, Any], folder: Path) -> None:
         warning = f"the stack was fitted on a {facts['split']}: its performance on new cases is unknown"
         click.secho(textwrap.fill(warning, WIDTH), fg="red", err=True)
     for paragraph in tally.lines():
-        click.echo(textwrap.fill(paragraph, WIDTH, break_long_words=False), err=True)
+        wrapped = textwrap.fill(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False)
+        click.echo(wrapped, err=True)
     if tally.overlays:
         click.echo(f"{plural(tally.overlays, 'overlay')} in {folder}", err=True)
     if tally.skipped:

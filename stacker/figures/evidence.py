@@ -31,7 +31,7 @@ def colour_table(steps: str) -> np.ndarray:
     anchors = np.array([list(bytes.fromhex(step)) for step in steps.split()], dtype=np.float64)
     places = np.linspace(0, len(anchors) - 1, 256)
     columns = [np.interp(places, np.arange(len(anchors)), anchor) for anchor in anchors.T]
-    return np.stack(columns, axis=1)
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 TABLES = {False: colour_table(POSITIVE), True: colour_table(SIGNED)}
@@ -85,11 +85,13 @@ def fit(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 def lay_over(pixels_HWC: np.ndarray, heat_HW: np.ndarray, limit: float, signed: bool) -> np.ndarray:
     """Return pixels with evidence over them, on a scale from 0, or from -limit, to limit."""
-    share = np.clip(heat_HW / limit, -1 if signed else 0, 1) if limit > 0 else np.zeros_like(heat_HW)
+    if limit <= 0:
+        return pixels_HWC
+    share = np.clip(heat_HW.astype(np.float32) / limit, -1 if signed else 0, 1)
     place = (share + 1) / 2 if signed else share
-    colours = TABLES[signed][np.round(place * 255).astype(np.int64)]
+    colours = TABLES[signed][(place * 255 + 0.5).astype(np.uint8)]
     alpha = STRONG_ALPHA * np.sqrt(np.abs(share))[..., None]
-    blended: np.ndarray = np.round(pixels_HWC * (1 - alpha) + colours * alpha).astype(np.uint8)
+    blended: np.ndarray = (pixels_HWC + alpha * (colours - pixels_HWC) + 0.5).astype(np.uint8)
     return blended
 
 

@@ -57,7 +57,7 @@ class Overlays:
         self.names.add(name)
         sheet = draw_sheet(title, picture, images, panels)
         with publish(self.folder / name) as temporary:
-            sheet.save(temporary, format="PNG", compress_level=3)
+            sheet.save(temporary, format="PNG", compress_level=1)
         return self.folder / name
 
 

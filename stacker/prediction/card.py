@@ -164,7 +164,9 @@ def _scores(metrics: Mapping[str, Any] | None, meta: str) -> Iterator[str]:
         return
     yield (
         f"In brackets: intervals ({metrics['intervals']}), or the reason why there is none. `mean` is "
-        "the mean of the base models' probabilities, `constant` always predicts the class frequencies."
+        "the mean of the base models' probabilities, `constant` always predicts the class frequencies. "
+        "The recognition rate is the share of a case's images that are classified correctly, averaged "
+        "over the cases."
     )
     best = metrics["best_base"]
     for part, title in PARTS.items():

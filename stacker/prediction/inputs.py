@@ -83,13 +83,13 @@ def _named_by(argument: str, masks: Path | None) -> list[Input]:
         raise ConfigError(
             f"{path}: no such file or folder; give a picture, a folder, a .csv or a pattern"
         )
-    images = pictures if masks is None else [i for i in pictures if not _lies_below(i.path, masks)]
+    of_masks = {i.path for i in pictures if masks is not None and _lies_below(i.path, masks)}
+    images = [i for i in pictures if i.path not in of_masks]
     if not images:
-        but = " but lesion masks (data.masks)" if pictures else ""
+        but = " but lesion masks (data.masks)" if of_masks else ""
         raise ConfigError(f"{path}: no picture {where}{but}; looked for {', '.join(sorted(PICTURES))}")
-    if len(images) < len(pictures):
-        left_out = plural(len(pictures) - len(images), "lesion mask")
-        log.info("%s: %s left out (data.masks: %s)", path, left_out, masks)
+    if of_masks:
+        log.info("%s: %s left out (data.masks)", path, plural(len(of_masks), "lesion mask"))
     return images
 
 

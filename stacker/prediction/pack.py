@@ -63,7 +63,7 @@ def pack(
     stack was fitted on.
     """
     if out.exists():
-        raise RunError(f"{out} is there already; give another --out, or remove it")
+        raise RunError(f"{out} exists already", "give another --out, or remove it")
     name = choose_stack(run, meta)
     stack = load_stack(run, name, trusted)
     models = {str(base): run.model_file(*base) for base in needed(stack)}

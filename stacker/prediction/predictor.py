@@ -165,7 +165,7 @@ class Predictor:
         for n, (reading, shares, k) in enumerate(zip(readings, stacked, decided, strict=True)):
             image = reading.image
             if not np.isfinite(shares).all():
-                reason = f"{self.stack.name} gives it a probability that is no number"
+                reason = f"{self.stack.name} returns a NaN or infinite probability for it"
                 yield Skipped(str(image.path), reason)
                 continue
             votes = {
@@ -308,12 +308,12 @@ def _by_fold(stack: Stack, outputs: Outputs) -> dict[str, dict[str, dict[str, An
 
 
 def _not_numbers(outputs: Outputs, rows: int) -> dict[int, str]:
-    """Return the images of which some base model says what is no number, with the reason."""
+    """Return the images for which some base model returns NaN or infinity, with the reason."""
     reasons: dict[int, str] = {}
     for base, arrays in outputs.items():
         for array, values in arrays.items():
             for row in np.flatnonzero(~np.isfinite(values.reshape(rows, -1)).all(axis=1)):
-                reason = f"{array} of {base} are not numbers: this base model fails on it"
+                reason = f"{base} returns NaN or infinite {array} for it"
                 reasons.setdefault(int(row), reason)
     return reasons
 
@@ -326,6 +326,6 @@ def _novelty_of(run: Run, stack: Stack) -> Novelty | None:
     novelty = load_novelty(path)
     origins = {base: stack.facts["origins"].get(str(base)) for base in novelty.origins}
     if novelty.origins != origins or set(novelty.bases) != set(fine_tuned(stack)):
-        log.warning("%s is of other caches than the stack: novelty is not known", path)
+        log.warning("%s was made from other caches than the stack: novelty is not known", path)
         return None
     return novelty

@@ -85,10 +85,10 @@ def _listed(content: bytes, named: Path) -> dict[str, dict[str, Any]]:
         raise RunError(f"{named}: its {LIST} cannot be read", AGAIN) from None
     if version != SCHEMA:
         raise RunError(
-            f"{named} is of schema {version}, this program reads {SCHEMA}; pack the run again"
+            f"{named} has schema {version}, this version of stacker reads {SCHEMA}; pack the run again"
         )
     if not sound:
-        raise RunError(f"{named}: its {LIST} lists what no pack holds", AGAIN)
+        raise RunError(f"{named}: its {LIST} is not a list that stacker pack writes", AGAIN)
     return files
 
 
@@ -98,12 +98,14 @@ def _unzip(path: Path, folder: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
             if LIST not in members:
-                raise RunError(f"{path}: no {LIST} at its top: it is no pack, or not whole", AGAIN)
+                raise RunError(
+                    f"{path}: no {LIST} at its top; this is not a pack, or not all of it", AGAIN
+                )
             _refuse_compressed(path, members)
             with archive.open(LIST) as source:
                 content = source.read(MOST_LIST_BYTES + 1)
             if len(content) > MOST_LIST_BYTES:
-                raise RunError(f"{path}: its {LIST} is larger than that of any pack", AGAIN)
+                raise RunError(f"{path}: its {LIST} is larger than a pack can have", AGAIN)
             listed = _listed(content, path)
             _refuse_strange(path, members, listed)
             (folder / LIST).write_bytes(content)
@@ -113,7 +115,7 @@ def _unzip(path: Path, folder: Path) -> None:
                 with archive.open(where) as source, target.open("wb") as file:
                     _copy(source, file, expected["bytes"])
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise RunError(f"{path} is not a sound zip ({error})", AGAIN) from None
+        raise RunError(f"{path} cannot be read as a zip ({error})", AGAIN) from None
 
 
 def _refuse_compressed(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
@@ -136,7 +138,7 @@ def _refuse_strange(
         raise RunError(f"{path}: {strange[0]!r} {state}", AGAIN)
     total = sum(file["bytes"] for file in listed.values())
     if total > path.stat().st_size:
-        raise RunError(f"{path} would grow to {total:,} bytes: no pack does", AGAIN)
+        raise RunError(f"{path} lists {total:,} bytes, more than the zip has", AGAIN)
     where = tempfile.gettempdir()
     space = shutil.disk_usage(where).free
     if total > space:

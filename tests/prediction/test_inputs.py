@@ -98,10 +98,8 @@ def test_lesion_masks_are_no_images(slides: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level("INFO", "stacker"):
         assert names(find_inputs([str(slides)], config)) == ["1.jpg"]
         assert names(find_inputs([f"{slides}/**"], config)) == ["1.jpg"]
-    assert [record.message.split(": ")[1] for record in caplog.records] == [
-        "2 lesion masks left out (data.masks",
-        "2 lesion masks left out (data.masks",
-    ]
+    said = [record.message.split(": ")[1] for record in caplog.records]
+    assert said == ["2 lesion masks left out (data.masks)"] * 2
     assert names(find_inputs([str(slides / "b" / "2.png")], config)) == ["2.png"]
     with pytest.raises(ConfigError, match=r"no picture below this folder but lesion masks"):
         find_inputs([str(slides / "b")], config)

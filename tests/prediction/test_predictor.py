@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -317,7 +319,7 @@ def test_what_is_no_number_is_no_prediction(
     assert isinstance(first, Prediction)
     assert isinstance(third, Prediction)
     assert isinstance(second, Skipped)
-    assert second.reason.startswith("maps of test_resnet/holdout are not numbers")
+    assert second.reason.startswith("test_resnet/holdout returns NaN or infinite maps")
 
 
 def test_without_what_is_usual_novelty_is_not_known(
@@ -342,6 +344,13 @@ def _first(run: Run, tests_of: list[Image]) -> Prediction:
     (row,) = open_predictor(run).stream([Input(Path(tests_of[0].path))])
     assert isinstance(row, Prediction)
     return row
+
+
+def test_predicting_loads_no_plotting_library() -> None:
+    """Overlays are drawn without it: the first image is not kept waiting for an import."""
+    code = "import sys, stacker.prediction.predictor\nprint('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_base_models_that_changed_are_refused(ready: Config) -> None:
