@@ -93,7 +93,7 @@ def census_table(census: Mapping[str, Counts], positive: str | None) -> Table:
     missing = [unit for unit in ("slides", "cases") if unit not in units]
     about = f"; positive class: {positive}" if positive is not None else ""
     table = make_table(
-        f"What the data has{about}",
+        f"Data set{about}",
         ["", "", *map(number, units)],
         caption=f"No {' and '.join(missing)}: they are not known." if missing else None,
     )
