@@ -28,6 +28,7 @@ WRITTEN = {  # by commands beside the stages, and the module that says so
     "tune/trials.csv": "training/tuning/search.py",
     "resume.safetensors": "training/jobs.py",  # only while a job lasts
     "compare/leaderboard.csv": "comparison/leaderboard.py",
+    "compare/leaderboard.json": "comparison/leaderboard.py",
     "compare/differences.csv": "comparison/leaderboard.py",
     "compare/answers.csv": "comparison/leaderboard.py",
     "compare/controls.csv": "comparison/leaderboard.py",

@@ -165,7 +165,7 @@ def test_a_class_is_counted_in_cases_that_have_images_of_it() -> None:
     p = Predictions(labels, cases, np.full((6, 3), 1 / 3))
     carriers = Resampling(10, 0, ("x", "y", "z")).carriers(p)
     assert carriers.counts == (2, 2, 1)
-    assert carriers.why_not("sensitivity") == "1 case of z"
+    assert carriers.why_not("sensitivity") == "1 case of z, 5 are needed"
     assert carriers.freedom("auc") == 1
     both = Carriers((9, 6), NAMES, "case")
     assert [both.freedom(score) for score in ("auc", "sensitivity", "specificity")] == [5, 5, 8]
@@ -201,7 +201,7 @@ def test_what_is_said_of_a_model_can_be_stored() -> None:
     assert scored["m"]["case"]["n"] == 12
     said = Resampling(50, 0, NAMES, "slide").description
     assert "50 bootstrap draws" in said
-    assert "none below 5 slides of a class" in said
+    assert "whole slides resampled" in said
 
 
 def test_intervals_by_case_are_wider_than_by_image() -> None:

@@ -39,7 +39,8 @@ class Name:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the name, as long as its column allows."""
-        yield Text(shortened(self.name, options.max_width), self.style)
+        gap = "..." if options.ascii_only else "…"
+        yield Text(shortened(self.name, options.max_width, gap), self.style)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         """Return the least and the whole width."""
@@ -47,12 +48,13 @@ class Name:
         return Measurement(min(SHORTEST, width), width)
 
 
-def shortened(name: str, width: int) -> str:
+def shortened(name: str, width: int, gap: str = "…") -> str:
     """Return a name of at most some characters, with an ellipsis in its middle if it is longer."""
     if len(name) <= width:
         return name
-    end = (width - 1) // 2
-    return name[: width - 1 - end] + "…" + (name[-end:] if end else "")
+    left = max(0, width - len(gap))
+    end = left // 2
+    return (name[: left - end] + gap + (name[-end:] if end else ""))[:width]
 
 
 def make_table(

@@ -99,7 +99,7 @@ def census_table(census: Mapping[str, Counts], positive: str | None, complete: s
     missing = [unit for unit in ("slides", "cases") if unit not in units]
     about = f"; positive class: {positive}" if positive is not None else ""
     notes = [f"No {' and '.join(missing)}: they are not known."] if missing else []
-    table = make_table(f"Data{about}", ["", "", *map(number, units)])
+    table = make_table(f"Data set{about}", ["", "", *map(number, units)])
     views: dict[str, tuple[str, Counts]] = {}
     for view, rows in census.items():
         views.setdefault(str(rows), (view, rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any
 
 import pytest
@@ -46,6 +46,15 @@ def test_no_line_is_wider_than_the_terminal_and_no_name_is_wrapped(width: int) -
     assert all(" + " in line or "…" in line for line in long)
 
 
+def test_a_terminal_without_unicode_gets_ascii() -> None:
+    """Rules and ellipses are drawn with what its encoding has."""
+    file = TextIOWrapper(BytesIO(), encoding="ascii")
+    Console(file=file, width=50).print(table(score=[scored()] * 3))
+    file.seek(0)
+    lines = file.read().splitlines()
+    assert any(line.startswith("logi") and "..." in line for line in lines)
+
+
 def test_minor_columns_give_way_first() -> None:
     """Where all fit they have their intervals; else these, and minor words, wait for more room."""
     full = table(major=[scored()] * 3, minor=[scored(0.6)] * 3, words=["some words"] * 3)
@@ -56,7 +65,7 @@ def test_minor_columns_give_way_first() -> None:
     assert "0.500 [0.25, 0.75]" in narrow
     assert "0.600 [" not in narrow
     assert "some words" not in narrow
-    assert "A wider terminal shows the intervals of minor, too." in narrow
+    assert "A wider terminal shows the intervals of minor, too." in narrow.replace("\n", " ")
     assert "A wider terminal shows words, too." in narrow
 
 
