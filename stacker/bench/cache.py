@@ -73,8 +73,7 @@ def bench_cache(
 
     Without `images` and `repeats`, as many as fit into the minutes.
     """
-    budget = Budget(minutes)
-    log.info("bench cache: about %g minutes; the estimate comes after a warm-up", minutes)
+    budget = Budget.of("cache", minutes)
     work = prepare(config, images, max(IMAGES))
     there = len(work.rows)
     numbers = [images] if images else sorted({min(there, number) for number in IMAGES}, reverse=True)
@@ -185,8 +184,8 @@ def _estimate(
     work: Work, taken: Mapping[str, float], peers: Mapping[str, Peer], images: int
 ) -> dict[str, float]:
     """Return the seconds that a repeat takes for each base model and for all, by the warm-up."""
-    counted = images + min(images, work.cam.batch_size) / 2  # a batch is not counted
-    each = {of: counted * sum(taken[n] for n in names) for of, names in _groups(work).items()}
+    run = images + min(images, work.cam.batch_size)  # a batch is not counted
+    each = {of: run * sum(taken[n] for n in names) for of, names in _groups(work).items()}
     for name, peer in peers.items():
         several, few = _shares(images, peer)
         each[name] += several * peer.seconds + few * peer.loop_seconds
@@ -278,8 +277,7 @@ def _measure(
     for of in _groups(work):
         if costs and limits.too_late(of):
             continue
-        ways = _ways(work, of, inputs, peers, folder)
-        costs += _measure_group(work, of, ways, folder, repeats, limits.of(of))
+        costs += _measure_group(work, of, inputs, peers, folder, repeats, limits.of(of))
         if of == TOGETHER:
             costs += sums(costs, list(work.backbones))
         log.info("%s", describe_costs(costs, of))
@@ -287,18 +285,27 @@ def _measure(
 
 
 def _measure_group(
-    work: Work, of: str, ways: Ways, folder: Path, repeats: int, limit: float
+    work: Work,
+    of: str,
+    inputs: Mapping[str, Tensor],
+    peers: Mapping[str, Peer],
+    folder: Path,
+    repeats: int,
+    limit: float,
 ) -> list[Cost]:
     """Time all ways in turn.
 
-    Before stage two a batch that does not count fills its memory again, as the package had the machine.
+    A batch that does not count fills the memory of stage two and of the bare pass again, as the package
+    had the machine before.
     """
-    device, fill = work.machine.device, work.first(work.cam.batch_size)
+    device = work.machine.device
+    ways = _ways(work, of, inputs, peers, folder)
+    fill = _ways(work.first(work.cam.batch_size), of, inputs, {}, folder)
 
     def milliseconds(way: str) -> float:
-        keep_memory(device.type == "cpu" and way in (OURS, BARE))
-        if way == OURS:
-            _cache(fill, _groups(work)[of], folder)
+        keep_memory(device.type == "cpu" and way in fill)
+        if way in fill:
+            fill[way][1]()
         images, run = ways[way]
         return 1000 * seconds(run, device) / images
 

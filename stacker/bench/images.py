@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,7 @@ def bench_images(
 
     Without `images` and `repeats`, as many as fit into the minutes.
     """
-    budget, cores = Budget(minutes), os.cpu_count() or 1
+    budget, cores = Budget.of("images", minutes), os.cpu_count() or 1
     manifest, pixels, order = shuffled_images(config)
     there = len(order)
     chosen = _plan(manifest, order, config.images, cores, budget, images, repeats)
@@ -70,7 +71,9 @@ def bench_images(
         rate_of(way, epoch, len(rows))
     rates = {way: partial(rate_of, way, epoch, len(rows)) for way, epoch in ways.items()}
     limit = math.inf if repeats else budget.left
-    timings = time_rates(rates, len(rows), chosen.repeats, limit)
+    timings = time_rates(rates, len(rows), chosen.repeats, limit, LEAST_SECONDS)
+    if len(rows) < FEW:
+        timings = [replace(timing, rough=True) for timing in timings]
     return {
         "size": config.images.shape,
         "images": len(rows),

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -45,8 +45,8 @@ CLASSIFIER, QUANTILE, PLAIN = PEERS = (
     "xgboost.train, QuantileDMatrix",
     "xgboost.train, DMatrix",
 )
-ROWS = (20_000, 10_000, 5000, 2000)  # best first
-WARM_UP = 2000  # rows
+ROWS = (20_000, 10_000, 5000, 2000, 1000)  # best first
+WARM_UP = 500  # rows
 UNSEEN = 2000  # rows behind those that are learnt from, to compare the answers on
 STREAMED = 1e-9  # stack.memory_gb that makes every way of ours read from the files
 BACKBONES, CLASSES, FOLD = ("densenet121", "resnet50", "vgg16"), ("benign", "malignant"), "bench"
@@ -84,7 +84,7 @@ def bench_stack(
     multiple of the fastest fit of an array, and how far the probabilities of unseen rows lie apart. The
     files lie in a folder of their own in `folder` and are removed at the end, whatever happens.
     """
-    budget = Budget(minutes)
+    budget = Budget.of("stack", minutes)
     ways = [OURS, *(PEERS if peers else ()), *((MLP,) if epochs else ())]
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=folder) as name:
@@ -95,9 +95,6 @@ def bench_stack(
         for way in track(ways, "bench", len(ways)):
             fits[way] = in_child(way, Path(name, "table"), rows, rounds, epochs)
             log.info("%s: fitted in %.2f s", way, fits[way][0].seconds)
-    costs = [cost for cost, _ in fits.values()]
-    ratio = ratio_of(costs)
-    pairs = [(way, QUANTILE) for way in (OURS, CLASSIFIER, PLAIN)] if peers else []
     return {
         "rows": rows,
         "columns": columns,
@@ -105,6 +102,16 @@ def bench_stack(
         "epochs": epochs,
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "table_gib": round(4 * rows * columns / 2**30, 2),
+        **_compare(fits, peers),
+    }
+
+
+def _compare(fits: Mapping[str, tuple[FitCost, np.ndarray]], peers: bool) -> dict[str, Any]:
+    """Return costs, ratio, gaps between probabilities and the verdict."""
+    costs = [cost for cost, _ in fits.values()]
+    ratio = ratio_of(costs)
+    pairs = [(way, QUANTILE) for way in (OURS, CLASSIFIER, PLAIN)] if peers else []
+    return {
         "costs": costs,
         "ratio": ratio,
         "apart": [_apart(pair, *(fits[way][1] for way in pair)) for pair in pairs],

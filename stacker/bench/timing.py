@@ -38,6 +38,12 @@ class Budget:
         self.minutes = minutes
         self.started = time.perf_counter()
 
+    @classmethod
+    def of(cls, bench: str, minutes: float) -> Budget:
+        """Begin a bench, and say so."""
+        log.info("bench %s: about %g minutes; the estimate follows a warm-up", bench, minutes)
+        return cls(minutes)
+
     @property
     def left(self) -> float:
         """The seconds that are left."""
@@ -186,21 +192,28 @@ def in_turn(
 
 
 def time_rates(
-    ways: Mapping[str, Callable[[], float]], images: int, repeats: int, limit: float = math.inf
+    ways: Mapping[str, Callable[[], float]],
+    images: int,
+    repeats: int,
+    limit: float = math.inf,
+    least: float = 0.0,
 ) -> list[Timing]:
-    """Return how fast all ways are that measure images per second; log each figure at once."""
+    """Return how fast all ways are that measure images per second; log each figure at once.
+
+    Each was at work for `least` seconds at least.
+    """
 
     def hear(way: str, number: int, rate: float) -> None:
         log.info("repeat %d of %d: %s, %s images/s", number, repeats, way, digits(rate))
 
     measured = in_turn(ways, repeats, limit, "bench", hear)
-    return [timing_of(way, images, rates) for way, rates in measured.items()]
+    return [timing_of(way, images, rates, least) for way, rates in measured.items()]
 
 
-def timing_of(way: str, images: int, rates: Sequence[float]) -> Timing:
+def timing_of(way: str, images: int, rates: Sequence[float], least: float = 0.0) -> Timing:
     """Return a way's timing from the images per second of its repeats."""
     rounded = tuple(round(rate, 1) for rate in rates)
-    rough = is_rough(len(rates), sum(images / rate for rate in rates))
+    rough = is_rough(len(rates), sum(max(least, images / rate) for rate in rates))
     return Timing(way, round(statistics.median(rates), 1), rounded, images, rough)
 
 

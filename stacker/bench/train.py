@@ -33,6 +33,7 @@ from stacker.bench.timing import (
     MINUTES,
     REPEATS,
     Budget,
+    Plan,
     Ratio,
     Timing,
     plan,
@@ -70,14 +71,56 @@ def bench_train(
 
     Without `images` and `repeats`, as many as fit into the minutes.
     """
-    budget, backbone = Budget(minutes), backbone or next(iter(config.backbones))
+    budget, backbone = Budget.of("train", minutes), backbone or next(iter(config.backbones))
     require_one_of("backbone of this config", [backbone], config.backbones)
-    machine, recipe = replace(Machine.of(config).set_up(), compile=False), config.recipe(backbone)
+    machine = replace(Machine.of(config).set_up(), compile=False)
     manifest, pixels, order = shuffled_images(config)
-    size, device = recipe.batch_size, machine.device
+    device, size = machine.device, config.recipe(backbone).batch_size
     wanted = _sizes(images, size, len(order))
     part = Subset(pixels, manifest.labels, order[: wanted[0]], np.array(manifest.cases))
-    start = partial(begin, config.images.shape, backbone, part)
+    epochs = _epochs(config, backbone, part, machine, compiled)
+    taken = _warm_up(epochs, replace(part, rows=part.rows[:size]), device)
+    chosen = _plan(taken, budget, wanted, [repeats] if repeats else REPEATS, script is not None)
+    part = replace(part, rows=part.rows[: chosen.images])
+    ways = {way: partial(_rate, epoch, part, device) for way, epoch in epochs.items()}
+    if script is not None:
+        files = [manifest.images[row] for row in part.rows]
+        ways[PEER] = partial(_timm, script, files, config, backbone, machine)
+    limit = math.inf if repeats else budget.left
+    timings = time_rates(ways, chosen.images, chosen.repeats, limit)
+    done = len(timings[0].repeats)
+    return {
+        "backbone": backbone,
+        "size": config.images.shape,
+        "batch_size": size,
+        "precision": str(machine.precision),
+        "device": str(device),
+        "images": chosen.images,
+        "repeats": done,
+        "timings": timings,
+        "verdict": f"{verdict(timings)}; {describe_work(chosen.images, done)}",
+    }
+
+
+def _plan(
+    taken: Mapping[str, float],
+    budget: Budget,
+    images: Sequence[int],
+    repeats: Sequence[int],
+    with_script: bool,
+) -> Plan:
+    """Choose how many images and repeats fit; timm's script starts anew each time, for two epochs."""
+    extra, start = (2 * taken[OURS], STARTING) if with_script else (0.0, 0.0)
+    each = sum(taken.values()) + extra
+    return plan(lambda number, times: times * (start + number * each), budget, images, repeats)
+
+
+def _epochs(
+    config: Config, backbone: str, part: Subset, machine: Machine, compiled: bool
+) -> dict[str, Callable[[Subset], object]]:
+    """Return what runs an epoch in each way."""
+    recipe, device = config.recipe(backbone), machine.device
+    start, size = partial(begin, config.images.shape, backbone, part), recipe.batch_size
     still = start(recipe.model_copy(update={"augment": STILL}), machine)
     (batch,) = part.batches(part.rows[:size], size, device)
     epochs: dict[str, Callable[[Subset], object]] = {
@@ -87,32 +130,7 @@ def bench_train(
     }
     if compiled:
         epochs[COMPILED] = partial(train_epoch, start(recipe, replace(machine, compile=True)))
-    taken = _warm_up(epochs, replace(part, rows=part.rows[:size]), device)
-    extra = 2 * taken[OURS] if script else 0.0
-
-    def cost(number: int, times: int) -> float:
-        start = STARTING if script else 0.0
-        return times * (start + number * (sum(taken.values()) + extra))
-
-    chosen = plan(cost, budget, wanted, [repeats] if repeats else REPEATS)
-    part = replace(part, rows=part.rows[: chosen.images])
-    ways = {way: partial(_rate, epoch, part, device) for way, epoch in epochs.items()}
-    if script is not None:
-        files = [manifest.images[row] for row in part.rows]
-        ways[PEER] = partial(_timm, script, files, config, backbone, machine)
-    limit = math.inf if repeats else budget.left
-    timings = time_rates(ways, chosen.images, chosen.repeats, limit)
-    return {
-        "backbone": backbone,
-        "size": config.images.shape,
-        "batch_size": size,
-        "precision": str(machine.precision),
-        "device": str(device),
-        "images": chosen.images,
-        "repeats": len(timings[0].repeats),
-        "timings": timings,
-        "verdict": f"{verdict(timings)}; {describe_work(chosen.images, len(timings[0].repeats))}",
-    }
+    return epochs
 
 
 def _sizes(images: int | None, size: int, there: int) -> list[int]:

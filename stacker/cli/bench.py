@@ -39,7 +39,7 @@ def _count(name: str, default: int | None, least: int, text: str) -> Callable[[C
 
 def _minutes(default: float = 2.0) -> Callable[[Command], Command]:
     number = click.FloatRange(min=0, min_open=True)
-    text = "About how long it may take; what does not fit is left out, and said."
+    text = "About how long it may take; what does not fit is left out and named."
     return click.option("--minutes", default=default, show_default=True, type=number, help=text)
 
 

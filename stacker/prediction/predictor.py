@@ -62,11 +62,12 @@ def open_predictor(
     limit = run.config.stack.abstain if abstain is None else abstain
     if not 0 <= limit < 1:
         raise ConfigError(f"--abstain {limit}: expected a probability from 0 to below 1, e.g. 0.8")
+    precision = _precision(stack.facts["precision"], run.stack_folder(name))
     ensemble = Ensemble(
         files={base: run.model_file(*base) for base in needed(stack)},
         wanted=_wanted(stack, drawn=overlays is not None),
-        machine=Machine.of(run.config).set_up(),
-        precision=_precision(stack.facts["precision"], run.stack_folder(name)),
+        machine=replace(Machine.of(run.config), precision=precision).set_up(),
+        precision=precision,
         batch_size=run.config.cam.batch_size,
         memory_gb=run.config.cam.memory_gb,
     )

@@ -1,9 +1,10 @@
-"""Which device is chosen, in what arithmetic, and what is left alone on other systems than Linux."""
+"""Which device is chosen, in what arithmetic, what a machine sets of torch, and what other systems have."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -89,3 +90,16 @@ def test_the_c_library_is_tuned_on_linux_alone(platform: str, monkeypatch: pytes
     monkeypatch.setattr(sys, "platform", platform)
     keep_memory()
     keep_memory(wanted=False)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    yield
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.parametrize(("precision", "rounded"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_float32_is_not_rounded_to_tf32(precision: torch.dtype, rounded: bool) -> None:
+    """Torch's convolutions keep ten bits on a GPU unless they are told otherwise."""
+    devices.Machine(torch.device("cpu"), precision).set_up()
+    assert torch.backends.cudnn.allow_tf32 == rounded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -82,8 +83,10 @@ def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
     assert "stage two: left out for want of time" in (tmp_path / "report.md").read_text()
 
 
-def test_an_unknown_backbone_is_refused(tmp_path: Path) -> None:
-    """Before anything is measured."""
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    """An unknown backbone, and less than a batch, before anything is done."""
+    with pytest.raises(ConfigError, match="--images 2: less than a batch of 4"):
+        bench_gpu(tmp_path, "cpu", 5, replace(SMALL, images=2))
     with pytest.raises(ConfigError, match="resnet50"):
         bench_gpu(tmp_path, "cpu", 5, Size(("resnet5",)))
 

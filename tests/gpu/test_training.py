@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +103,23 @@ def test_little_memory_is_shared_by_slices(
         best, _ = trained(device, torch.float32, RECIPE.model_copy(update={"epochs": 1}))
     assert best["accumulate"] == 2
     assert "a batch of 8 now passes in 2 slices" in caplog.text
+
+
+def test_a_training_may_be_the_first_to_use_a_gpu(device: torch.device) -> None:
+    """With a precision that was given, nothing has initialised CUDA before."""
+    code = (
+        "import torch\n"
+        "from tests.training.test_loop import RECIPE, parts, small\n"
+        "from stacker.backbones.devices import Machine\n"
+        "from stacker.training.loop import Training\n"
+        f"machine = Machine(torch.device({str(device)!r}), torch.float32).set_up()\n"
+        "Training(small(), parts()[0], RECIPE, machine)\n"
+    )
+    here = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=here
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -47,6 +47,17 @@ def test_new_images_are_predicted_on_either_device(run: Run, device: torch.devic
         assert there == pytest.approx(here, abs=2e-3)
 
 
+def test_new_images_are_seen_in_the_precision_of_the_stack(finished: Config) -> None:
+    """Kernels are set for the precision that the stack was fitted in, whatever the config says now."""
+    run = open_run(finished.run_path)
+    for precision in ("fp32", "bf16"):
+        config = run.config.model_copy(update={"precision": precision})
+        predictor = open_predictor(replace(run, config=config), "logistic")
+        fitted_in = predictor.stack.facts["precision"]
+        assert predictor.ensemble.machine.arithmetic == fitted_in
+        assert torch.backends.cudnn.allow_tf32 == (fitted_in != "float32")
+
+
 @pytest.mark.parametrize("name", ["xgboost", "mlp", "convnet"])
 def test_meta_learners_learn_as_much(device: torch.device, name: str) -> None:
     """Fitted on the device and asked on the CPU, they tell unseen cases apart as well as the CPU's."""
