@@ -122,7 +122,8 @@ def split(config: Config, out: Path | None, as_json: bool) -> None:
     else:
         show(parts_table(counts, folds.label))
     path = out or config.run_path / "figures" / "split.png"
-    save_figure(split_figure(manifest, parts, f"{manifest.describe()}\n{folds.label}"), path)
+    title = f"{manifest.describe()}\n{folds.label}"
+    save_figure(split_figure(manifest, parts, title, folds.leaks), path)
     click.echo(path, err=as_json)
 
 

@@ -271,7 +271,7 @@ def _summarise(run: Run, caches: Caches, failures: Mapping[str, str]) -> dict[st
         ("predictions", test, tests.rows, None),
     ):
         write_predictions(run.path / f"{name}.csv", predictions, rows, made_by, manifest, folds.label)
-    _draw(run, development, test)
+    _draw(run, how, development, test)
     write_json(run.path / "metrics.json", metrics)
     return metrics
 
@@ -284,15 +284,22 @@ def _named(run: Run, label: str) -> dict[str, Any]:
     return {"meta": name.meta, "features": list(name.features), "folder": where, "digest": stated}
 
 
-def _draw(run: Run, development: Mapping[str, Predictions], test: Mapping[str, Predictions]) -> None:
-    """Draw what the models say, on the development images where they can."""
-    facts = run.manifest.classes, run.folds.label, run.folds.leaks
-    shown = "Development images, out of fold" if development else "Test images"
+def _draw(
+    run: Run,
+    how: Resampling,
+    development: Mapping[str, Predictions],
+    test: Mapping[str, Predictions],
+) -> None:
+    """Draw what the models say of the test images, and of the development images where they do."""
+    split, positive = (run.folds.label, run.folds.leaks), run.manifest.positive
+    best = (development, "development") if development else (test, "test")
     figures = {
-        "confusion": confusion_figure(test, *facts),
-        "roc": roc_figure(test, *facts),
-        "reliability": reliability_figure(development or test, *facts, shown),
+        "confusion": confusion_figure(test, how, "test", *split),
+        "roc": roc_figure(test, how, positive, "test", *split),
+        "reliability": reliability_figure(best[0], how, positive, best[1], *split),
     }
+    if development:
+        figures["roc_development"] = roc_figure(development, how, positive, "development", *split)
     for name, figure in figures.items():
         save_figure(figure, run.figures / f"{name}.png")
 
