@@ -20,6 +20,7 @@ FILE = re.compile(rf"(?:[\w<>*./-]*/)?[\w<>*.-]*[\w>*]\.(?:{SUFFIXES})|[\w<>*/-]
 WRITTEN = {  # by commands beside the stages, and the module that says so
     "audit.json": "audit/check.py",
     "audit.md": "audit/check.py",
+    "left_out.csv": "data/manifest.py",  # where images are left out
     "probe.json": "comparison/probe.py",
     "tune/best.yaml": "training/tuning/search.py",
     "tune/trials.csv": "training/tuning/search.py",

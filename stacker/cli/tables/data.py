@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stacker.maps.verify import Verdict
 
 MOST_ROWS, MOST_CLASSES = 18, 8  # of a census, and of a table of parts
-MOST_FINDINGS = 8
+MOST_FINDINGS = 7
 COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 Counts = Mapping[str, Mapping[str, int]]  # images, slides and cases by name
 
