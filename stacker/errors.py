@@ -105,10 +105,10 @@ def require_one_of(kind: str, wanted: Iterable[str], known: Iterable[str]) -> No
             raise ConfigError(f"no {kind} '{name}'", hint)
 
 
-def first_few(names: Sequence[object], shown: int = SHOWN) -> str:
+def first_few(names: Sequence[object], between: str = ", ") -> str:
     """Return 'a, b, c and 12 more'."""
-    listed = ", ".join(str(name) for name in names[:shown])
-    return f"{listed} and {len(names) - shown} more" if len(names) > shown else listed
+    listed = between.join(str(name) for name in names[:SHOWN])
+    return f"{listed} and {len(names) - SHOWN} more" if len(names) > SHOWN else listed
 
 
 def grouped(images: Iterable[Unusable]) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stacker.maps.verify import Verdict
 
 MOST_ROWS, MOST_CLASSES = 18, 8  # of a census, and of a table of parts
-MOST_FINDINGS = 7
+MOST_FINDINGS, MOST_CHARACTERS = 7, 70  # of an example
 COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 Counts = Mapping[str, Mapping[str, int]]  # images, slides and cases by name
 
@@ -84,6 +84,14 @@ def census_table(census: Mapping[str, Counts], complete: str) -> Table:
     return table
 
 
+def census_line(census: Mapping[str, Counts]) -> str:
+    """Return all images, slides and cases, and the images of each class, in a line."""
+    total = census["total"]["all"]
+    known = [plural(total[f"{unit}s"], unit) for unit in ("image", "slide", "case") if total[f"{unit}s"]]
+    classes = [f"{counts['images']} {name}" for name, counts in census["class"].items()]
+    return f"{', '.join(known)}: {first_few(classes)}"
+
+
 def parts_table(parts: Mapping[str, Counts], split: str) -> Table:
     """Return images and cases of every part of a split, in all and by class."""
     names = list(next(iter(parts.values())))
@@ -125,11 +133,17 @@ def _first_lines(lines: Sequence[str]) -> str:
     return "\n".join([*lines[:SHOWN], *more])
 
 
+def _end(text: str) -> str:
+    """Return a text, or the end of a long one: of a path, the file is what matters."""
+    return text if len(text) <= MOST_CHARACTERS else f"...{text[-MOST_CHARACTERS:]}"
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Return the worst findings, each with its first examples; count the others."""
     table = make_table("Findings", ("severity", "what", "found", "what to do"))
     for finding in findings[:MOST_FINDINGS]:
-        examples = f" ({first_few(finding.examples)})" if finding.examples else ""
+        shown = first_few([_end(example) for example in finding.examples], "; ")
+        examples = f" ({shown})" if shown else ""
         severity = f"[{COLOURS[finding.severity]}]{finding.severity}[/]"
         table.add_row(severity, finding.topic, escape(finding.message + examples), finding.advice)
     if not findings:
