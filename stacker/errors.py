@@ -110,10 +110,10 @@ def install_extra(extra: str) -> str:
     return f"in the clone of stacker, run: pip install -e '.[{extra}]'"
 
 
-def first_few(names: Sequence[object], shown: int = SHOWN) -> str:
+def first_few(names: Sequence[object], between: str = ", ") -> str:
     """Return 'a, b, c and 12 more'."""
-    listed = ", ".join(str(name) for name in names[:shown])
-    return f"{listed} and {len(names) - shown} more" if len(names) > shown else listed
+    listed = between.join(str(name) for name in names[:SHOWN])
+    return f"{listed} and {len(names) - SHOWN} more" if len(names) > SHOWN else listed
 
 
 def grouped(images: Iterable[Unusable]) -> list[str]:

@@ -176,8 +176,9 @@ def check_sizes(manifest: Manifest) -> Iterable[Finding]:
     cases = sorted(cases_by_class(manifest.images).items())
     few = [f"'{label}' has {plural(number, 'case')}" for label, number in cases if number < FEW_CASES]
     if few:
-        text = f"{first_few(few)}: intervals will be wide, and scores depend on the random split"
         listed = few if len(few) > SHOWN else []
+        text = f"{len(few)} classes have fewer than {FEW_CASES} cases" if listed else ", ".join(few)
+        text += ": intervals will be wide, and scores depend on the random split"
         yield finding("warning", "few cases", text, "add cases, or say so in the paper", listed)
     images = np.bincount(manifest.labels)
     if images.max() > 10 * images.min():

@@ -112,8 +112,10 @@ def _announce(run: Run, units: list[str], yes: bool) -> None:
     works = work_to_do(run, units)
     if not works:
         return
-    click.echo("\n  ".join(["--protocols repeats the run:", *map(str, works)]), err=True)
-    click.echo(f"{time_of(works)}. Whatever is finished already is kept.", err=True)
+    click.echo(
+        "\n  ".join(["The run will be trained again, split by other units:", *map(str, works)]), err=True
+    )
+    click.echo(f"{time_of(works)}. Finished work is kept.", err=True)
     if not yes and somebody_answers():
         click.confirm("Continue?", abort=True, err=True)
 

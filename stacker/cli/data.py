@@ -33,7 +33,7 @@ def check(config: Config, strict: bool, out: Path | None, as_json: bool) -> None
     """
     from stacker.audit.check import check as examine
     from stacker.audit.report import worst, write
-    from stacker.cli.tables.data import backbones_table, census_table, findings_table, parts_table
+    from stacker.cli.tables.data import backbones_table, census_line, findings_table, parts_table
     from stacker.errors import plural
 
     report = examine(config)
@@ -43,8 +43,7 @@ def check(config: Config, strict: bool, out: Path | None, as_json: bool) -> None
         print_json(report.findings)
     else:
         if report.audit is not None:
-            complete = f"{folder}/audit.md has all of them"
-            show(census_table(report.audit.census, report.positive, complete))
+            click.echo(census_line(report.audit.census, report.positive))
             if report.audit.parts["own"]:
                 show(parts_table(report.audit.parts["own"], report.audit.split))
         show(backbones_table(report), findings_table(report.findings))

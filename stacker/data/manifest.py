@@ -204,7 +204,7 @@ def warn_left_out(images: Sequence[Unusable]) -> None:
         log.warning("left out: %s", line)
     if len(images) > SHOWN:
         log.warning(
-            "all images left out: %s of the run, or 'stacker data describe CONFIG --out FILE'", LEFT_OUT
+            "complete list: %s of the run, or 'stacker data describe CONFIG --out FILE'", LEFT_OUT
         )
 
 

@@ -1,4 +1,4 @@
-"""Which device is chosen, in what arithmetic, what a machine sets of torch, and what other systems have."""
+"""Which device is chosen, in what arithmetic, what it sets of torch, and what other systems have."""
 
 from __future__ import annotations
 

@@ -75,7 +75,9 @@ def split_or_refusal(manifest: Manifest, config: FoldsConfig, seed: int) -> Fold
         return make_folds(manifest, config, seed)
     except DataError as error:
         refusal = str(error)
-    assert re.match(r"'class\d' has \d+ \w+s, and \d+ parts \(|no split of these \d+ ", refusal)
+    assert re.match(
+        r"'class\d' has only \d+ \w+, and each of \d+ parts \(|found no split of these \d+ ", refusal
+    )
     return None
 
 

@@ -163,7 +163,7 @@ def test_reasons_survive_a_kill(manifest: Manifest, tmp_path: Path, watch: Calla
     with pytest.raises(UnreadableImages) as caught:
         open_store(tmp_path / "store", manifest, SIZE)
     assert {row: str(unusable) for row, unusable in caught.value.reasons.items()} == {
-        1: f"{broken}: not an image, or of a format that Pillow does not know"
+        1: f"{broken}: not an image, or a format that Pillow does not know"
     }
     rest = open_store(tmp_path / "store", manifest.without(caught.value.reasons), SIZE)
     assert len(rest) == COUNT - 1

@@ -133,7 +133,7 @@ def test_images_are_read_ahead_in_their_order(tmp_path: Path) -> None:
     (bad,) = (reading for batch in batches for reading in batch if reading.pixels is None)
     assert (bad.image.path, bad.reason) == (
         paths[3],
-        "not an image, or of a format that Pillow does not know",
+        "not an image, or a format that Pillow does not know",
     )
     shapes = [e.pixels.shape for batch in batches for e in batch if e.pixels is not None]
     assert shapes == [(32, 32, 3)] * 4

@@ -20,7 +20,7 @@ from stacker.backbones.devices import Machine
 from stacker.config.root import Config
 from stacker.run import open_run
 from stacker.training.board import SHOWN, Board, draw_maps
-from stacker.training.jobs import Job, list_jobs
+from stacker.training.plan import Job, list_jobs
 
 Events = Any
 

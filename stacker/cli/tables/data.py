@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stacker.maps.verify import Verdict
 
 MOST_ROWS, MOST_CLASSES = 18, 8  # of a census, and of a table of parts
-MOST_FINDINGS = 8
+MOST_FINDINGS, MOST_CHARACTERS = 7, 70  # of an example
 COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 CHECKPOINT = 12  # characters of its digest that are shown
 Counts = Mapping[str, Mapping[str, int]]  # images, slides and cases by name
@@ -120,6 +120,15 @@ def census_table(census: Mapping[str, Counts], positive: str | None, complete: s
     return table
 
 
+def census_line(census: Mapping[str, Counts], positive: str | None) -> str:
+    """Return all images, slides and cases, and the images of each class, in a line."""
+    total = census["total"]["all"]
+    known = [plural(total[f"{unit}s"], unit) for unit in ("image", "slide", "case") if total[f"{unit}s"]]
+    classes = [f"{counts['images']} {name}" for name, counts in census["class"].items()]
+    about = f"; positive class: {positive}" if positive is not None else ""
+    return f"{', '.join(known)}: {first_few(classes)}{about}"
+
+
 def parts_table(parts: Mapping[str, Counts], split: str) -> Table:
     """Return images and cases of every part of a split, in all and by class."""
     names = list(next(iter(parts.values())))
@@ -174,6 +183,11 @@ def _first_lines(lines: Sequence[str]) -> str:
     return "\n".join([*lines[:SHOWN], *more])
 
 
+def _end(text: str) -> str:
+    """Return a text, or the end of a long one: of a path, the file is what matters."""
+    return text if len(text) <= MOST_CHARACTERS else f"...{text[-MOST_CHARACTERS:]}"
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Return the worst findings, each with its first examples and what to do; count the others."""
     counts = Counter[str](finding.severity for finding in findings)
@@ -184,7 +198,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for finding in findings[:MOST_FINDINGS]:
         text = Text(finding.topic, "bold").append(f": {finding.message}", "not bold")
         if finding.examples:
-            text.append(f"\n{first_few(finding.examples)}", f"not bold {NOTE_STYLE}")
+            shown = first_few([_end(example) for example in finding.examples], "; ")
+            text.append(f"\n{shown}", f"not bold {NOTE_STYLE}")
         if finding.advice:
             text.append(f"\nAdvice: {finding.advice}", "not bold")
         table.add_row(Text(finding.severity, COLOURS[finding.severity]), text)

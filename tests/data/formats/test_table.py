@@ -70,8 +70,8 @@ def test_a_table_from_excel(read_table: Callable[..., Manifest]) -> None:
         ),
         (("path,label,magnification", "a.png,ill,high"), "magnification is 'high', expected e.g. 200"),
         (("path,label,magnification", "a.png,ill,-4"), "magnification is '-4'"),
-        (("file,label", "a.png,ill"), r"has no column path; .* found \['file', 'label'\]"),
-        (("file label", "a.png ill"), r"has no column path and label; .* found \['file label'\]"),
+        (("file,label", "a.png,ill"), r"has no column path, .* found \['file', 'label'\]"),
+        (("file label", "a.png ill"), r"has no column path and label, .* found \['file label'\]"),
         (("path,label", "a.png,ill,more"), "line 2: more cells than columns"),
         (
             ("path,label", "x.png,ill", ",well"),
