@@ -144,9 +144,10 @@ class Training:
             on_images(len(labels_B))
         mean = float(torch.stack(losses).mean())
         if self.step == len(losses) and not self.started_high:
-            lower = f"the learning rate may be too high; try --set train.lr={self.recipe.lr / 10:.0e}"
+            name, lower = self.backbone.name, f"{self.recipe.lr / 10:.0e}"
+            advice = f"the learning rate may be too high; try --set backbones.{name}.train.lr={lower}"
             loss = "the mean training loss of the first epoch"
-            check_start(self.backbone.name, loss, mean, self.loss.classes, lower)
+            check_start(name, loss, mean, self.loss.classes, advice)
         return mean
 
     def _check_start(self, loss: float) -> None:

@@ -208,7 +208,7 @@ def test_a_first_epoch_far_above_guessing_is_said(caplog: pytest.LogCaptureFixtu
         train(recipe)
     (said,) = [record.getMessage() for record in caplog.records if "guessing" in record.getMessage()]
     assert re.search(rf"mean training loss of the first epoch is \d+\.\d\d, {GUESSING}", said)
-    assert "try --set train.lr=3e-01" in said
+    assert "try --set backbones.test_resnet.train.lr=3e-01" in said
 
 
 HARD = {"label_smoothing": 0.2, "augment": {"mixup": 1.0, "rotation": 40}, "balance": "none"}

@@ -16,6 +16,7 @@ from stacker.config.learners import RULES
 from stacker.config.stacking import StackConfig
 from stacker.errors import StackError
 from stacker.stacking.learners.contract import (
+    choose_device,
     class_factors,
     count_classes,
     or_ones,
@@ -282,3 +283,10 @@ def test_a_machine_never_says_the_opposite_of_its_distances(classes: int, kernel
         each = expit(distances * model.estimator_.slopes_ + model.estimator_.intercepts_)
         np.testing.assert_allclose(shares, each / each.sum(axis=1, keepdims=True), atol=1e-12)
     assert flat > 0
+
+
+def test_apples_gpu_is_not_for_tables() -> None:
+    """A config may name it for its base models: meta-learners then run on the CPU, asked or not."""
+    assert choose_device("mps", lambda: False) == "cpu"
+    assert choose_device("auto", lambda: False) == "cpu"
+    assert choose_device("auto", lambda: True) == "cuda"
