@@ -49,8 +49,8 @@ class UnreadableImages(DataError):
         self.reasons = reasons
         listed = "\n  ".join(reasons[row] for row in sorted(reasons))
         super().__init__(
-            f"{len(reasons)} of {total} images cannot be decoded; fix or remove them, or go on "
-            f"without them (--set data.on_error=skip):\n  {listed}"
+            f"{len(reasons)} of {total} images cannot be decoded; fix or remove them, or "
+            f"continue without them (--set data.on_error=skip):\n  {listed}"
         )
 
 
