@@ -36,7 +36,9 @@ def open_cache(run: Run, backbone: str, fold: str | None = None) -> Cache:
     require_one_of("backbone", [backbone], [*run.config.backbones, *run.config.frozen])
     folds = [FROZEN] if frozen else [fold.name for fold in run.folds.folds]
     if fold is None and len(folds) > 1:
-        raise ConfigError(f"{backbone} has a base model per fold: say which, {', '.join(folds)}")
+        raise ConfigError(
+            f"{backbone} has one base model per fold; choose one with fold=: {', '.join(folds)}"
+        )
     if fold is not None:
         require_one_of("fold", [fold], [*folds, *([FROZEN] if backbone in run.config.frozen else [])])
     return reader.open_cache(run.cache_folder(backbone, fold or folds[0]))

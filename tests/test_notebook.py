@@ -122,7 +122,7 @@ def test_a_cache_by_name(crossed: Run, held: Run) -> None:
     with pytest.raises(CacheError, match=rf"has no image {trained.id}; .*not trained on"):
         cache.of(trained.id)
     assert open_cache(held, "test_resnet").provenance.model_fold == "holdout"
-    with pytest.raises(ConfigError, match="say which, fold0, fold1, fold2"):
+    with pytest.raises(ConfigError, match="choose one with fold=: fold0, fold1, fold2"):
         open_cache(crossed, "test_resnet")
     with pytest.raises(ConfigError, match="did you mean 'test_resnet'"):
         open_cache(crossed, "test_resnett", "fold0")

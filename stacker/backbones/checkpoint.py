@@ -18,8 +18,9 @@ from stacker.backbones.zoo import timm
 from stacker.errors import BackboneError
 from stacker.files import publish
 
-# What initialisers come down to; torch.nn.init hands some of its own over as they are.
-DRAWING = {torch.Tensor.normal_, torch.Tensor.uniform_, init.normal_, init.uniform_, init.trunc_normal_}
+IN_PLACE = ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_")  # what initialisers come down to
+DRAWING = {getattr(torch.Tensor, name) for name in IN_PLACE}
+DRAWING |= {init.normal_, init.uniform_, init.trunc_normal_}  # handed over as they are
 
 
 def save_checkpoint(path: Path, backbone: Backbone, facts: dict[str, Any]) -> None:
@@ -60,12 +61,12 @@ def _require_plain(name: object, path: Path) -> None:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Draws nothing: of a tensor without memory torch would load its compiler for that."""
+    """Computes no first weights: of tensors without memory, torch would load its compiler for that."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch, if it draws no numbers into a tensor."""
+        """Call a function of torch, if it does not merely write numbers into a tensor."""
         given = kwargs or {}
         if func in DRAWING:
             return args[0] if args else given["tensor"]

@@ -31,7 +31,7 @@ def main(quiet: bool) -> None:
     """Stack breast-histopathology classifiers on their Grad-CAM maps, split by case.
 
     Three stages share one run directory: train base models, cache their maps, stack a meta-learner.
-    Begin with 'stacker demo', then copy configs/breakhis.yaml.
+    Start with 'stacker demo', then copy configs/breakhis.yaml.
     """
     import warnings
 

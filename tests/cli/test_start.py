@@ -14,7 +14,7 @@ from stacker.config.root import Config
 TORCH = {"torch", "torchvision", "timm"}
 FITTING = {"sklearn", "skops", "xgboost", "optuna"}
 DRAWING = {"matplotlib"}
-COMPILER = {"torch._dynamo", "sympy"}
+COMPILER = {"torch._dynamo"}
 SCIPY = {"scipy.stats"}
 ALL = TORCH | FITTING | DRAWING | COMPILER | SCIPY
 COMMANDS = {  # each with what it may not load; RUN, CONFIG, IMAGE and OUT are put in

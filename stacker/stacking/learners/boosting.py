@@ -70,7 +70,7 @@ class BoostedTrees(MetaLearner):
         apart = validation_rows(labels, groups, how.validation, self.seed)
         rounds = how.n_estimators
         if apart is None:
-            say_once(f"xgboost: no inner split by case is possible, all {rounds} rounds are grown")
+            say_once(f"xgboost: no inner split by case is possible, it uses all {rounds} rounds")
         else:
             best = self.best_rounds(table, labels, weights, apart)
             rounds = min(rounds, round(best * len(labels) / (~apart).sum()))
@@ -120,7 +120,7 @@ class BoostedTrees(MetaLearner):
         try:
             booster.load_model(bytearray(path.read_bytes()))
         except xgboost.core.XGBoostError as error:
-            raise StackError(f"{path} is not a model of XGBoost; run 'stacker stack' again") from error
+            raise StackError(f"{path} is not an XGBoost model; run 'stacker stack' again") from error
         if booster.num_features() != len(self.columns):
             raise StackError(
                 f"{path} was fitted on {booster.num_features()} columns, this table has "

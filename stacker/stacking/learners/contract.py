@@ -110,7 +110,7 @@ def count_classes(labels: np.ndarray) -> int:
         listed = ", ".join(f"{count} of class {number}" for number, count in enumerate(counts)) or "none"
         raise StackError(
             f"a meta-learner needs rows of every class: found {listed}, expected some of each of at "
-            "least two; look at the split with 'stacker data split', or take fewer folds"
+            "least two; look at the split with 'stacker data split', or use fewer folds"
         )
     return len(counts)
 

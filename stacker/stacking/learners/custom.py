@@ -70,6 +70,6 @@ def build_estimator(name: str, custom: CustomConfig, seed: int) -> Any:
     if lacking:
         raise StackError(
             f"{name}: {custom.estimator} has no {' and no '.join(lacking)}, a meta-learner needs fit "
-            "and predict_proba; take a classifier that gives probabilities, or change its parameters"
+            "and predict_proba; use a classifier that predicts probabilities, or change its parameters"
         )
     return estimator

@@ -110,7 +110,7 @@ def whole(X: Rows2D, limit_gb: float, who: str) -> np.ndarray:
     if size_gb(X) > limit_gb:
         raise StackError(
             f"{who} needs its whole table in memory: {X.shape[0]} rows x {X.shape[1]} columns are "
-            f"{size_gb(X):.3g} GB, stack.memory_gb is {limit_gb:g}; allow more, take fewer columns "
+            f"{size_gb(X):.3g} GB, stack.memory_gb is {limit_gb:g}; allow more, use fewer columns "
             "(stack.features, a block with pca or grid), or a meta-learner that reads in pieces "
             "(mlp, convnet, xgboost)"
         )

@@ -123,12 +123,14 @@ class NetworkClassifier(MetaLearner):
             if epoch - best_epoch >= how.patience:
                 break
         if watch is None:
-            say_once(f"{self.kind}: no inner split by case is possible, all {how.epochs} epochs run")
+            say_once(
+                f"{self.kind}: no inner split by case is possible, it trains for all {how.epochs} epochs"
+            )
             return how.epochs
         if state is None:
             raise StackError(
                 f"{self.kind}: the validation loss was never finite; lower stack.{self.kind}.lr "
-                f"(it is {how.lr:g}) or look for values that are not numbers in the features"
+                f"(it is {how.lr:g}) or look for NaN and infinite values in the features"
             )
         network.load_state_dict(state)
         return best_epoch

@@ -93,9 +93,9 @@ class Rule(MetaLearner):
                 places.setdefault(parts["backbone"], {})[parts["name"]] = number
         if not places:
             raise StackError(
-                f"{self.rule} looks at the base models' probabilities, and none of the "
-                f"{len(self.columns)} columns is one (as in resnet50/probabilities/malignant); put "
-                "probabilities into stack.features"
+                f"{self.rule} needs the base models' probabilities, and none of the {len(self.columns)} "
+                "columns is one (such as resnet50/probabilities/malignant); add probabilities to "
+                "stack.features"
             )
         names = list(next(iter(places.values())))
         for backbone, of in places.items():

@@ -189,7 +189,8 @@ class SupportVectors(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         parts = cut(y, np.arange(len(y)) if groups is None else groups, PARTS, seed=0)
         if parts is None:
             log.warning(
-                "svm: too few cases to cut; its probabilities rest on rows that it has learnt from"
+                "svm: too few cases to split; its probabilities are fitted on the rows that it was "
+                "trained on, and are too confident"
             )
         self.machine_ = self._machine().fit(X, y, weights)
         distances = _distances(self.machine_, X)

@@ -258,7 +258,7 @@ def test_the_best_base_model_is_found_within_folds() -> None:
 def test_rules_want_probabilities() -> None:
     """A rule says which columns it needs, and that it needs the same classes of every backbone."""
     values, labels = np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1])
-    with pytest.raises(StackError, match="put probabilities into"):
+    with pytest.raises(StackError, match="add probabilities to"):
         build("mean", CONFIG, 0, ("a/logits/x", "a/logits/y")).fit(values, labels)
     with pytest.raises(StackError, match="expected x"):
         build("vote", CONFIG, 0, ("a/probabilities/x", "b/probabilities/y")).fit(values, labels)
