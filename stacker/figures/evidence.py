@@ -12,7 +12,7 @@ import PIL.Image
 from stacker.config.data import ImagesConfig
 
 STRONG_ALPHA = 0.75
-LONGEST, NARROWEST = 1600, 400  # pixels of the longer side at most, of the width at least
+LONGEST = 1600  # pixels of the longer side at most
 # Colours at equal steps: inferno without its black, which would look like a shadow in the picture; and a
 # blue and an orange that are equally dark at equal distance from the middle. Lightness changes evenly,
 # and the colour-blind can tell them apart.
@@ -72,14 +72,14 @@ def spread(map_hw: np.ndarray, size: tuple[int, ...], images: ImagesConfig) -> n
     return np.asarray(canvas)
 
 
-def fit(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Return a picture in its own size; a very large one smaller, a tiny one some times larger."""
+def fit(picture: PIL.Image.Image, narrowest: int) -> PIL.Image.Image:
+    """Return a picture in its own size; a very large one smaller, a narrow one some times larger."""
     width, height = picture.size
     if max(width, height) > LONGEST:
         scale = LONGEST / max(width, height)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         return picture.resize(size, PIL.Image.Resampling.LANCZOS)
-    times = min(-(-NARROWEST // width), LONGEST // max(width, height))
+    times = min(-(-narrowest // width), LONGEST // max(width, height))
     return picture.resize((width * times, height * times), PIL.Image.Resampling.BICUBIC)
 
 

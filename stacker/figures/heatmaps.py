@@ -23,7 +23,7 @@ from stacker.config.data import ImagesConfig
 from stacker.data.images import mask_file, own_size, source_of
 from stacker.data.manifest import Image
 from stacker.errors import ConfigError, require_one_of
-from stacker.figures.canvas import LEAK_COLOUR, Sheet
+from stacker.figures.canvas import LEAK_COLOUR, SHOWN_DOTS, Sheet
 from stacker.figures.evidence import fit, lay_over, scale_bar, spread, unit_of
 from stacker.figures.lettering import font_of, shorten
 from stacker.run import BaseModel, Run
@@ -31,6 +31,7 @@ from stacker.run import BaseModel, Run
 CELL, GAP = 1.65, 0.08  # inches: four columns fill the width of a page
 LINE, BAR, POINTS = 0.15, 0.09, 8
 MOST_DOTS, MOST_PIXELS = 450, 20_000  # per inch, and along a side of the sheet
+NARROWEST = 200  # pixels of an image's width: smaller ones are enlarged
 FINE = 80  # the size in which the width of text is measured
 LESION = "#39ff14"
 
@@ -159,7 +160,7 @@ def _said_of(run: Run, image_ids: Sequence[str]) -> dict[str, str]:
 
 def _row(image: Image, run: Run, said: str) -> SheetRow:
     """Return the row of an image, in its own resolution."""
-    pixels = np.asarray(fit(PIL.Image.fromarray(source_of(image))))
+    pixels = np.asarray(fit(PIL.Image.fromarray(source_of(image)), NARROWEST))
     path, mask = mask_file(image, run.config), None
     if path is not None:
         grey = PIL.Image.fromarray(own_size(path, "black")[..., 0])
@@ -234,7 +235,7 @@ def heatmap_sheet(
     width = (1 + len(columns)) * (CELL + GAP) + GAP
     head = 2 * LINE + GAP + (LINE if warning else 0)
     height = head + sum(heights) + len(rows) * (3 * LINE + 2 * GAP) + BAR + 4 * LINE
-    dots = max(row.pixels.shape[1] for row in rows) / CELL
+    dots = max(SHOWN_DOTS, *(row.pixels.shape[1] / CELL for row in rows))
     dots = min(MOST_DOTS, MOST_PIXELS / max(width, height), dots)
     page = _Page(Sheet(figsize=(width, height), dpi=dots), width, height)
     if warning:

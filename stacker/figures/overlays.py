@@ -22,6 +22,7 @@ from stacker.files import publish
 COLUMNS = 4  # pictures side by side: more are printed too small
 LETTERS = 60  # the sheet's width in heights of its letters
 SMALLEST = 14  # pixels of a letter's height
+NARROWEST = 400  # pixels of a picture's width: its caption must fit above it
 LINES = 2  # of a caption
 
 
@@ -106,9 +107,9 @@ def draw_sheet(
     title: Sequence[str], picture: np.ndarray, images: ImagesConfig, panels: Sequence[Panel]
 ) -> PIL.Image.Image:
     """Return a picture (H, W, 3) and the maps over it, each on a scale of its own."""
-    shown = fit(PIL.Image.fromarray(picture))
+    shown = fit(PIL.Image.fromarray(picture), NARROWEST)
     cells = 1 + len(panels)
-    grid = _Grid.of((max(shown.width, min(400, 2 * shown.height)), shown.height), cells)
+    grid = _Grid.of((max(shown.width, min(NARROWEST, 2 * shown.height)), shown.height), cells)
     font = font_of(grid.letter)
     top = grid.gap + round(1.1 * grid.line * len(title)) + grid.gap
     height = top + -(-cells // grid.columns) * grid.step

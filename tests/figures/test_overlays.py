@@ -91,7 +91,7 @@ def test_pictures_keep_their_own_size() -> None:
     """Very large ones get smaller, tiny ones a multiple: text must fit beside them."""
     sizes = {(700, 460): (700, 460), (3200, 1000): (LONGEST, 500), (50, 50): (400, 400)}
     for size, expected in sizes.items():
-        assert fit(Picture.new("RGB", size)).size == expected
+        assert fit(Picture.new("RGB", size), 400).size == expected
 
 
 @pytest.mark.parametrize("size", [(50, 50), (700, 460), (30, 300), (1200, 60)])
@@ -102,7 +102,7 @@ def test_a_sheet_shows_the_picture_as_it_is(size: tuple[int, int], count: int) -
     picture = rng.integers(0, 200, (size[1], size[0], 3), dtype=np.uint8)
     panels = [Panel(("net" * 40, "malignant 0.50"), "logits per cell", np.ones((2, 2)))] * count
     sheet = np.asarray(draw_sheet(["name" * 100, "said"], picture, ImagesConfig(size=32), panels))
-    shown = np.asarray(fit(Picture.fromarray(picture)))
+    shown = np.asarray(fit(Picture.fromarray(picture), 400))
     height, width, _ = shown.shape
     cell = max(width, min(400, 2 * height))
     assert sheet.shape[1] < (min(4, count + 1) + 0.5) * (cell + 30)

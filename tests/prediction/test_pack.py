@@ -268,7 +268,7 @@ def test_zips_that_reach_outside_or_grow_are_refused(zipped: Path, tmp_path: Pat
     refuse(zipped, r"its pack\.json cannot be read")
     zipped.write_bytes(original)
     rewrite(zipped, {"pack.json": listing(zipped, {"schema": 99}, {})})
-    refuse(zipped, "is of schema 99, this program reads 2")
+    refuse(zipped, "has schema 99, this version of stacker reads 2")
     zipped.write_bytes(original)
     rewrite(zipped, {"pack.json": None})
     refuse(zipped, r"no pack\.json at its top; this is not a pack, or not all of it")
