@@ -177,11 +177,10 @@ class Manifest:
         images = Counter(image.label for image in self.images)
         cases = cases_by_class(self.images)
         parts = [
-            f"{c} {images[c]} images" + (f" of {cases[c]} cases" if cases[c] else "")
+            f"{c}{' (positive)' * (c == self.positive)} {images[c]} images"
+            + (f" of {cases[c]} cases" if cases[c] else "")
             for c in self.classes
         ]
-        if self.positive is not None:
-            parts.append(f"positive class: {self.positive}")
         return f"{len(self.images)} images: " + "; ".join(parts)
 
 

@@ -44,7 +44,7 @@ def test_the_positive_class_is_the_last(tmp_path: Path) -> None:
     assert (chosen.classes, chosen.positive) == (("normal", "cancer"), "cancer")
     assert chosen.labels.tolist() == [1, 0]
     assert chosen.digest != by_name.digest
-    assert chosen.describe().endswith("; positive class: cancer")
+    assert chosen.describe() == "2 images: normal 1 images; cancer (positive) 1 images"
     save_manifest(chosen, tmp_path / "manifest.csv")
     assert load_manifest(tmp_path / "manifest.csv", None, "cancer") == chosen
     with pytest.raises(ConfigError, match=r"no class \(data.positive\) 'cancr'; did you mean 'cancer'"):
