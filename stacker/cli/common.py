@@ -91,7 +91,9 @@ CONFIG = click.argument("config_file", metavar="CONFIG", type=click.Path(path_ty
 RUN = click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 SET = set_option("Override a setting, e.g. --set train.epochs=5. May be repeated.")
 META = click.option(
-    "--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta that is fitted."
+    "--meta",
+    metavar="NAME",
+    help="Meta-learner, or the full name of a stack; default: the first of stack.meta that is fitted.",
 )
 
 

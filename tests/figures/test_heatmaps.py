@@ -17,8 +17,8 @@ from stacker.data.formats.registry import read_manifest
 from stacker.errors import ConfigError, DataError
 from stacker.figures import heatmaps
 from stacker.figures.heatmaps import SheetRow, draw, heatmap_sheet, upsample
+from stacker.figures.localisation import pointing_and_mass
 from stacker.run import BaseModel, reopen
-from stacker.stacking.localisation import pointing_and_mass
 
 
 def canvas(figure: Figure) -> np.ndarray:
