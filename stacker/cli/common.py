@@ -95,7 +95,9 @@ RUN = click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path
 SET = set_option("Override a setting, e.g. --set train.epochs=5. May be repeated.")
 FULL = click.option("--full", is_flag=True, help="Show every score, not only AUC and accuracy.")
 META = click.option(
-    "--meta", metavar="NAME", help="Meta-learner; default: the first of stack.meta that is fitted."
+    "--meta",
+    metavar="NAME",
+    help="Meta-learner, or the full name of a stack; default: the first of stack.meta that is fitted.",
 )
 
 

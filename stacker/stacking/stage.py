@@ -19,6 +19,7 @@ from stacker.config.changes import changes
 from stacker.data.manifest import Manifest
 from stacker.errors import StackerError, StackError, plural
 from stacker.figures.canvas import save_figure
+from stacker.figures.localisation import localise
 from stacker.figures.scores import confusion_figure, reliability_figure, roc_figure
 from stacker.files import digest, read_json, versions, write_json
 from stacker.progress import track
@@ -29,7 +30,6 @@ from stacker.stacking.admission import open_caches
 from stacker.stacking.blocks import resolve, sees_frozen
 from stacker.stacking.finish import Says, say_plainly
 from stacker.stacking.fitting import Design, cut_parts, fit, require_fittable
-from stacker.stacking.localisation import localise
 from stacker.stacking.novelty import keep_novelty
 from stacker.stacking.saved import (
     fitted_names,

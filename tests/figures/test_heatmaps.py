@@ -20,8 +20,8 @@ from stacker.errors import ConfigError, DataError
 from stacker.figures import heatmaps
 from stacker.figures.canvas import save_figure
 from stacker.figures.heatmaps import SheetColumn, SheetRow, draw, heatmap_sheet
+from stacker.figures.localisation import pointing_and_mass
 from stacker.run import BaseModel, reopen
-from stacker.stacking.localisation import pointing_and_mass
 
 
 def canvas(figure: Figure) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether maps point at what they should: those of the true class against the masks of the lesions."""
+"""Heatmaps against the masks of the lesions, in numbers: do those of the true class point at them?"""
 
 from __future__ import annotations
 
