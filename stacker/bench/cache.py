@@ -236,13 +236,13 @@ def run_stage_two(work: Work) -> None:
 
 
 def _forward(work: Work, names: Sequence[str], inputs: Mapping[str, Tensor]) -> None:
-    """Run the models, and nothing else."""
-    size = work.cam.batch_size
+    """Run the models on as many of the inputs as the work has images, and nothing else."""
+    size, images = work.cam.batch_size, len(work.rows)
     with torch.no_grad():
-        for start in range(0, len(work.rows), size):
+        for start in range(0, images, size):
             for name in names:
                 with autocast(work.machine.device, work.machine.precision):
-                    work.backbones[name].model(inputs[name][start : start + size])
+                    work.backbones[name].model(inputs[name][start : min(start + size, images)])
 
 
 @dataclass(frozen=True)

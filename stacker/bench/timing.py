@@ -72,7 +72,9 @@ def plan(
     """
     options = [Plan(n, r, cost(n, r)) for r, n in product(repeats, images)]
     chosen = next((option for option in options if option.seconds <= budget.left), options[-1])
-    log.info("%s", describe_plan(chosen, options[0], budget.minutes, noun))
+    said = describe_plan(chosen, options[0], budget.minutes, noun)
+    late = " (more than there is time for: the last may be left out)"
+    log.info("%s%s", said, late if chosen.seconds > budget.left else "")
     return chosen
 
 

@@ -6,15 +6,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pytorch_grad_cam import GradCAM
 
-from stacker.backbones.backbone import create
+from stacker.backbones.backbone import Backbone, create
 from stacker.backbones.checkpoint import save_checkpoint
 from stacker.bench import peers as bench_peers
+from stacker.bench import work
 from stacker.bench.cache import bench_cache
 from stacker.bench.costs import (
     BARE,
@@ -220,6 +222,24 @@ def test_what_takes_too_long_is_left_out(make_config: Callable[..., Config]) -> 
         *(f"{of} was left out for want of time" for of in (NAMES[1], TOGETHER)),
         "bfloat16 was not compared with float32 for want of time",
     ]
+
+
+def test_the_bare_pass_sees_the_images_that_it_is_divided_by(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More were read than there was time for: a few warm it up, then those of the plan."""
+    seen: list[int] = []
+
+    def watched(*args: Any) -> Backbone:
+        backbone = create(*args)
+        backbone.model.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
+        return backbone
+
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    monkeypatch.setattr(work, "create", watched)
+    bench = bench_cache(make_config(precision="fp32"), minutes=1e-4)
+    assert bench["images"] == 8
+    assert set(seen) == {4, 8}
 
 
 def test_sizes_of_batches_are_tried_while_there_is_time() -> None:
