@@ -48,7 +48,7 @@ def cache() -> None:
     """Stage two: cache maps, embeddings and logits of images that a base model never saw.
 
     'stacker cache CONFIG' is short for 'stacker cache fill CONFIG': it fills the caches of CONFIG's run.
-    Parts that are there, by their digests, are kept; missing, damaged and foreign ones are made again.
+    Valid parts are kept, by their digests; missing, damaged and foreign ones are rebuilt.
     """
 
 
