@@ -190,7 +190,9 @@ def test_a_row_of_another_fold_is_refused(crossfit: Run) -> None:
     for name, column in planted.items():
         column[0] = getattr(theirs, name)[0]
     rewrite(first, replace(ours, **planted))
-    with pytest.raises(LeakError, match="test_resnet/fold0: 1 cases trained the model"):
+    with pytest.raises(
+        LeakError, match="test_resnet/fold0 leaks: 1 of its cases trained the base model"
+    ):
         tables_of(crossfit, ["maps"])
 
 
