@@ -234,7 +234,7 @@ def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
     """A row of a training case smuggled into a cache stops stage three and is named."""
     run = reopen(finished)
     stolen = smuggle(run, "case_id")
-    with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 cases trained.*{stolen}"):
+    with pytest.raises(LeakError, match=f"test_resnet/holdout leaks: 1 of its cases trained.*{stolen}"):
         pipeline.stack(run, ["logistic"])
 
 
@@ -256,7 +256,7 @@ def test_a_training_image_among_the_rows_is_refused_however_the_split_goes(
     pipeline.run_all(config)
     run = reopen(config)
     stolen = smuggle(run, "image_id")
-    with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 images trained.*{stolen}"):
+    with pytest.raises(LeakError, match=f"test_resnet/holdout leaks: 1 of its images trained.*{stolen}"):
         pipeline.stack(run, ["logistic"])
 
 
