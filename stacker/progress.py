@@ -43,6 +43,8 @@ def bar(label: str, total: int) -> Iterator[Callable[..., None]]:
 
 def duration(seconds: float) -> str:
     """Return a time for people, such as '45 seconds' or '2.5 hours'."""
+    if seconds < 1.5:
+        return "1 second"
     units = ((3600, "hours"), (60, "minutes"))
     size, name = next((unit for unit in units if seconds >= 2 * unit[0]), (1, "seconds"))
     number = seconds / size

@@ -221,7 +221,7 @@ def test_pictures_are_taken_when_it_is_their_turn(crossed: Run) -> None:
 def test_an_array_of_another_scale_is_refused(crossed: Run) -> None:
     """Floats might be from 0 to 1 or to 255, and four dimensions are several images."""
     pixels = pixels_of(paths_of(crossed, 1)[0])
-    with pytest.raises(DataError, match=r"an array of float64 \(46, 70, 3\), expected uint8"):
+    with pytest.raises(DataError, match=r"a float64 array of shape \(46, 70, 3\), expected uint8"):
         next(predict(crossed, pixels / 255))
     with pytest.raises(DataError, match="expected uint8"):
         next(predict(crossed, [pixels[..., 0]]))

@@ -48,9 +48,8 @@ def cache() -> None:
     """Stage two: cache maps, embeddings and logits of images that a base model never saw.
 
     'stacker cache CONFIG' is short for 'stacker cache fill CONFIG': it fills the caches of CONFIG's run.
-    Parts that are there, by their digests, are kept. Those that are missing, damaged or made from
-    something else are rebuilt.
-    """
+        Valid parts are kept, by their digests; missing, damaged and foreign ones are rebuilt.
+        """
 
 
 @cache.command()

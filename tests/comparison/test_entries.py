@@ -410,6 +410,9 @@ def test_what_will_be_trained_is_said_first(finished: Config, monkeypatch: pytes
     assert work.seconds == pytest.approx(sum(times) + sum(caches) / 2)
     assert time_of([work]).startswith("About ")
     assert "unknown" in time_of([replace(work, seconds=None)])
+    said = {0.2: "1 second", 45: "45 seconds", 150: "2.5 minutes", 3600: "60 minutes", 9000: "2.5 hours"}
+    for seconds, text in said.items():
+        assert f"About {text}," in time_of([replace(work, seconds=seconds)])
     monkeypatch.setattr("stacker.comparison.inflation.measure_inflation", lambda *_: sys.exit(3))
     arguments = ["compare", str(run.path), "--protocols", "image,case"]
     done = CliRunner().invoke(main, arguments)  # no terminal: nobody is asked

@@ -190,7 +190,9 @@ def test_a_row_of_another_fold_is_refused(crossfit: Run) -> None:
     for name, column in planted.items():
         column[0] = getattr(theirs, name)[0]
     rewrite(first, replace(ours, **planted))
-    with pytest.raises(LeakError, match="test_resnet/fold0: 1 cases trained the model"):
+    with pytest.raises(
+        LeakError, match="test_resnet/fold0 leaks: 1 of its cases trained the base model"
+    ):
         tables_of(crossfit, ["maps"])
 
 
@@ -232,7 +234,7 @@ def test_planted_leak_in_the_rows_is_refused(finished: Config) -> None:
     """A row of a training case smuggled into a cache stops stage three and is named."""
     run = reopen(finished)
     stolen = smuggle(run, "case_id")
-    with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 cases trained.*{stolen}"):
+    with pytest.raises(LeakError, match=f"test_resnet/holdout leaks: 1 of its cases trained.*{stolen}"):
         pipeline.stack(run, ["logistic"])
 
 
@@ -254,7 +256,7 @@ def test_a_training_image_among_the_rows_is_refused_however_the_split_goes(
     pipeline.run_all(config)
     run = reopen(config)
     stolen = smuggle(run, "image_id")
-    with pytest.raises(LeakError, match=f"test_resnet/holdout: 1 images trained.*{stolen}"):
+    with pytest.raises(LeakError, match=f"test_resnet/holdout leaks: 1 of its images trained.*{stolen}"):
         pipeline.stack(run, ["logistic"])
 
 
