@@ -9,7 +9,6 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
@@ -91,11 +90,6 @@ def note_lines(notes: Iterable[str | Text], style: Any = NOTE_STYLE) -> Iterable
 def number(heading: str) -> Column:
     """Return a column of numbers, on the right and never broken."""
     return Column(heading, justify="right", no_wrap=True)
-
-
-def plain(text: str) -> str:
-    """Return a text of a user as a cell that shows its brackets."""
-    return escape(text)
 
 
 def title_of(start: str, scores: Mapping[str, Any]) -> Text:
