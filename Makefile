@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGE := build/package
-EXTRAS := tune zarr bench export test dev
+EXTRAS := tune zarr parquet bench export test dev
 
 .PHONY: demo test gpu check format package clean
 

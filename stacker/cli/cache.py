@@ -49,7 +49,7 @@ def cache() -> None:
 
     'stacker cache CONFIG' is short for 'stacker cache fill CONFIG': it fills the caches of CONFIG's run.
         Valid parts are kept, by their digests; missing, damaged and foreign ones are rebuilt.
-        """
+    """
 
 
 @cache.command()

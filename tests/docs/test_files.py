@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -116,34 +115,12 @@ def test_paths_into_the_repository_exist() -> None:
     assert [pair for pair in sorted(mentioned) if not (ROOT / pair[1]).exists()] == []
 
 
-def test_the_readme_lists_a_run(finished_artifacts: Path) -> None:
+def test_a_run_is_listed(finished_artifacts: Path) -> None:
     """Whatever lies at the top of a finished run stands in the listing."""
-    (listing,) = [block.text for block in PAGE["README.md"].blocks if block.language == "text"]
+    (listing,) = [block.text for block in PAGE["docs/files.md"].blocks if block.language == "text"]
     run = finished_artifacts / "small"
     there = [path.name for path in run.iterdir() if not path.name.startswith(".")]
     assert [name for name in sorted(there) if not re.search(rf"\b{re.escape(name)}\b", listing)] == []
-
-
-def test_the_readme_names_keys_of_the_metrics(finished_artifacts: Path) -> None:
-    """What the paragraph on metrics.json has in code is a key of it, a file or a setting."""
-    content = json.loads((finished_artifacts / "small" / "metrics.json").read_text(encoding="utf-8"))
-    (paragraph,) = [
-        part
-        for part in PAGE["README.md"].prose.split("\n\n")
-        if part.strip().startswith("`metrics.json` holds")
-    ]
-    keys = keys_of(content)
-    said = {re.sub(r"<.+>", "mlp", name) for name in spans(paragraph)}
-    files = {name for name in said if name.endswith((".json", ".csv"))}
-    assert said - files - {"data.masks"} - keys == set()
-
-
-def keys_of(content: Any, above: str = "") -> set[str]:
-    """Return all keys of nested mappings, by themselves and with those above them."""
-    found = set()
-    for key, value in content.items() if isinstance(content, dict) else ():
-        found |= {key, f"{above}{key}", *keys_of(value, f"{above}{key}.")}
-    return found
 
 
 def test_datasets_and_attributes_are_those_of_a_cache(finished_artifacts: Path) -> None:
