@@ -146,7 +146,8 @@ def _on_bands(curves: Sequence[Roc], how: Resampling, positive: str | None) -> s
     """Say what the bands are, or why there are none."""
     why = [curve.withheld for curve in curves if curve.withheld]
     if why:
-        return f"No interval where there are too few {how.unit}s ({'; '.join(why)}; {FEWEST} are needed)"
+        rule = f"fewer than {FEWEST} {how.unit}s of a class, or where all are alike"
+        return f"No interval where there are {rule}: {'; '.join(why)}"
     if positive is None:
         return f"In brackets: 95 % interval by whole {how.unit}s"
     return f"Band: 95 % at each false positive rate, by whole {how.unit}s; grey: the other models"

@@ -79,7 +79,9 @@ def test_a_band_of_too_few_cases_is_withheld_with_the_reason() -> None:
     """Three malignant cases: the curve is drawn, a band is not, and the title says why."""
     figure = roc_figure(models(8, 3), HOW, "malignant", "test", *SPLIT)
     assert bands(figure) == 0
-    assert "3 cases of malignant; 5 are needed" in title_of(figure)
+    assert "fewer than 5 cases of a class, or where all are alike: 3 cases of malignant" in title_of(
+        figure
+    )
     (label,) = figure.axes[0].get_legend_handles_labels()[1]
     assert "[" not in label
 
