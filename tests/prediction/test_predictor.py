@@ -122,7 +122,7 @@ def test_a_case_is_the_mean_of_its_images(ready: Config, tests_of: list[Image]) 
 
 def test_cases_have_no_verdict_where_labels_are_of_images(ready: Config, tests_of: list[Image]) -> None:
     """The stack knows from its training data; the summary says why, where there are cases at all."""
-    path = ready.run_path / "stack" / "logistic" / "stack.json"
+    path = ready.run_path / "stack" / "logistic@maps+logits" / "stack.json"
     facts = json.loads(path.read_text())
     assert facts["cases"] == {"development": 18, "mixed": 0}
     path.write_text(json.dumps(facts | {"cases": {"development": 18, "mixed": 17}}))
