@@ -168,5 +168,5 @@ def test_the_columns_of_predictions_are_those_of_the_files(finished_artifacts: P
         assert list(dict.fromkeys(re.sub("_(benign|malignant)$", "_<class>", c) for c in header)) == (
             named_columns
         )
-    with np.load(run / "stack" / "logistic@map_stats+logits" / "predictions.npz") as stored:
+    with np.load(run / "stack" / "logistic@maps+logits" / "predictions.npz") as stored:
         assert {name for row in arrays[1:] for name in spans(row[0])} == set(stored.files)
