@@ -48,7 +48,7 @@ def start(code: str, folder: Path) -> subprocess.Popen[str]:
 
 def answer(process: subprocess.Popen[str], said: str = "") -> str:
     """Return what a process prints to the end, once it is told something."""
-    out, errors = process.communicate(said, timeout=120)
+    out, errors = process.communicate(said, timeout=600)
     assert process.returncode == 0, errors
     return out
 
