@@ -16,7 +16,7 @@ from stacker.files import held, publish, require_space, sweep
 
 # What Windows and macOS lack. Its locks are played by POSIX's, which are of bytes and of a process, too.
 ELSEWHERE = """
-    import os, subprocess, sys, types  # subprocess asks by msvcrt whether it is on Windows
+    import asyncio, os, subprocess, sys, types  # the library itself asks which system this is
     from pathlib import Path
     for name in ("fcntl", "resource", "termios", "pwd", "grp"):
         sys.modules[name] = None
@@ -48,7 +48,7 @@ def start(code: str, folder: Path) -> subprocess.Popen[str]:
 
 def answer(process: subprocess.Popen[str], said: str = "") -> str:
     """Return what a process prints to the end, once it is told something."""
-    out, errors = process.communicate(said, timeout=120)
+    out, errors = process.communicate(said, timeout=600)
     assert process.returncode == 0, errors
     return out
 
