@@ -179,8 +179,8 @@ def _method(folds: FoldsConfig) -> str:
         rest = f"{100 * folds.stack:.0f} % are kept for stacking"
     return (
         f"The split is by {folds.group}, stratified by class and subtype: {test} for testing, {rest}. "
-        f"{100 * folds.validation:.0f} % of each model's training part validates it: it chooses the epoch "
-        "if it has at least five cases of each class."
+        f"{100 * folds.validation:.0f} % of each model's training part validates it and chooses the "
+        "epoch, if it has at least five cases of each class."
     )
 
 

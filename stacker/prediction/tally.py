@@ -13,7 +13,7 @@ MOST_REASONS = 20  # of skipped images that are listed
 
 
 def no_verdict(cases: Mapping[str, int]) -> str:
-    """Say why a stack gives no verdict by case; empty if it does. `cases` counts those it was fitted on."""
+    """Say why a stack gives no verdict by case; empty if it does. `cases` are counts of its data."""
     if not cases["mixed"]:
         return ""
     return (
