@@ -102,7 +102,7 @@ def _notes(
     every_score_of: str | None,
     last: bool,
 ) -> Iterator[str]:
-    """Yield what stands below a leaderboard, and below the last one what holds for all."""
+    """Yield what stands below a leaderboard, and below the last one what concerns all of them."""
     yield from marks(board["best_base"], rows, board["unit"])
     if every_score_of == "image" and any(row.get("null_p") is not None for row in rows.values()):
         yield (
