@@ -228,9 +228,9 @@ def _outdated(run: Run, caches: Caches, facts: Mapping[str, Any]) -> str:
     if digest(identity) == facts["digest"]:
         return ""
     if set(identity["checkpoints"]) != set(facts["checkpoints"]):
-        return "of other base models"
+        return "other base models"
     if any(identity[key] != facts[key] for key in ("checkpoints", "origins", "columns")):
-        return "of other caches"
+        return "other caches"
     return "; ".join(changes({key: facts.get(key) for key in identity}, identity))
 
 
