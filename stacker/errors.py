@@ -110,10 +110,11 @@ def install_extra(extra: str) -> str:
     return f"in the clone of stacker, run: pip install -e '.[{extra}]'"
 
 
-def first_few(names: Sequence[object], between: str = ", ") -> str:
-    """Return 'a, b, c and 12 more'."""
-    listed = between.join(str(name) for name in names[:SHOWN])
-    return f"{listed} and {len(names) - SHOWN} more" if len(names) > SHOWN else listed
+def first_few(names: Sequence[object], between: str = ", ", most: int = SHOWN) -> str:
+    """Return 'a, b, c and 12 more'; the number of the rest has a line of its own where names have."""
+    listed = between.join(str(name) for name in names[:most])
+    gap = between if "\n" in between else " "
+    return f"{listed}{gap}and {len(names) - most} more" if len(names) > most else listed
 
 
 def grouped(images: Iterable[Unusable]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The stages in order: what to do, in which run, and what is done already.
+"""The stages in order: what to do, in which run, and what is already done.
 
 Stage one and two are lists of jobs, one per backbone and fold, worked off in this process. A job's
 result says in itself from what it was made (an identity digest in a checkpoint, the provenance in a
@@ -29,7 +29,7 @@ def train(run: Run, backbones: Sequence[str] = (), folds: Sequence[str] = ()) ->
     left = []
     for job in list_jobs(run, backbones, folds):
         if job.is_done():
-            log.info("train %s: done already", job.base)
+            log.info("train %s: already done", job.base)
         else:
             left.append(job)
     if not left:  # and torch is not loaded

@@ -9,7 +9,7 @@
 The images and the split are frozen, and so is the recipe of every base model that is there: a config of
 the same name that says otherwise is refused, and so is a run whose files another version of the program
 laid out. Backbones and meta-learners may come and go with the config: what is there is kept, what is no
-longer in the config takes no part.
+longer in the config is ignored.
 """
 
 from __future__ import annotations
@@ -222,13 +222,13 @@ def create_run(config: Config, store: bool = True) -> Run:
 
 
 def store_config(run: Run) -> None:
-    """Publish the config that a run goes by from now on; mention what takes no part any more."""
+    """Publish the config that a run goes by from now on; mention what is ignored from now on."""
     path = run.path / "config.yaml"
     if run.manifest_file.exists() and path.exists():
         before = load_config(path)
         for name in (name for name in before.backbones if name not in run.config.backbones):
             if list(run.path.glob(f"models/{name}/*/model.safetensors")):
-                log.info("models/%s is on disk and takes no part: it is not in this config", name)
+                log.info("models/%s is ignored: it is not in this config", name)
     with publish(path) as temporary:
         temporary.write_text(run.config.to_yaml(), encoding="utf-8")
 
@@ -278,7 +278,7 @@ def _refuse_another_layout(path: Path) -> None:
 
 
 def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
-    """Raise RunError for a change of what is there already: of data and split, or of a base model.
+    """Raise RunError for a change of what is already there: of data and split, or of a base model.
 
     Each base model is compared with its own file: a backbone may come or go, and one that has no base
     model yet may change.

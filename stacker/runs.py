@@ -33,7 +33,7 @@ class Overview:
     """What one run is about and how far it is; `problem` says why nothing else is known of it.
 
     `cases` is None where cases are not known. `base_models` and `caches` are those that are there, of
-    `planned` ones. `notes` say what is out of date, and what lies there and takes no part.
+    `planned` ones. `notes` say what is out of date, and what is there but ignored.
     """
 
     run: str
@@ -147,10 +147,10 @@ def _best(metrics: Mapping[str, Any], board: Mapping[str, Any]) -> Best | None:
 
 
 def _notes(run: Run, metrics: Mapping[str, Any], board: Mapping[str, Any]) -> list[str]:
-    """Return what is out of date, and what takes no part."""
+    """Return what is out of date, and what is ignored."""
     wanted = {str(base) for base in planned(run)}
     notes = [
-        f"{what} is of other base models than the config has: run '{again}'"
+        f"{what} was computed with other base models than the config lists: run '{again}'"
         for what, found, again in (
             ("metrics.json", metrics, f"stacker run {run.path}/config.yaml"),
             ("compare/", board, f"stacker compare {run.path}"),
@@ -159,12 +159,10 @@ def _notes(run: Run, metrics: Mapping[str, Any], board: Mapping[str, Any]) -> li
     ]
     if not notes and not all(_is_scored(run, *stack) for stack in metrics.get("stacks", {}).items()):
         again = f"stacker stack {run.path}/config.yaml"
-        notes.append(
-            f"metrics.json is of other stacks than lie here or are in the config: run '{again}'"
-        )
+        notes.append(f"metrics.json does not match the stacks of this run: run '{again}'")
     on_disk = {file.parent.parent.name for file in run.path.glob("models/*/*/model.safetensors")}
     idle = sorted(on_disk - set(run.config.backbones) - set(run.config.frozen))
-    return notes + [f"models/{name} takes no part: it is not in the config" for name in idle]
+    return notes + [f"models/{name} is ignored: it is not in the config" for name in idle]
 
 
 def _is_scored(run: Run, label: str, stack: Mapping[str, Any]) -> bool:

@@ -144,12 +144,12 @@ def test_backbones_may_come_and_go(
     fewer = with_backbones(finished, {"test_resnet": plain, "test_vit": {"weights": "random"}})
     metrics = pipeline.run_all(fewer)
     assert metrics["base_models"] == ["test_resnet/holdout", "test_vit/holdout"]
-    said = "models/test_efficientnet is on disk and takes no part: it is not in this config"
+    said = "models/test_efficientnet is ignored: it is not in this config"
     assert caplog.text.count(said) == 1
     assert times(path, "[mc]*/test_[re]*/*/[mp]*.[sh]*") == before
     caplog.clear()
     assert [verdict.problems for verdict in verify(open_run(path))] == [(), ()]
-    assert "cache/test_efficientnet/holdout takes no part" in caplog.text
+    assert "cache/test_efficientnet/holdout is ignored" in caplog.text
     assert len(find_caches(open_run(path))) == 2
     assert "2 base models, 2 caches" in repr(open_run(path))
     assert "not complete" not in caplog.text
@@ -224,6 +224,6 @@ def test_training_that_is_done_loads_no_torch(finished: Config) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     said, modules = done.stdout.splitlines()
     assert said.startswith("2 of 2 base models")
-    assert "test_resnet/holdout: done already" in done.stderr
+    assert "test_resnet/holdout: already done" in done.stderr
     for heavy in ("torch", "timm", "torchvision", "sklearn", "matplotlib"):
         assert f"'{heavy}'" not in modules

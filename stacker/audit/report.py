@@ -17,7 +17,7 @@ from stacker.files import publish, versions, write_json
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-SHOWN = 5  # examples on the page
+EXAMPLES = 5  # of a finding, on the page
 WHAT_IS_POSITIVE = "sensitivity, ROC curve, average precision and threshold are about it"
 
 
@@ -170,17 +170,17 @@ def _known(counts: Mapping[str, int], unit: str) -> str:
 
 def _method(folds: FoldsConfig) -> str:
     """Say in a sentence how the split was made."""
-    test = "the data set's own test part" if folds.test == "official" else f"{folds.test:.0%}"
+    test = "the data set's own test part" if folds.test == "official" else f"{100 * folds.test:.0f} %"
     if folds.protocol == "crossfit":
         rest = f"the rest is split into {folds.k} folds"
     elif folds.stack == "official":
         rest = "the data set's own valid part is kept for stacking"
     else:
-        rest = f"{folds.stack:.0%} are kept for stacking"
+        rest = f"{100 * folds.stack:.0f} % are kept for stacking"
     return (
         f"The split is by {folds.group}, stratified by class and subtype: {test} for testing, {rest}. "
-        f"{folds.validation:.0%} of each model's training part validates it: it chooses the epoch if it "
-        "has at least five cases of each class."
+        f"{100 * folds.validation:.0f} % of each model's training part validates it and chooses the "
+        "epoch, if it has at least five cases of each class."
     )
 
 
@@ -204,7 +204,7 @@ def _parts(parts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Iterator[str
 def _item(finding: Finding) -> Iterator[str]:
     advice = f" *{finding.advice}.*" if finding.advice else ""
     yield f"- **{finding.severity}: {finding.topic}.** {finding.message}.{advice}"
-    yield from (f"  - {example}" for example in finding.examples[:SHOWN])
-    if finding.count > SHOWN:
-        yield f"  - and {finding.count - SHOWN} more, all in audit.json"
+    yield from (f"  - {example}" for example in finding.examples[:EXAMPLES])
+    if finding.count > EXAMPLES:
+        yield f"  - and {finding.count - EXAMPLES} more, all in audit.json"
     yield ""

@@ -141,13 +141,13 @@ def _plan_and_measure(
     limits = _Limits(budget, expected, strict=len(repeats) > 1)
     costs = _measure(work, inputs, peers, folder, chosen.repeats, limits)
     measured = {cost.of for cost in costs}
-    notes += [f"{of} was left out for want of time" for of in expected if of not in measured]
+    notes += [f"{of} was skipped: not enough time" for of in expected if of not in measured]
     sizes = {name: _bytes_of(folder / name) / chosen.images for name in measured - {TOGETHER}}
     deviations = None
     if not limits.strict or min(chosen.images, DEVIATIONS) * compared < budget.left:
         deviations = _deviations(work.first(DEVIATIONS))
     elif compared:
-        notes.append("bfloat16 was not compared with float32 for want of time")
+        notes.append("bfloat16 was not compared with float32: not enough time")
     return _Measured(chosen.images, costs, sizes, peers, deviations, notes)
 
 

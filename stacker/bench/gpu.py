@@ -104,7 +104,7 @@ def bench_gpu(out: Path, device: str, minutes: float, size: Size, tests: Path | 
     ]
     for number, (name, step) in track(list(enumerate(steps)), "bench gpu", len(steps)):
         if budget.left < (LEAST_COMPILED if COMPILED in name else LEAST):
-            report.notes.append(f"{name}: left out for want of time")
+            report.notes.append(f"{name} was skipped: not enough time")
             continue
         share = CACHE_SHARE if name == "stage two" else 1 / (len(steps) - number)
         try:

@@ -86,7 +86,7 @@ def _cache(report: Report) -> str:
     used = [
         f"{name} {UNKNOWN if value is None else f'{value:g} {unit}'}"
         for name, value, unit in (
-            ("memory at the peak", report.cache_usage.get("peak_gb"), "GB"),
+            ("peak memory", report.cache_usage.get("peak_gb"), "GB"),
             ("GPU busy", report.cache_usage.get("utilisation"), "%"),
         )
     ]

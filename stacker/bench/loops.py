@@ -59,7 +59,6 @@ class LoopCost:
     images: int
     repeats: tuple[float, ...]
     rough: bool
-    warm_up_seconds: float
     peak_gb: float | None
     utilisation: float | None
 
@@ -93,7 +92,7 @@ def time_loop(task: Task, loop: str, part: Subset, limit: float) -> LoopCost:
         torch.cuda.empty_cache()
     rough = is_rough(len(rates), sum(images / rate for rate in rates))
     rounded = tuple(round(rate, 1) for rate in rates)
-    facts = (images, rounded, rough, round(warm_up, 1), usage.peak_gb, usage.utilisation)
+    facts = (images, rounded, rough, usage.peak_gb, usage.utilisation)
     return LoopCost(task.backbone, loop, *facts)
 
 

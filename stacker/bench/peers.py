@@ -68,14 +68,14 @@ def find_peers(
             notes.append(f"grad-cam was left out for {name}: no module's output is its last grid")
             continue
         if left < 0:
-            notes.append(f"grad-cam was left out for {name} for want of time (--minutes)")
+            notes.append(f"grad-cam was skipped for {name}: not enough time (--minutes)")
             continue
         log.info("warm-up: grad-cam on %s", name)
         share = left / (len(models) - number)
         peers[name], untried = _tune(backbone, layer, images_BCHW, device, share)
         if untried:
             sizes = ", ".join(map(str, untried))
-            notes.append(f"grad-cam on {name}: batches of {sizes} were not tried for want of time")
+            notes.append(f"grad-cam on {name}: batches of {sizes} were not tried: not enough time")
     return peers, notes
 
 

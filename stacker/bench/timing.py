@@ -1,8 +1,8 @@
 """What all benches share: a time limit, a plan that fits into it, ways timed in turn, and ratios.
 
 Ways to do the same take turns, so that none of them has the machine's better minute. A plan is made
-from what a warm-up took: it is said before anything is measured, with what was left out for want of
-time. A figure from few repeats or less than a second of work is called rough.
+from what a warm-up took: it is said before anything is measured, with what there is not enough time
+for. A figure from few repeats or less than a second of work is called rough.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
 from stacker.errors import plural
-from stacker.progress import bar
+from stacker.progress import bar, duration
 
 if TYPE_CHECKING:
     import torch
@@ -81,19 +81,14 @@ def plan(
 def describe_plan(chosen: Plan, whole: Plan, minutes: float, noun: str) -> str:
     """Say how long a plan takes, and what was left out to stay within the minutes."""
     size = f"{plural(chosen.images, noun)}, {plural(chosen.repeats, 'repeat')}"
-    text = f"about {duration(chosen.seconds)} to go: {size}"
+    text = f"takes about {duration(chosen.seconds)}: {size}"
     if chosen == whole:
         return text
     needed = math.ceil(minutes + (whole.seconds - chosen.seconds) / 60)
     return (
-        f"{text}; left out for want of time: the full {plural(whole.images, noun)} and "
+        f"{text}; not enough time for the full {plural(whole.images, noun)} and "
         f"{plural(whole.repeats, 'repeat')} (--minutes {needed})"
     )
-
-
-def duration(seconds: float) -> str:
-    """Return seconds, or minutes where they are many, for people."""
-    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{max(1, round(seconds))} s"
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _print(bench: Any, as_json: bool, *tables: Table, lines: Sequence[str] = ())
 
 @click.group()
 def bench() -> None:
-    """Measure this machine, beside the usual way of doing the same.
+    """Benchmark this machine against common alternatives.
 
     Each ends in about two minutes, 'gpu' in about nine; ask for more with --minutes.
     """

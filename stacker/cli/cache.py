@@ -48,7 +48,7 @@ def cache() -> None:
     """Stage two: cache maps, embeddings and logits of images that a base model never saw.
 
     'stacker cache CONFIG' is short for 'stacker cache fill CONFIG': it fills the caches of CONFIG's run.
-        Valid parts are kept, by their digests; missing, damaged and foreign ones are rebuilt.
+    Valid parts are kept; missing, damaged and outdated ones are rebuilt.
     """
 
 
@@ -88,11 +88,11 @@ def info(run: Run, as_json: bool) -> None:
 @takes_run
 @json_option()
 def verify(run: Run, as_json: bool) -> None:
-    """Examine the caches of RUN to the last byte.
+    """Check every byte of the caches of RUN.
 
-    Looks for parts that are missing, damaged, or of another base model, split or config; for rows that
-    trained their own model; for an index that shows something else than the parts; and for maps that do
-    not sum to logit - bias where they should. Exit code 1 when anything is found.
+    Looks for parts that are missing, damaged, or of another base model, split or config; for images that
+    the base model was trained on; for an index that does not match its parts; and for maps that do not
+    sum to logit - bias where they should. Exit code 1 when anything is found.
     """
     from stacker.cli.tables.data import verdicts_table
     from stacker.maps.verify import verify as examine
@@ -105,7 +105,7 @@ def verify(run: Run, as_json: bool) -> None:
     bad = [verdict.name for verdict in verdicts if verdict.problems]
     if bad:
         fix = f"'stacker cache {run.path}/config.yaml' rebuilds what is missing or damaged"
-        what = f"{len(bad)} of {plural(len(verdicts), 'cache')} of {run.path} are not as they should be"
+        what = f"{len(bad)} of {plural(len(verdicts), 'cache')} of {run.path} have problems"
         raise Failure(f"{what}; {fix}", 1)
 
 
@@ -118,7 +118,7 @@ def verify(run: Run, as_json: bool) -> None:
 )
 @out_option("Folder to write to; default: RUN/export.", folder=True)
 def export(run: Run, npz: bool, csv: bool, zarr: bool, out: Path | None) -> None:
-    """Hand the caches of RUN to other tools: every array, with the rows and who made them."""
+    """Export the caches of RUN: every array, the rows, and the base model behind them."""
     from stacker.caches.export import export_caches
     from stacker.caches.summary import find_caches
 
@@ -140,7 +140,10 @@ def export(run: Run, npz: bool, csv: bool, zarr: bool, out: Path | None) -> None
     "ID",
 )
 @click.option(
-    "--sample", type=click.IntRange(1), metavar="N", help="Draw N test images, the classes taking turns."
+    "--sample",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Draw N test images, alternating between classes.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of --sample.")
 @backbones_option()
@@ -157,7 +160,7 @@ def export(run: Run, npz: bool, csv: bool, zarr: bool, out: Path | None) -> None
     help="Which cached maps to draw: maps, or e.g. maps_layercam, maps_lower1.",
 )
 @click.option("--signed", is_flag=True, help="Draw the evidence against the class, too (in blue).")
-@out_option("The PNG to write; default: RUN/figures/inspect.png, written anew each time.")
+@out_option("The PNG to write; default: RUN/figures/inspect.png, overwritten each time.")
 @json_option("Print the table as JSON.")
 def inspect(
     run: Run,

@@ -41,12 +41,12 @@ def features(
     importance: str | None,
     as_json: bool,
 ) -> None:
-    """Write the table that meta-learners are fitted on, or show what they make of its columns.
+    """Write the table that meta-learners are fitted on, or show feature importance by block.
 
     A row is a development image, with features from base models that never saw its case; test images
     are not in it. Split it by 'group' in your own cross-validation. With --importance, coefficients or
-    gains are summed by block, beside the block's share of the columns: what it would get if all columns
-    counted the same.
+    gains are summed by block, beside the block's share of the columns: the share expected if all columns
+    were equally important.
     """
     files: dict[Form, Path | None] = {"csv": csv, "npz": npz, "parquet": parquet}
     wanted = {form: path for form, path in files.items() if path is not None}

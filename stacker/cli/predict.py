@@ -64,7 +64,7 @@ TRUST = repeated(
     metavar="P",
     help="Make no decision below this confidence; default: stack.abstain.",
 )
-@click.option("--device", metavar="NAME", help="auto, cpu or cuda; default: the run's own.")
+@click.option("--device", metavar="NAME", help="auto, cpu, cuda or mps; default: the run's own.")
 @TRUST
 def predict(
     run_folder: Path,

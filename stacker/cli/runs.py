@@ -15,8 +15,8 @@ from stacker.cli.common import json_option, print_json, show
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: artifacts): their data, how far they are, and the best model.
 
-    The best model is that with the highest AUC by image on the development cases, out of fold. Below
-    the table stands what is out of date. FOLDER may also be that of one run.
+    The best model is that with the highest AUC by image on the development cases, out of fold.
+    Outdated results are listed below the table. FOLDER may also be a single run.
     """
     from stacker.cli.tables.runs import remarks, runs_table
     from stacker.runs import list_runs

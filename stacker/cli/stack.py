@@ -61,7 +61,7 @@ def stack(config: Config, metas: tuple[str, ...], full: bool) -> None:
 @takes_config
 @FULL
 def run(config: Config, full: bool) -> None:
-    """All three stages of CONFIG; what is done already is skipped."""
+    """All three stages of CONFIG; what is already done is skipped."""
     from stacker import pipeline
     from stacker.cli.tables.scores import score_tables
 

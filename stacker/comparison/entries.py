@@ -24,7 +24,7 @@ from stacker.config.stacking import StackConfig
 from stacker.errors import StackerError
 from stacker.files import digest, read_json, write_json
 from stacker.progress import bar, duration
-from stacker.run import Run
+from stacker.run import Run, StackName
 from stacker.scores.metrics import area_within
 from stacker.stacking.admission import open_caches
 from stacker.stacking.blocks import resolve
@@ -76,13 +76,13 @@ def compare(run: Run, jobs: int = 0) -> Comparison:
     designs, facts = {}, facts_of(run, caches)
     for name, features in grid(config.stack, list(config.cam.maps), frozen=frozen):
         design = Design.of(name, features, config.stack, config.seed, config.device)
-        designs[entry_name(design)] = design
+        designs[str(design.name)] = design
     fits = {n: partial(_fit, d, caches, folder / slug(n), facts) for n, d in designs.items()}
     to_fit = {name: float(not (folder / slug(name) / "stack.json").exists()) for name in fits}
     failures = _work("compare", fits, to_fit, jobs)
     fitted = {name: design for name, design in designs.items() if name not in failures}
     controls = [control for name, design in fitted.items() for control in list_controls(name, design)]
-    files = {c.name: folder / slug(c.entry) / f"{slug(c.kind)}.json" for c in controls}
+    files = {c.name: folder / slug(c.entry) / f"{c.kind.replace(' ', '_')}.json" for c in controls}
     nulls = {c.name: partial(_draw, c, caches, draws, files[c.name], split) for c in controls}
     to_draw = {c.name: _seconds(designs[c.entry], caches, draws, files[c.name]) for c in controls}
     if any(to_draw.values()):
@@ -158,14 +158,9 @@ def _has_cells(features: Sequence[str], config: StackConfig) -> bool:
     )
 
 
-def entry_name(design: Design) -> str:
-    """Return what an entry is called: as the stack of the same design."""
-    return str(design.name)
-
-
 def slug(name: str) -> str:
-    """Return the name of an entry's folder."""
-    return name.replace(": ", "@").replace(" + ", "+").replace(" ", "_")
+    """Return the name of an entry's folder: that of the stack of the same name."""
+    return StackName.parse(name, ()).folder
 
 
 def _fit(design: Design, caches: Caches, folder: Path, facts: dict[str, Any]) -> bool:
@@ -230,7 +225,7 @@ def _work(what: str, tasks: Mapping[str, Task], costs: Costs, jobs: int) -> dict
                 failures[name] = problem
                 log.warning("%s %d of %d: %s: %s", what, done, len(tasks), name, problem)
             else:
-                kept = "" if new else ", there already"
+                kept = "" if new else ", already there"
                 log.info("%s %d of %d: %s%s%s", what, done, len(tasks), name, kept, left)
     return failures
 
@@ -259,6 +254,6 @@ def _attempt(name: str, task: Task) -> tuple[str, bool, str | None, float]:
 
 
 def _entry(design: Design, folder: Path) -> Entry:
-    name, kind = entry_name(design), "rule" if design.meta in RULES else "meta"
+    name, kind = str(design.name), "rule" if design.meta in RULES else "meta"
     facts = read_json(folder / slug(name) / "stack.json")
     return Entry(name, kind, load_says(folder / slug(name), design.config), facts, design)

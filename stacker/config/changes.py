@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stacker.errors import first_few
+
 MOST = 8  # lines of a message: nobody reads more of them
 UNSET = object()
 
@@ -19,8 +21,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def listed(lines: Sequence[str]) -> str:
     """Return the first lines of a message, one below the other, and how many more there are."""
-    more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
-    return "".join(f"\n  {line}" for line in [*lines[:MOST], *more])
+    return "\n  " + first_few(lines, "\n  ", MOST) if lines else ""
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

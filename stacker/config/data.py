@@ -68,7 +68,7 @@ class DataConfig(Section):
             return self
         listed = ", ".join(self.classes)
         if self.positive not in self.classes:
-            raise ValueError(f"positive: {self.positive!r} is none of the classes {listed}")
+            raise ValueError(f"positive: {self.positive!r} is not one of the classes {listed}")
         if len(self.classes) > 2:
             raise ValueError(
                 f"positive: {self.positive!r} is for two classes; classes has {len(self.classes)}: "
@@ -122,7 +122,9 @@ class FoldsConfig(Section):
     def _some_cases_are_left_to_train_on(self) -> FoldsConfig:
         taken = sum(share for share in (self.test, self.stack) if share != "official")
         if self.protocol == "holdout" and taken > 0.9:
-            raise ValueError(f"test + stack take {taken:.0%} of the cases; leave 10% to train on")
+            raise ValueError(
+                f"test + stack take {100 * taken:.0f} % of the cases; leave 10 % to train on"
+            )
         if self.protocol == "crossfit" and self.stack == "official":
             raise ValueError("stack: official is for holdout; crossfit stacks on its folds")
         if self.stack == "official" != self.test:

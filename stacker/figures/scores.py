@@ -82,7 +82,7 @@ def confusion_figure(
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for true, guess in np.ndindex(counts.shape):
             colour = "white" if share[true, guess] > 0.5 else "black"
-            text = f"{counts[true, guess]}\n{share[true, guess]:.0%}"
+            text = f"{counts[true, guess]}\n{100 * share[true, guess]:.0f} %"
             size = 9 if len(classes) < 5 else 6.5
             axis.text(guess, true, text, ha="center", va="center", color=colour, fontsize=size)
         axis.set_title(name, fontsize=10)
@@ -146,8 +146,7 @@ def _on_bands(curves: Sequence[Roc], how: Resampling, positive: str | None) -> s
     """Say what the bands are, or why there are none."""
     why = [curve.withheld for curve in curves if curve.withheld]
     if why:
-        rule = f"fewer than {FEWEST} {how.unit}s of a class, or where all are alike"
-        return f"No interval where there are {rule}: {'; '.join(why)}"
+        return f"No interval: {'; '.join(why)}"
     if positive is None:
         return f"In brackets: 95 % interval by whole {how.unit}s"
     return f"Band: 95 % at each false positive rate, by whole {how.unit}s; grey: the other models"
@@ -199,7 +198,7 @@ def reliability_figure(
         pair[1].set_xlabel(stated, fontsize=9)
     what = (
         f"Bars: 95 % by whole {how.unit}s; hollow: no interval, fewer than {FEWEST} {how.unit}s "
-        "or all alike"
+        "or no variation"
     )
     _title(figure, [f"Reliability; {split}", _sizes(models, part, how.unit), what], leaks)
     return figure

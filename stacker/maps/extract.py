@@ -123,8 +123,8 @@ class Ensemble:
         height, width = shape
         portion = max(1, PORTION_BYTES // (3 * height * width * self.batch_size)) * self.batch_size
         log.info(
-            "the base models do not all fit into cam.memory_gb=%g: they are loaded in turns, and "
-            "results come for %d images at a time, after %d groups of models",
+            "the base models do not all fit into cam.memory_gb=%g: %d images are processed "
+            "at a time, by %d groups of models in turn",
             *(self.memory_gb, portion, len(self.rounds)),
         )
         return portion

@@ -179,7 +179,7 @@ def _look_for_gaps(target: Target) -> _Gaps | None:
     for stray in target.strays():
         log.warning("cache %s: removing %s, which is not one of its parts", target.name, stray.name)
     if not missing and target.is_whole():
-        log.info("cache %s: done already", target.name)
+        log.info("cache %s: already done", target.name)
         return None
     return _Gaps(target, list(missing))
 

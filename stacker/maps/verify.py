@@ -1,4 +1,4 @@
-"""Examine the caches of a run to the last byte, and say of each what is wrong with it.
+"""Check every byte of the caches of a run, and say of each what is wrong with it.
 
 Everything that stage three relies on is looked at: that all parts are there and are what was written,
 that they belong to this run's base models, images, split and settings, that no row's case trained its
@@ -42,13 +42,13 @@ class Verdict:
 def verify(run: Run) -> list[Verdict]:
     """Examine every cache that a run should have, and name folders that are none of them.
 
-    Those of a base model that takes no part any more stay out of it.
+    Those of a base model that is no longer in the config stay out of it.
     """
     verdicts = [_examine(run, base, fold) for base, fold in planned(run)]
     places = [BaseModel(folder.parent.name, folder.name) for folder in run.path.glob("cache/*/*/")]
     idle = [base for base in places if not run.takes_part(base) and run.model_file(*base).exists()]
     for base in idle:
-        log.info("cache/%s takes no part: its backbone is not in this config", base)
+        log.info("cache/%s is ignored: its backbone is not in this config", base)
     strangers = {str(base) for base in places if base not in idle}
     strangers -= {verdict.name for verdict in verdicts}
     stranger = "not a cache of this run: remove the folder"

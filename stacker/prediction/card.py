@@ -16,6 +16,7 @@ from stacker.data.formats.registry import format_of
 from stacker.data.manifest import Image
 from stacker.errors import plural
 from stacker.files import read_json
+from stacker.prediction.tally import no_verdict
 from stacker.run import Run
 from stacker.scores.predictions import PARTS
 
@@ -239,16 +240,12 @@ def _confusion(run: Run, meta: str, classes: Sequence[str]) -> Iterator[str]:
 
 
 def _decision(run: Run, facts: Mapping[str, Any]) -> Iterator[str]:
-    mixed = facts["cases"]["mixed"]
+    undecided = no_verdict(facts["cases"])
     for unit, finish in {"Images": facts["finish"], "Cases": facts["case_finish"]}.items():
         if finish is not None:
             yield f"{unit}: {_finish(finish, facts['classes'])}"
-    if mixed:
-        yield (
-            f"Cases: no verdict. {mixed} of {plural(facts['cases']['development'], 'case')} in the "
-            "training data have images of more than one class, so the labels are of images, not of "
-            "cases."
-        )
+    if undecided:
+        yield undecided
     abstain = run.config.stack.abstain
     yield (
         f"No decision is made below a confidence of {abstain:g}."

@@ -59,7 +59,7 @@ def pack(
 ) -> Packed:
     """Write a stack of a run as a folder, or as a zip where the name ends so.
 
-    Raise RunError when something is there already, BackboneError when base models are not those that the
+    Raise RunError when something is already there, BackboneError when base models are not those that the
     stack was fitted on.
     """
     if out.exists():

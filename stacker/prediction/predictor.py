@@ -26,7 +26,7 @@ from stacker.backbones.devices import Machine
 from stacker.backbones.sources import read_facts
 from stacker.config.maps import name_maps
 from stacker.data.formats.registry import case_in
-from stacker.errors import BackboneError, ConfigError, StackError, plural
+from stacker.errors import BackboneError, ConfigError, StackError
 from stacker.figures.overlays import Overlays
 from stacker.files import file_sha256, read_json
 from stacker.maps.cam import Wanted
@@ -34,6 +34,7 @@ from stacker.maps.extract import Arrays, Ensemble
 from stacker.prediction.drawing import draw
 from stacker.prediction.inputs import Input, Reading, read_ahead
 from stacker.prediction.rows import CasePrediction, Cases, Prediction, Row, Skipped, Vote, named
+from stacker.prediction.tally import no_verdict
 from stacker.run import BaseModel, Run
 from stacker.stacking.blocks import array_of, probabilities, sees_frozen
 from stacker.stacking.novelty import UNLIKE, Novelty, load_novelty, novelty_file
@@ -97,14 +98,7 @@ class Predictor:
     @property
     def no_cases(self) -> str:
         """Say why nothing is said of cases; empty where something is."""
-        cases = self.stack.facts["cases"]
-        if not cases["mixed"]:
-            return ""
-        return (
-            f"No verdict by case: {cases['mixed']} of the {plural(cases['development'], 'case')} in "
-            "the training data have images of more than one class, so the labels are of images, not of "
-            "cases."
-        )
+        return no_verdict(self.stack.facts["cases"])
 
     def stream(self, images: Iterable[Input]) -> Iterator[Row]:
         """Yield a row for each image, in their order, and at the end one for each case that is known.

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from stacker.errors import plural
 from stacker.prediction.rows import CasePrediction, Prediction, Row, Skipped
 
 MOST_REASONS = 20  # of skipped images that are listed
+
+
+def no_verdict(cases: Mapping[str, int]) -> str:
+    """Say why a stack gives no verdict by case; empty if it does. `cases` are counts of its data."""
+    if not cases["mixed"]:
+        return ""
+    return (
+        f"No verdict by case: {cases['mixed']} of the {plural(cases['development'], 'case')} in the "
+        "training data have images of more than one class, so the labels are of images, not of cases."
+    )
 
 
 @dataclass

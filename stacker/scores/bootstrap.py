@@ -109,7 +109,7 @@ class Resampling:
     def description(self) -> str:
         """Say for people how intervals are made."""
         return (
-            f"95%, whole {self.unit}s resampled ({self.replicates} bootstrap draws; of AUC, influence "
+            f"95 %, whole {self.unit}s resampled ({self.replicates} bootstrap draws; of AUC, influence "
             "functions)"
         )
 

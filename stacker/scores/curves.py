@@ -54,7 +54,7 @@ def roc(predictions: Predictions, target: int, how: Resampling) -> Roc:
         return Roc(rates, None, area_within(binary), None, "images of one class only")
     why = carriers.why_not("auc")
     if why is None and (not area.error > 0 or not 0 < area.area < 1):
-        why = f"all {how.unit}s alike"
+        why = f"no variation between {how.unit}s"
     if why is not None:
         return Roc(rates, None, area.area, None, why)
     drawn = draw_cases(case, min(how.replicates, DRAWS), how.seed)

@@ -74,8 +74,8 @@ def read_importances(run: Run, meta: str) -> list[dict[str, Any]]:
         fitted = (folder / "stack.json").exists()
         raise StackError(
             f"{meta} of {run.path} has no importances by column",
-            "coefficients and gains are known of logistic, xgboost, random_forest, svm with a linear "
-            "kernel, and custom classes with coef_ or feature_importances_"
+            "coefficients and gains are available for logistic, xgboost, random_forest, svm with a "
+            "linear kernel, and custom classes with coef_ or feature_importances_"
             if fitted
             else f"run 'stacker stack CONFIG --meta {meta}' first",
         )

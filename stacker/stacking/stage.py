@@ -57,7 +57,7 @@ def fit_stack(run: Run, names: Sequence[str]) -> dict[str, Any]:
     failures: dict[str, str] = {}
     for label, plan in track(plans.items(), "fit meta-learners", total=len(plans)):
         if plan is None:
-            log.info("stack %s: done already", label)
+            log.info("stack %s: already done", label)
             continue
         try:
             fitted = fit(plan.design, plan.tables)
@@ -106,7 +106,7 @@ def _plan(run: Run, caches: Caches, names: Sequence[str]) -> dict[str, _Plan | N
     if len(faults) == 1 == len(names):
         raise next(iter(faults.values()))
     if faults:
-        what = f"{len(faults)} of {plural(len(names), 'stack')} cannot be fitted, so none was"
+        what = f"nothing was fitted, because {len(faults)} of {plural(len(names), 'stack')} have errors"
         raise _together(what, {label: str(error) for label, error in faults.items()})
     return plans
 
@@ -206,7 +206,8 @@ def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
         else:
             says[label] = load_says(folder, run.config.stack)
     if others:
-        log.warning("left out, of other settings: %s; fit again with --meta", "; ".join(others))
+        text = "not shown, because they were fitted with other settings: %s; refit with --meta"
+        log.warning(text, "; ".join(others))
     return says
 
 
@@ -227,9 +228,9 @@ def _outdated(run: Run, caches: Caches, facts: Mapping[str, Any]) -> str:
     if digest(identity) == facts["digest"]:
         return ""
     if set(identity["checkpoints"]) != set(facts["checkpoints"]):
-        return "of other base models"
+        return "other base models"
     if any(identity[key] != facts[key] for key in ("checkpoints", "origins", "columns")):
-        return "of other caches"
+        return "other caches"
     return "; ".join(changes({key: facts.get(key) for key in identity}, identity))
 
 

@@ -150,7 +150,7 @@ def draw_order(subset: Subset, balance: Balance, rng: np.random.Generator) -> np
     What all images have in common then cancels in a batch's gradient from the first step on, which a
     network without normalisation layers (VGG) needs to leave its starting plateau. `sampling` takes as
     many rows as there are, but equally many of each class, some of a rare one again and again; `cases`
-    also takes equally many of each case of a class: one of many images is not learnt by heart.
+    also takes equally many of each case of a class: one of many images is not overfitted.
     """
     labels = subset.labels[subset.rows]
     present = np.unique(labels)

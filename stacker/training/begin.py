@@ -90,7 +90,9 @@ def _mention_audit(run: Run) -> None:
         run.manifest.digest,
         run.folds.digest,
     ):
-        log.info("%s is of other images or another split; 'stacker check CONFIG' looks again", page)
+        log.info(
+            "%s was made from other images or another split; 'stacker check CONFIG' looks again", page
+        )
         return
     topics = (report.get("audit") or {}).get("topics", [])
     found = [finding["topic"] for finding in report["findings"] if finding["severity"] == "error"]

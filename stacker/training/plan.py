@@ -110,8 +110,8 @@ class Job:
         facts = read_facts(self.path)
         if facts["identity"] != self.identity:
             raise RunError(
-                f"{self.path} was made from something else than this run would make it from; delete it "
-                f"and run 'stacker train CONFIG' again:{listed(self._differences(facts))}"
+                f"{self.path} was trained with other data or settings than this run's; delete it and "
+                f"run 'stacker train CONFIG' again:{listed(self._differences(facts))}"
             )
         return True
 

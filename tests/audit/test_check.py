@@ -245,7 +245,10 @@ def test_an_audit_of_another_state_is_not_quoted(
     write(check(leaking), leaking, leaking.run_path)
     begin(fixed)
     assert "found errors" not in caplog.text
-    assert "audit.md is of other images or another split; 'stacker check CONFIG' looks" in caplog.text
+    assert (
+        "audit.md was made from other images or another split; 'stacker check CONFIG' looks"
+        in caplog.text
+    )
 
 
 def test_a_fault_of_the_machine_is_not_quoted_as_one_of_the_data(

@@ -94,8 +94,13 @@ def test_tables_and_verdict_are_for_people(write_config: Callable[..., Path]) ->
     options = ("--images", "8", "--repeats", "1", "--set", "precision=bf16")
     done = call("bench", "cache", write_config(), *options)
     shown, said = done.stdout, done.stderr
-    assert " to go: 8 images, 1 repeat" in said
-    assert said.index(" to go") < said.index(f"{NAMES[0]}, per image") < said.index(f"{NAMES[1]}, per")
+    assert "takes about " in said
+    assert ": 8 images, 1 repeat" in said
+    assert (
+        said.index("takes about ")
+        < said.index(f"{NAMES[0]}, per image")
+        < said.index(f"{NAMES[1]}, per")
+    )
     for text in (*NAMES, TOGETHER, "bare", "naive loop", "kB per image", "bfloat16 against float32"):
         assert text in shown
     assert "the time of a bare forward pass" in shown.splitlines()[-1]
@@ -218,9 +223,9 @@ def test_what_takes_too_long_is_left_out(make_config: Callable[..., Config]) -> 
     assert bench["deviations"] is None
     assert bench["subjects"][1]["bytes_per_image"] is None
     assert bench["notes"] == [
-        *(f"grad-cam was left out for {name} for want of time (--minutes)" for name in NAMES),
-        *(f"{of} was left out for want of time" for of in (NAMES[1], TOGETHER)),
-        "bfloat16 was not compared with float32 for want of time",
+        *(f"grad-cam was skipped for {name}: not enough time (--minutes)" for name in NAMES),
+        *(f"{of} was skipped: not enough time" for of in (NAMES[1], TOGETHER)),
+        "bfloat16 was not compared with float32: not enough time",
     ]
 
 
@@ -248,7 +253,7 @@ def test_sizes_of_batches_are_tried_while_there_is_time() -> None:
     peers, notes = find_peers({"a": (base, torch.rand(4, 3, 32, 32))}, torch.device("cpu"), limit=1e-3)
     assert peers["a"].batch_size == 1
     assert peers["a"].seconds == peers["a"].loop_seconds > 0
-    assert notes == ["grad-cam on a: batches of 4 were not tried for want of time"]
+    assert notes == ["grad-cam on a: batches of 4 were not tried: not enough time"]
 
 
 def test_deviations_are_arithmetic() -> None:

@@ -79,8 +79,8 @@ def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
     """Nothing is begun in the last seconds; the report is there all the same."""
     report = bench_gpu(tmp_path, "cpu", 0.01, SMALL)
     assert report.loops == []
-    assert f"test_resnet, {SYNTHETIC}: left out for want of time" in report.notes
-    assert "stage two: left out for want of time" in (tmp_path / "report.md").read_text()
+    assert f"test_resnet, {SYNTHETIC} was skipped: not enough time" in report.notes
+    assert "stage two was skipped: not enough time" in (tmp_path / "report.md").read_text()
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:

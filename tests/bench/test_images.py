@@ -31,7 +31,8 @@ def test_loading_is_timed_four_ways(write_config: Callable[..., Path]) -> None:
     done = call("bench", "images", write_config(), *options)
     assert "packed store is faster by" in done.stdout
     assert "20 images may fit into the processor's cache" in done.stdout.splitlines()[-1]
-    assert " to go: 20 images, 2 repeats" in done.stderr
+    assert "takes about " in done.stderr
+    assert ": 20 images, 2 repeats" in done.stderr
     assert f"repeat 2 of 2: {STORE}" in done.stderr
 
 

@@ -107,5 +107,5 @@ def test_rows_are_planned_from_a_fit_of_few(
     with caplog.at_level(logging.INFO, "stacker"):
         done = bench.bench_stack(tmp_path, columns=6, epochs=0, peers=False, minutes=1.9)
     assert done["rows"] == 10_000
-    assert "left out for want of time: the full 20000 rows and 1 repeat (--minutes" in caplog.messages[1]
+    assert "not enough time for the full 20000 rows and 1 repeat (--minutes" in caplog.messages[1]
     assert caplog.messages[2] == "stacker xgboost: fitted in 100.00 s"

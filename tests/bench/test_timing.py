@@ -35,15 +35,15 @@ def test_an_estimate_is_said_with_what_was_left_out(caplog: pytest.LogCaptureFix
     """And with the minutes that all of it would take."""
     with caplog.at_level(logging.INFO, "stacker"):
         plan(lambda n, r: 1.0 * n * r, Budget(2), (64, 32), (3, 2, 1))
-    said = "about 96 s to go: 32 images, 3 repeats; left out for want of time: the full 64 images and"
+    said = "takes about 96 seconds: 32 images, 3 repeats; not enough time for the full 64 images and"
     assert caplog.messages == [f"{said} 3 repeats (--minutes 4)"]
     caplog.clear()
     with caplog.at_level(logging.INFO, "stacker"):
         plan(lambda n, r: 1.0 * n * r, Budget(0.1), (64,), (1,))
     late = "(more than there is time for: the last may be left out)"
-    assert caplog.messages == [f"about 64 s to go: 64 images, 1 repeat {late}"]
+    assert caplog.messages == [f"takes about 64 seconds: 64 images, 1 repeat {late}"]
     whole = Plan(64, 3, 300)
-    assert describe_plan(whole, whole, 9, "row") == "about 5.0 minutes to go: 64 rows, 3 repeats"
+    assert describe_plan(whole, whole, 9, "row") == "takes about 5.0 minutes: 64 rows, 3 repeats"
 
 
 def test_ways_take_turns_and_each_figure_is_heard() -> None:

@@ -65,18 +65,21 @@ def change(run: Path, **settings: object) -> None:
 
 
 def test_what_is_out_of_date_is_called_so(finished: Config) -> None:
-    """Scores of other stacks or base models than the config has, and what takes no part."""
+    """Scores of other stacks or base models than the config has, and what is ignored."""
     run = finished.run_path
     assert look(run).notes == ()
     change(run, stack__features=["logits"])
-    assert "metrics.json is of other stacks than" in look(run).notes[0]
+    assert "metrics.json does not match the stacks of this run" in look(run).notes[0]
     change(run, stack__features=["maps", "logits"])
     shutil.rmtree(run / "stack" / "mlp@maps+logits")
-    assert "metrics.json is of other stacks than" in look(run).notes[0]
+    assert "metrics.json does not match the stacks of this run" in look(run).notes[0]
     change(run, backbones={"test_resnet": {"weights": "random"}, "test_vit": {"weights": "random"}})
     first, second = look(run).notes
-    assert "metrics.json is of other base models than the config has: run 'stacker run" in first
-    assert second == "models/test_efficientnet takes no part: it is not in the config"
+    assert (
+        "metrics.json was computed with other base models than the config lists: run 'stacker run"
+        in first
+    )
+    assert second == "models/test_efficientnet is ignored: it is not in the config"
     assert (look(run).base_models, look(run).planned) == (1, 2)
 
 

@@ -112,7 +112,7 @@ def test_recipes_that_contradict_themselves_are_refused(
     ("classes", "reason"),
     [
         (["malignant", "benign"], "positive is 'malignant' but classes ends with 'benign'"),
-        (["benign", "normal"], "'malignant' is none of the classes benign, normal"),
+        (["benign", "normal"], "'malignant' is not one of the classes benign, normal"),
         (["benign", "normal", "malignant"], "for two classes; classes has 3"),
     ],
 )
@@ -223,7 +223,7 @@ def test_names_that_have_a_meaning_are_not_given_another(write_config: Callable[
 
 def test_holdout_leaves_cases_to_train_on(write_config: Callable[..., Path]) -> None:
     """Shares that leave nothing for training are refused with the sum."""
-    with pytest.raises(ConfigError, match="95% of the cases"):
+    with pytest.raises(ConfigError, match="95 % of the cases"):
         load_config(write_config(folds={"test": 0.5, "stack": 0.45}))
 
 

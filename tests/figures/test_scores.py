@@ -79,9 +79,7 @@ def test_a_band_of_too_few_cases_is_withheld_with_the_reason() -> None:
     """Three malignant cases: the curve is drawn, a band is not, and the title says why."""
     figure = roc_figure(models(8, 3), HOW, "malignant", "test", *SPLIT)
     assert bands(figure) == 0
-    assert "fewer than 5 cases of a class, or where all are alike: 3 cases of malignant" in title_of(
-        figure
-    )
+    assert "No interval: 3 cases of malignant, 5 are needed" in title_of(figure)
     (label,) = figure.axes[0].get_legend_handles_labels()[1]
     assert "[" not in label
 
@@ -151,7 +149,7 @@ def board(leaks: bool = False) -> dict[str, Any]:
         "split": LEAKING[0] if leaks else SPLIT[0],
         "leaks": leaks,
         "unit": "case",
-        "intervals": "95%",
+        "intervals": "95 %",
     }
 
 

@@ -340,7 +340,7 @@ def test_the_card_has_the_numbers_of_the_run(run: Run, folder: Path) -> None:
     assert "does not record the licence" in card
     assert "Cases: probabilities" in card
     mixed = facts | {"cases": {"development": 18, "mixed": 3}, "case_finish": None}
-    assert "Cases: no verdict. 3 of 18 cases in" in model_card(run, "logistic", mixed)
+    assert "No verdict by case: 3 of the 18 cases in" in model_card(run, "logistic", mixed)
     for sha256 in facts["checkpoints"].values():
         assert sha256 in card
 

@@ -293,7 +293,7 @@ def test_a_stack_of_a_package_that_is_gone_stops_nothing(
     metrics = pipeline.stack(reopen(finished), ["logistic"])
     assert "logistic" in metrics["test"]
     assert "gone_package.Classifier" not in metrics["test"]
-    assert "left out, of other settings: thesis (not understood); gone_package.Class" in caplog.text
+    assert "fitted with other settings: thesis (not understood); gone_package.Class" in caplog.text
 
 
 def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:
@@ -340,7 +340,7 @@ def test_faults_of_all_stacks_are_told_before_the_first_is_fitted(finished: Conf
     with pytest.raises(StackError) as refused:
         pipeline.stack(run, names)
     first, *lines = str(refused.value).splitlines()
-    assert first == "6 of 7 stacks cannot be fitted, so none was:"
+    assert first == "nothing was fitted, because 6 of 7 stacks have errors:"
     wanted = [
         "did you mean 'logistic'",
         "no module no_such_package",

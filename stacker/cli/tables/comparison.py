@@ -102,7 +102,7 @@ def _notes(
     every_score_of: str | None,
     last: bool,
 ) -> Iterator[str]:
-    """Yield what stands below a leaderboard, and below the last one what holds for all."""
+    """Yield what stands below a leaderboard, and below the last one what concerns all of them."""
     yield from marks(board["best_base"], rows, board["unit"])
     if every_score_of == "image" and any(row.get("null_p") is not None for row in rows.values()):
         yield (
@@ -130,7 +130,7 @@ def answers_table(board: Mapping[str, Any]) -> ModelsTable:
             meta: [_gain(by_pair.get((*pair, meta))) for pair in added]
             for meta in dict.fromkeys(row["meta"] for row in rows)
         },
-        ["Intervals: 95% for all of these gains together. One that includes 0: no significant gain."],
+        ["Intervals: 95 % for all of these gains together. One that includes 0: no significant gain."],
         first="added",
         sign="+",
     )
@@ -206,7 +206,7 @@ def _best(best: Mapping[str, Any]) -> str:
     left = "" if corrected is None else f", or {corrected:.3f} corrected for choosing the best"
     return (
         f"Best of {best['of']} stacks out of fold: {best['model']}, image AUC {best['auc']:.3f}{left}. "
-        f"It is the best in {best['chosen']:.0%} of the bootstrap draws."
+        f"It is the best in {100 * best['chosen']:.0f} % of the bootstrap draws."
     )
 
 
@@ -221,7 +221,7 @@ def _maps(part: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"{PARTS[part]}: maps add significantly to the other features in {more} of {len(rows)} "
         f"comparisons; in {less} a gain of 0.01 AUC or more is ruled out. The most precise comparison "
-        f"detects a gain of {finest:.3f} with 80% power."
+        f"detects a gain of {finest:.3f} with 80 % power."
     )
 
 
@@ -238,7 +238,7 @@ def _controls(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     low, high = (end(row["auc"] for row in rows) for end in (min, max))
     checked = " and ".join(_checked(kind, rows) for kind in dict.fromkeys(row["kind"] for row in rows))
     said = f"Controls with nothing to learn: {checked}. "
-    return [f"{said}Their mean AUC lies from {low:.3f} to {high:.3f}; none is off."]
+    return [f"{said}Their mean AUC lies from {low:.3f} to {high:.3f}; all are near 0.5."]
 
 
 def _checked(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -84,7 +84,8 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
         )
         for v in verdicts
     ]
-    problems = _first_lines([f"{v.name}: {problem}" for v in verdicts for problem in v.problems])
+    found = [f"{v.name}: {problem}" for v in verdicts for problem in v.problems]
+    problems = first_few(found, between="\n") + (" (--json)" if len(found) > SHOWN else "")
     headings = ("cache", number("parts complete"), number("images"), "state")
     return make_table("Caches", headings, rows, problems or None, caption_style="red")
 
@@ -175,12 +176,6 @@ def backbones_table(report: Report) -> Table:
         listed = "; ".join(f"{name} {size / 1e9:.2f}" for name, size in sizes.items())
         table.caption = f"Disk still to be written, GB: {listed}. Free: {report.disk.free / 1e9:.1f} GB."
     return table
-
-
-def _first_lines(lines: Sequence[str]) -> str:
-    """Return the first lines, and the number of the rest."""
-    more = [f"and {len(lines) - SHOWN} more (--json)"] if len(lines) > SHOWN else []
-    return "\n".join([*lines[:SHOWN], *more])
 
 
 def _end(text: str) -> str:

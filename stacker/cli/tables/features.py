@@ -15,7 +15,16 @@ def importance_table(shares: Sequence[BlockShare], meta: str, kind: str) -> Tabl
     return make_table(
         f"What {meta} relies on, by block ({kind}, mean over its fits)",
         ["backbone", "block", number("columns"), number("share"), number("share of columns")],
-        [(s.backbone, s.block, str(s.columns), f"{s.share:.1%}", f"{s.of_columns:.1%}") for s in shares],
+        [
+            (
+                s.backbone,
+                s.block,
+                str(s.columns),
+                f"{100 * s.share:.1f} %",
+                f"{100 * s.of_columns:.1f} %",
+            )
+            for s in shares
+        ],
         caption="Share of the sum of absolute values over all columns. It describes the model, not the "
         "tissue: columns that carry the same information divide it among them.",
     )

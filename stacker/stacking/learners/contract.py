@@ -1,7 +1,7 @@
 """What all meta-learners share: the contract, what a row weighs, the sigmoid, and the device.
 
 Classes weigh the same, so that none is under-predicted, and so do the cases of a class: one of many
-images is not learnt by heart. What is fitted so answers for a world in which the classes are equally
+images is not overfitted. What is fitted so answers for a world in which the classes are equally
 frequent; as the weights are known, its probabilities are corrected by them, and by nothing that is
 estimated. The fits of all parts are corrected to the frequencies of all development rows: to those of
 its own rows, each would answer the lower for a part the more of it is of the last class.
