@@ -79,11 +79,20 @@ def test_a_band_of_too_few_cases_is_withheld_with_the_reason() -> None:
     """Three malignant cases: the curve is drawn, a band is not, and the title says why."""
     figure = roc_figure(models(8, 3), HOW, "malignant", "test", *SPLIT)
     assert bands(figure) == 0
-    assert "fewer than 5 cases of a class, or where all are alike: 3 cases of malignant" in title_of(
-        figure
-    )
+    assert "No interval: 3 cases of malignant, 5 are needed" in title_of(figure)
     (label,) = figure.axes[0].get_legend_handles_labels()[1]
     assert "[" not in label
+
+
+def test_the_reason_of_any_model_is_given() -> None:
+    """The second model is perfect: it alone has no band, and the title says so beside the bands."""
+    both = models()
+    mean = both["mean"]
+    perfect = Predictions(mean.labels, mean.cases, two(0.2 + 0.6 * mean.labels))
+    figure = roc_figure(both | {"mean": perfect}, HOW, "malignant", "test", *SPLIT)
+    assert bands(figure) == 1
+    assert "Band: 95 %" in title_of(figure)
+    assert "No interval: all cases alike" in title_of(figure)
 
 
 def test_roc_of_three_classes_has_a_curve_for_each() -> None:
