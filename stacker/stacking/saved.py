@@ -158,12 +158,13 @@ def is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
 def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
     """Read a fitted stack; raise StackError when a file of it is missing or strange.
 
-    In a run, the package that its config names is trusted; in a pack only those in `trusted`.
+    In a run, the package that its config names is trusted, too; in a pack only those in `trusted`: its
+    config came with it.
     """
     folder, facts = run.stack_folder(name), stack_facts(run, name)
     meta, label = str(facts["meta"]), run.stack_label(run.stack_name(name))
     config = StackConfig.model_validate(facts["settings"])
-    if run.manifest_file.exists():  # not a pack: whoever has the data has named the class
+    if not run.packed:
         trusted = (*trusted, *trusted_by_config(meta, run.config.stack))
 
     def load(stem: Path, factors: list[float]) -> Member:
