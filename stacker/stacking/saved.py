@@ -127,8 +127,7 @@ def save_stack(
             save_meta(member.learner, stem)
     if with_members:
         write_arrays(folder / CENTRES, fitted.centres)
-        each = [member for fits in members.values() for member in fits]
-        write_importances(folder, each, facts["classes"])
+        write_importances(folder, members, facts["classes"])
     says = fitted.says
     _save_says(folder, says)
     content = {

@@ -289,8 +289,7 @@ def test_a_pack_lists_nothing_that_only_a_run_has(name: str, zipped: Path, folde
 
 
 def test_a_pack_does_not_vouch_for_itself(run: Run, tmp_path: Path) -> None:
-    """Its config names the class, as that of the run does: in a pack, also beside a manifest, only
-    `trusted` counts."""
+    """Its config names the class as that of the run does, and a manifest lies there: that is nothing."""
     estimator = "sklearn.ensemble.ExtraTreesClassifier"
     custom = {"trees": {"estimator": estimator, "parameters": {"n_estimators": 3}}}
     settings = run.config.model_dump()
