@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -92,10 +92,11 @@ class StackName(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run directory and the config that produced it."""
+    """One run directory and the config that produced it; `packed` for a pack, which may be anybody's."""
 
     path: Path
     config: Config
+    packed: bool = False
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -138,7 +139,7 @@ class Run:
 
     def with_split(self, manifest: Manifest, folds: Folds) -> Run:
         """Return the run with other images and another split in memory; nothing on disk changes."""
-        run = Run(self.path, self.config)
+        run = replace(self)
         vars(run).update(manifest=manifest, folds=folds)
         return run
 

@@ -57,10 +57,11 @@ def cache() -> None:
 def fill(config: Config) -> None:
     """Fill the caches of CONFIG's run; parts that are there are kept."""
     from stacker import pipeline
-    from stacker.run import reopen
+    from stacker.run import reopen, store_config
 
-    run = reopen(config)
+    run = reopen(config, store=False)
     number = pipeline.cache(run)
+    store_config(run)  # not before: settings that no cache can be filled with are not kept
     click.echo(f"{plural(number, 'cache')} in {run.path}/cache")
 
 

@@ -32,7 +32,11 @@ class Failure(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group that turns what a user can fix into one message."""
+    """A group that turns what a user can fix into one message, and lists its commands in their order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click passes it
+        """Return the commands as they were added: in the order of the work."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; translate errors, a full disk and Ctrl-C."""

@@ -25,7 +25,8 @@ def runs(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(found)
     elif found:
-        show(runs_table(found))
+        if not all(run.problem for run in found):
+            show(runs_table(found))
         for remark in remarks(found):
             click.echo(remark)
     else:

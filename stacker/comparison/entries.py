@@ -78,13 +78,13 @@ def compare(run: Run, jobs: int = 0) -> Comparison:
         design = Design.of(name, features, config.stack, config.seed, config.device)
         designs[str(design.name)] = design
     fits = {n: partial(_fit, d, caches, folder / slug(n), facts) for n, d in designs.items()}
-    to_fit = {name: float(not (folder / slug(name) / "stack.json").exists()) for name in fits}
+    to_fit = {n: float(not _is_fitted(d, caches, folder / slug(n))) for n, d in designs.items()}
     failures = _work("compare", fits, to_fit, jobs)
     fitted = {name: design for name, design in designs.items() if name not in failures}
     controls = [control for name, design in fitted.items() for control in list_controls(name, design)]
     files = {c.name: folder / slug(c.entry) / f"{c.kind.replace(' ', '_')}.json" for c in controls}
     nulls = {c.name: partial(_draw, c, caches, draws, files[c.name], split) for c in controls}
-    to_draw = {c.name: _seconds(designs[c.entry], caches, draws, files[c.name]) for c in controls}
+    to_draw = {c.name: _seconds(c, caches, draws, files[c.name]) for c in controls}
     if any(to_draw.values()):
         shown = duration(sum(to_draw.values()) / _processes(jobs))
         log.info(
@@ -173,23 +173,44 @@ def _fit(design: Design, caches: Caches, folder: Path, facts: dict[str, Any]) ->
     return True
 
 
+def _is_fitted(design: Design, caches: Caches, folder: Path) -> bool:
+    """Say whether an entry is there; where that cannot be said, fitting it will say why."""
+    try:
+        tables = caches.tables(design.features, design.config)
+        return is_current(folder, identity_of(design, caches, tables))
+    except StackerError:
+        return False
+
+
 def _draw(control: Control, caches: Caches, draws: int, path: Path, split: str) -> bool:
     """Draw one control; say whether there was anything to do."""
     design = control.design
     tables = caches.tables(design.features, design.config)
-    identity = identity_of(design, caches, tables)
-    memory = design.config.memory_gb  # decides how many cases a control has
-    stamp = digest(identity | {"draws": draws, "kind": control.kind, "memory_gb": memory})
-    if path.exists() and read_json(path)["digest"] == stamp:
+    stamp = _stamp(control, caches, tables, draws)
+    if _has_stamp(path, stamp):
         return False
     answers = run_control(control, tables, draws)
     write_json(path, {"digest": stamp, "split": split, "draws": answers})
     return True
 
 
-def _seconds(design: Design, caches: Caches, draws: int, path: Path) -> float:
-    """Return what a control of an entry will take, going by its fits; nothing where it is there."""
-    if path.exists():
+def _stamp(control: Control, caches: Caches, tables: Tables, draws: int) -> str:
+    """Stand for all that decides a control."""
+    identity = identity_of(control.design, caches, tables)
+    memory = control.design.config.memory_gb  # decides how many cases a control has
+    return digest(identity | {"draws": draws, "kind": control.kind, "memory_gb": memory})
+
+
+def _has_stamp(path: Path, stamp: str) -> bool:
+    """Say whether a control is there, and up to date."""
+    return path.exists() and bool(read_json(path)["digest"] == stamp)
+
+
+def _seconds(control: Control, caches: Caches, draws: int, path: Path) -> float:
+    """Return what a control will take, going by the fits of its entry; nothing where it is there."""
+    design = control.design
+    tables = caches.tables(design.features, design.config)
+    if _has_stamp(path, _stamp(control, caches, tables, draws)):
         return 0.0
     fitted = read_json(path.with_name("stack.json"))["fit_seconds"]
     parts = len(caches.folds) if len(caches.folds) > 1 else design.config.parts

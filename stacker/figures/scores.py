@@ -129,13 +129,12 @@ def roc_figure(
         axis.tick_params(labelsize=8)
         axis.legend(title="AUC", fontsize=7, title_fontsize=7, loc="lower right", handlelength=1)
     what = f"positive class: {positive}" if positive else "each class against the others"
-    first = next(iter(curves.values()))
     _title(
         figure,
         [
             f"ROC curves, {what}; {split}",
             _sizes(models, part, how.unit),
-            _on_bands(first, how, positive),
+            _on_bands([curve for of_model in curves.values() for curve in of_model], how, positive),
         ],
         leaks,
     )
@@ -143,13 +142,14 @@ def roc_figure(
 
 
 def _on_bands(curves: Sequence[Roc], how: Resampling, positive: str | None) -> str:
-    """Say what the bands are, or why there are none."""
-    why = [curve.withheld for curve in curves if curve.withheld]
-    if why:
-        return f"No interval: {'; '.join(why)}"
-    if positive is None:
-        return f"In brackets: 95 % interval by whole {how.unit}s"
-    return f"Band: 95 % at each false positive rate, by whole {how.unit}s; grey: the other models"
+    """Say what the bands are, and why some curves have none."""
+    lines = []
+    if any(curve.interval for curve in curves):
+        band = f"Band: 95 % at each false positive rate, by whole {how.unit}s; grey: the other models"
+        lines.append(band if positive else f"In brackets: 95 % interval by whole {how.unit}s")
+    if why := list(dict.fromkeys(curve.withheld for curve in curves if curve.withheld)):
+        lines.append(f"No interval: {'; '.join(why)}")
+    return "\n".join(lines)
 
 
 def _line(curve: Roc) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ LIST = "pack.json"
 MOST_LIST_BYTES = 8_000_000
 ENCRYPTED = 1  # among the flags of a member
 PIECE = 1 << 20
-NAME = re.compile(r"[\w.+@-]+(/[\w.+@-]+)*")
+NAME = re.compile(r"config\.yaml|MODEL_CARD\.md|(models|stack)(/[\w.+@-]+)+")
 AGAIN = "copy the pack again, or rebuild it with 'stacker pack'"
 
 
@@ -65,7 +65,7 @@ def _open(folder: Path, named: Path) -> Run:
         for path in (folder / part).rglob("*"):
             if path.is_file() and path.relative_to(folder).as_posix() not in listed:
                 raise RunError(f"{named}: {path.relative_to(folder)} was not packed; remove it")
-    return Run(folder, load_config(folder / "config.yaml"))
+    return Run(folder, load_config(folder / "config.yaml"), packed=True)
 
 
 def _listed(content: bytes, named: Path) -> dict[str, dict[str, Any]]:

@@ -145,7 +145,7 @@ def reliability_with_intervals(predictions: Predictions, how: Resampling) -> Rel
         shares = (drawn @ hits) / (drawn @ number)
     interval = np.full((2, BINS), np.nan)
     for k, cases in enumerate((number > 0).sum(axis=0)):
-        if cases >= FEWEST and 0 < frequency[k] < 1:
+        if cases >= FEWEST and np.nanmax(shares[:, k]) > np.nanmin(shares[:, k]):
             error = float(_deviation(shares[:, [k]], int(cases))[0])
             interval[:, k] = on_log_odds(float(frequency[k]), error, int(cases) - 1)
     return Reliability(confidence, frequency, images, interval)

@@ -127,8 +127,7 @@ def save_stack(
             save_meta(member.learner, stem)
     if with_members:
         write_arrays(folder / CENTRES, fitted.centres)
-        each = [member for fits in members.values() for member in fits]
-        write_importances(folder, each, facts["classes"])
+        write_importances(folder, members, facts["classes"])
     says = fitted.says
     _save_says(folder, says)
     content = {
@@ -158,12 +157,13 @@ def is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
 def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
     """Read a fitted stack; raise StackError when a file of it is missing or strange.
 
-    In a run, the package that its config names is trusted; in a pack only those in `trusted`.
+    In a run, the package that its config names is trusted, too; in a pack only those in `trusted`: its
+    config came with it.
     """
     folder, facts = run.stack_folder(name), stack_facts(run, name)
     meta, label = str(facts["meta"]), run.stack_label(run.stack_name(name))
     config = StackConfig.model_validate(facts["settings"])
-    if run.manifest_file.exists():  # not a pack: whoever has the data has named the class
+    if not run.packed:
         trusted = (*trusted, *trusted_by_config(meta, run.config.stack))
 
     def load(stem: Path, factors: list[float]) -> Member:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.devices import Machine, Subset
@@ -98,6 +100,17 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             plain = isinstance(value, bool | int | float | str)
             flat[prefix + name] = value if plain else str(value)
     return flat
+
+
+@contextmanager
+def lent(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a model other weights while the block runs, such as their moving average."""
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in weights}
+    model.load_state_dict(weights, strict=False)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own, strict=False)
 
 
 def draw_maps(

@@ -25,7 +25,7 @@ from stacker.config.training import BackboneConfig
 from stacker.errors import BackboneError
 from stacker.files import held, require_space, sweep, versions
 from stacker.progress import bar
-from stacker.training.board import draw_maps
+from stacker.training.board import draw_maps, lent
 from stacker.training.loop import finetune
 from stacker.training.measures import Epoch
 from stacker.training.optimizer import require_stages
@@ -103,25 +103,26 @@ def _train(job: Job, machine: Machine, advance: Callable[..., None]) -> None:
         shown += count
         advance(count, f"train {job.base}")
 
-    def maps() -> dict[str, np.ndarray]:
-        return draw_maps(backbone, validation, job.run.manifest, machine)
+    def show_maps(epoch: Epoch) -> None:
+        watch.board.show(draw_maps(backbone, validation, job.run.manifest, machine), epoch["epoch"])
 
     def on_epoch(epoch: Epoch, take: Callable[[], Snapshot]) -> None:
         watch.see(epoch)
-        if len(watch.epochs) == len(before) + 1:
-            watch.board.show(maps(), epoch["epoch"])
+        taken = take()
         if epoch["epoch"] < recipe.epochs:
-            taken = take()
             taken.facts["identity"] = job.identity
             taken.save(resume_file)
+        if len(watch.epochs) == len(before) + 1:
+            with lent(backbone.model, taken.tensors.get("ema", {})):
+                show_maps(epoch)
 
     with closing(Watch(folder, str(job.base), recipe.epochs, before)) as watch:
         on_images(len(before) * len(train.rows))
         best = finetune(backbone, train, validation, recipe, machine, on_epoch, on_images, snapshot)
-        watch.board.show(maps(), best["epoch"])
+        trained = np.concatenate([train.rows, validation.rows])
+        save_checkpoint(job.path, backbone, _facts(job, machine, best, trained))
+        show_maps(best)  # a failure of it costs no training any more
         watch.end(best, recipe)
-    trained = np.concatenate([train.rows, validation.rows])
-    save_checkpoint(job.path, backbone, _facts(job, machine, best, trained))
     resume_file.unlink(missing_ok=True)
     advance(job.images - shown)
     _record(job, machine, watch.epochs, best, round(time.perf_counter() - started, 1))

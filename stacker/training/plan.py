@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from stacker.backbones.backbone import Backbone
     from stacker.backbones.devices import Subset
 
+TRAINING = 3  # of the training code; rises with every change by which a job ends with other weights
+
 
 @dataclass(frozen=True)
 class Job:
@@ -62,6 +64,7 @@ class Job:
         settings = config.backbones[self.backbone]
         return digest(
             {
+                "training": TRAINING,
                 "backbone": self.backbone,
                 "weights_sha256": weights_sha256(self.backbone, settings),
                 "settings": settings.model_dump(mode="json", exclude={"train"}),

@@ -35,9 +35,6 @@ from stacker.training.measures import Epoch
 
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
-FORMAT = (
-    2  # of the resume file; rises when an older one would not end as the same job from its beginning
-)
 COLLAPSED = 3  # epochs in a row with one answer for all images before it is called a collapse
 
 
@@ -114,17 +111,15 @@ class Snapshot:
             for name, tensor in state.items()
         }
         with publish(path) as temporary:
-            save_file(
-                flat, temporary, metadata={"stacker": json.dumps({"format": FORMAT, **self.facts})}
-            )
+            save_file(flat, temporary, metadata={"stacker": json.dumps(self.facts)})
 
 
 def load_snapshot(path: Path, identity: str) -> Snapshot | None:
-    """Read a resume file; None when there is none, or one of another job or format."""
+    """Read a resume file; None when there is none, or one of another job."""
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("stacker", "{}"))
-        if (facts.get("identity"), facts.get("format")) != (identity, FORMAT):
+        if facts.get("identity") != identity:
             return None
         tensors: dict[str, State] = {}
         for key, tensor in load_file(path).items():

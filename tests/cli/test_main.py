@@ -32,8 +32,15 @@ def test_help_and_version_import_nothing_heavy() -> None:
         assert option == "--help" or __version__ in done.stdout
 
 
+def test_the_list_of_commands_is_not_cut() -> None:
+    """Each has a line that fits 80 columns, in the order of the work."""
+    listing = call("--help").stdout.split("Commands:")[1]
+    assert "..." not in listing
+    assert [line.split()[0] for line in listing.splitlines() if line.strip()] == list(main.commands)
+
+
 def test_every_command_has_help() -> None:
-    """No command without a sentence; that the README shows it is looked at in tests/docs."""
+    """No command without a sentence; that the documentation lists it is looked at in tests/docs."""
     for name, command in main.commands.items():
         assert call(name, "--help").exit_code == 0
         assert command.help

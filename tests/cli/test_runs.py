@@ -116,3 +116,23 @@ def test_a_copied_run_stands_on_its_own(finished: Config, tmp_path: Path, data: 
     assert call("cache", config).exit_code == 0
     assert part.exists()
     assert load_config(config, ["run=other"]).run_path == copy.parent / "other"
+
+
+def test_a_config_that_no_cache_can_be_filled_by_is_not_kept(finished: Config) -> None:
+    """A backbone that is not trained is refused, and the run is what it was."""
+    config = finished.run_path / "config.yaml"
+    before = config.read_text()
+    vit = ("--set", "backbones.test_vit.weights=random")
+    expect_refusal(call("cache", config, *vit), 1, "this base model is not trained yet")
+    assert config.read_text() == before
+    assert call("cache", config, "--set", "cam.batch_size=8").exit_code == 0
+    assert load_config(config).cam.batch_size == 8
+
+
+def test_without_a_run_that_can_be_read_there_is_no_table(finished: Config) -> None:
+    """What is wrong is said, under no empty table."""
+    book = read_json(finished.run_path / "run.json")
+    write_json(finished.run_path / "run.json", book | {"layout": 1})
+    shown = call("runs", finished.artifacts)
+    assert "is of layout 1" in shown.stdout
+    assert "best model" not in shown.stdout

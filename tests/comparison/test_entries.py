@@ -204,6 +204,15 @@ def test_the_time_left_is_said_and_the_longest_come_first(finished: Config) -> N
     assert all("logistic: maps + logits" in line for line in lines[:2])
 
 
+def test_the_time_left_counts_what_is_out_of_date(finished: Config) -> None:
+    """With another setting everything is fitted again, and that is what the estimate is of."""
+    run = finished.run_path
+    compare(run)
+    again = compare(run, stack__logistic__C="2.0").stderr
+    assert "controls: 5 of 5 to fit, about " in again
+    assert any(line.endswith(" left") for line in again.splitlines() if line.startswith("compare 1 "))
+
+
 def test_one_entry_that_fails_stops_no_other(finished: Config) -> None:
     """It is named with the reason, the exit code is 1, and the rest is there."""
     run = finished.run_path

@@ -22,6 +22,8 @@ WRITTEN = {  # by commands beside the stages, and the module that says so
     "artifacts/gpu/report.md": "bench/gpu_report.py",
     "audit.json": "audit/check.py",
     "audit.md": "audit/check.py",
+    "tune/history.png": "training/tuning/search.py",
+    "tune/importance.png": "training/tuning/search.py",
     "left_out.csv": "data/manifest.py",  # where images are left out
     "probe.json": "comparison/probe.py",
     "tune/best.yaml": "training/tuning/search.py",

@@ -84,6 +84,17 @@ def test_a_band_of_too_few_cases_is_withheld_with_the_reason() -> None:
     assert "[" not in label
 
 
+def test_the_reason_of_any_model_is_given() -> None:
+    """The second model is perfect: it alone has no band, and the title says so beside the bands."""
+    both = models()
+    mean = both["mean"]
+    perfect = Predictions(mean.labels, mean.cases, two(0.2 + 0.6 * mean.labels))
+    figure = roc_figure(both | {"mean": perfect}, HOW, "malignant", "test", *SPLIT)
+    assert bands(figure) == 1
+    assert "Band: 95 %" in title_of(figure)
+    assert "No interval: all cases alike" in title_of(figure)
+
+
 def test_roc_of_three_classes_has_a_curve_for_each() -> None:
     """No class is the positive one: the legend has each against the others."""
     three = Resampling(60, 0, ("a", "b", "c"))

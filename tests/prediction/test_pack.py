@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stacker import pipeline
 from stacker.backbones.sources import read_facts
 from stacker.config.root import Config
-from stacker.errors import RunError
+from stacker.errors import RunError, StackError
 from stacker.files import read_json
 from stacker.prediction.card import model_card
 from stacker.prediction.inputs import Input
@@ -22,7 +24,7 @@ from stacker.prediction.pack import Packed, pack
 from stacker.prediction.predictor import open_predictor
 from stacker.prediction.rows import Prediction
 from stacker.prediction.unpack import opened
-from stacker.run import Run, reopen
+from stacker.run import Run, open_run, reopen
 from stacker.stacking.admission import open_caches
 from stacker.stacking.novelty import keep_novelty
 from stacker.stacking.saved import stack_facts
@@ -273,6 +275,34 @@ def test_zips_that_reach_outside_or_grow_are_refused(zipped: Path, tmp_path: Pat
     rewrite(zipped, {"pack.json": None})
     refuse(zipped, r"no pack\.json at its top; this is not a pack, or not all of it")
     assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "folds.json", "metrics.json", "models", "other/x"])
+def test_a_pack_lists_nothing_that_only_a_run_has(name: str, zipped: Path, folder: Path) -> None:
+    """Neither a zip nor a folder: a pack may not pass for a run."""
+    fact = {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}
+    content = listing(zipped, {}, {name: fact})
+    rewrite(zipped, {"pack.json": content}, {name: b"x"})
+    refuse(zipped, "is not a list that stacker pack writes")
+    (folder / "pack.json").write_bytes(content)
+    refuse(folder, "is not a list that stacker pack writes")
+
+
+def test_a_pack_does_not_vouch_for_itself(run: Run, tmp_path: Path) -> None:
+    """Its config names the class as that of the run does, and a manifest lies there: that is nothing."""
+    estimator = "sklearn.ensemble.ExtraTreesClassifier"
+    custom = {"trees": {"estimator": estimator, "parameters": {"n_estimators": 3}}}
+    settings = run.config.model_dump()
+    settings["stack"] |= {"custom": custom, "meta": ["trees"], "features": ["logits"]}
+    own = reopen(Config.model_validate(settings))
+    pipeline.stack(own, ["trees"])
+    assert open_predictor(open_run(own.path)).stack.name == "trees"
+    path = pack(own, tmp_path / "trees").path
+    shutil.copy(run.manifest_file, path / "manifest.csv")
+    with opened(path) as unpacked:
+        with pytest.raises(StackError, match=r"not trusted: sklearn\..*add --trust sklearn"):
+            open_predictor(unpacked)
+        assert open_predictor(unpacked, trusted=["sklearn"]).stack.name == "trees"
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -67,7 +67,7 @@ def test_too_few_cases_have_no_band_but_the_reason() -> None:
     few = roc(of_cases(4, 9, seed=0), 1, HOW)
     assert few.band is None
     assert few.interval is None
-    assert few.withheld == "4 cases of benign"
+    assert few.withheld == "4 cases of benign, 5 are needed"
     p = of_cases(6, 6, seed=0)
     alone = roc(p.at(p.labels == 1), 1, HOW)
     assert alone.withheld == "images of one class only"
@@ -103,3 +103,12 @@ def test_bins_hold_the_images_and_their_intervals() -> None:
     assert known[(cases >= 5) & (frequency > 0) & (frequency < 1)].all()
     assert (bins.interval[0, known] < frequency[known]).all()
     assert (frequency[known] < bins.interval[1, known]).all()
+
+
+def test_a_bin_whose_cases_are_alike_has_no_interval() -> None:
+    """A third of each case's images came true: no draw of cases differs, and no length is known."""
+    cases = np.repeat(np.arange(6), 3)
+    p = Predictions(np.tile([1, 0, 0], 6), cases, two(np.full(18, 0.35)))
+    bins = reliability_with_intervals(p, HOW)
+    assert bins.frequency[3] == pytest.approx(1 / 3)
+    assert np.isnan(bins.interval).all()

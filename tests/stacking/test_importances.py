@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stacker import pipeline
+from stacker.config.load import load_config
 from stacker.config.stacking import StackConfig
 from stacker.errors import StackError
-from stacker.run import open_run
+from stacker.run import open_run, reopen
 from stacker.stacking.fitting import Member
 from stacker.stacking.importances import (
     by_block,
-    mean_importances,
     read_importances,
     write_importances,
 )
@@ -60,7 +63,7 @@ def rows_of(members: list[Member], classes: int, folder: Path) -> list[dict[str,
     """Return what is written of members, read again."""
     folder.mkdir(parents=True)
     (folder / "stack.json").touch()
-    write_importances(folder, members, [f"class{k}" for k in range(classes)])
+    write_importances(folder, {"all": members} if members else {}, [f"class{k}" for k in range(classes)])
 
     class AsRun:
         path = folder.parent
@@ -94,21 +97,68 @@ def test_on_noise_no_block_stands_out(name: str, tmp_path: Path) -> None:
 def test_classes_have_coefficients_of_their_own(tmp_path: Path) -> None:
     """Of three classes there is a line for each; the planted column pulls the outer ones apart."""
     rows = rows_of(fitted("logistic", effect=2.0, classes=3), 3, tmp_path / "logistic")
-    assert len(rows) == 3 * len(COLUMNS)
+    assert len(rows) == 2 * 3 * len(COLUMNS)
     planted = {row["class"]: row["value"] for row in rows if row["column"] == COLUMNS[PLANTED]}
     assert planted["class0"] < 0 < planted["class2"]
     assert {row["kind"] for row in rows} == {"standardised coefficient"}
     assert by_block(rows)[0].block == "logits"
 
 
-def test_members_are_averaged() -> None:
-    """The mean over the fits of a stack, column by column."""
-    members = fitted("xgboost", effect=1.0)
-    known = mean_importances(members)
-    assert known is not None
-    each = [mean_importances([member]) for member in members]
-    np.testing.assert_allclose(known[2], np.mean([one[2] for one in each if one], axis=0))
-    assert known[2].sum() == pytest.approx(1)
+class Told:
+    """A member that says what it relies on."""
+
+    def __init__(self, columns: list[str], values: list[float]) -> None:
+        self.preparation = SimpleNamespace(columns=tuple(columns))
+        self.learner = SimpleNamespace(importances=lambda: ("coefficient", np.array(values)))
+
+
+def told(folder: Path, members: dict[str, list[Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return what is written of members with their shares by block."""
+    write_importances(folder, members, ["benign", "malignant"])
+    run: Any = SimpleNamespace(stack_folder=lambda _: folder, path=folder)
+    rows = read_importances(run, "logistic")
+    return rows, {share.block: share for share in by_block(rows)}
+
+
+def test_embeddings_of_several_folds_are_not_averaged(tmp_path: Path) -> None:
+    """Column 0 of one fold's embeddings is not that of another's: +3 and -3 are not nothing."""
+    columns = ["b/embeddings/0", "b/embeddings/1", "b/logits/0"]
+    members = {f"fold{n}": [Told(columns, [3.0 * sign, 0, 1])] for n, sign in enumerate((1, -1))}
+    rows, shares = told(tmp_path, members)
+    assert [row["value"] for row in rows] == [3, 0, 1, -3, 0, 1]
+    assert {row["fit"] for row in rows} == {"fold0-0", "fold1-0"}
+    assert shares["embeddings"].share == pytest.approx(0.75)
+    assert shares["embeddings"].columns == 2
+
+
+def test_components_may_be_of_several_numbers(tmp_path: Path) -> None:
+    """A small fold has fewer principal components, and each fit counts the same."""
+    many = Told(["b/own/pc000", "b/own/pc001", "b/logits/0"], [2, -2, 4])
+    few = Told(["b/own/pc000", "b/logits/0"], [30, -10])
+    rows, shares = told(tmp_path, {"fold0": [many], "fold1": [few]})
+    assert len(rows) == 5
+    assert shares["own"].share == pytest.approx((1 / 2 + 3 / 4) / 2)
+    assert shares["own"].of_columns == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert shares["own"].columns == 2
+    silent = Told(["b/own/pc000", "b/logits/0"], [0, 0])
+    _, shares = told(tmp_path, {"all": [few, silent]})
+    assert shares["own"].share == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("features", [["embeddings"], ["own"]])
+def test_a_stack_of_other_columns_in_each_fold_is_written(
+    features: list[str], crossed_artifacts: Path, tmp_path: Path
+) -> None:
+    """Embeddings under crossfit, and principal components of them: every fit has its own lines."""
+    shutil.copytree(crossed_artifacts, tmp_path / "artifacts")
+    blocks = "{own: {of: embeddings, pca: 4}}"
+    settings = [f"stack.features=[{','.join(features)}]", f"stack.blocks={blocks}"]
+    path = tmp_path / "artifacts" / "small" / "config.yaml"
+    run = reopen(load_config(path, [*settings, f"artifacts={tmp_path}/artifacts"]))
+    pipeline.stack(run, ["logistic"])
+    rows = read_importances(run, "logistic")
+    assert {row["fit"] for row in rows} == {f"fold{n}-0" for n in range(3)}
+    assert sum(share.share for share in by_block(rows)) == pytest.approx(1)
 
 
 def test_what_tells_nothing_has_no_file(tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image as Picture
+from safetensors.torch import load_file
 
 from stacker import pipeline
+from stacker.backbones.backbone import Backbone
 from stacker.backbones.checkpoint import load_checkpoint
 from stacker.caches.reader import open_cache
 from stacker.comparison.probe import probe
@@ -160,6 +163,40 @@ def test_an_unknown_optimizer_stops_before_anything_is_written(make_config: Make
     with pytest.raises(ConfigError, match="no optimizer 'adamv'"):
         begin(config)
     assert not config.run_path.exists()
+
+
+def test_maps_are_of_the_model_that_is_kept(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the moving average where there is one; and a picture that fails costs no training."""
+    run = begin(make_config(backbones=ONE, train={"epochs": 2, "batch_size": 16, "ema": 0.9}))
+    file = run.model_file("test_resnet", "holdout")
+    shown = []
+
+    def draw(backbone: Backbone, *_: object) -> dict[str, Any]:
+        if file.exists():
+            raise MemoryError
+        average = load_file(file.with_name("resume.safetensors"))
+        state = backbone.model.state_dict()
+        shown.append(all(torch.equal(average[f"ema/{name}"], state[name]) for name in state))
+        return {}
+
+    monkeypatch.setattr("stacker.training.jobs.draw_maps", draw)
+    with pytest.raises(MemoryError):
+        pipeline.train(run)
+    assert shown == [True]
+    assert all(job.is_done() for job in list_jobs(run))
+
+
+def test_a_base_model_of_other_training_code_is_refused(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end with other weights today, and half of a run would not be like the other half."""
+    (job, *_) = list_jobs(reopen(finished))
+    assert job.is_done()
+    monkeypatch.setattr("stacker.training.plan.TRAINING", 0)
+    with pytest.raises(RunError, match="written by another version of stacker"):
+        job.is_done()
 
 
 @pytest.mark.parametrize(

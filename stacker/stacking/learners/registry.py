@@ -88,11 +88,13 @@ def _custom(name: str, config: StackConfig) -> CustomConfig | None:
 
 
 def trusted_by_config(name: str, config: StackConfig) -> tuple[str, ...]:
-    """Return the packages whose classes a config lets a meta-learner be made of, by naming one.
+    """Return the packages whose classes a config lets a meta-learner be made of, by naming it.
 
-    Only installed packages: a class of Python's own modules is no meta-learner.
+    A stack that was copied into a run is not named there. Only installed packages: a class of Python's
+    own modules is no meta-learner.
     """
-    custom = _custom(name, config)
+    named = {*config.meta, *(config.compare.meta or ()), *config.custom}
+    custom = _custom(name, config) if name in named else None
     package = None if custom is None else named_package(custom.estimator)
     return () if package is None else (package,)
 
@@ -143,12 +145,17 @@ def load_meta(
     if not path.exists():
         raise StackError(f"{path}: no such meta-learner", f"{again} first")
     loaded: MetaLearner = model.restore(path, trusted)
-    if custom is not None and custom.estimator.rpartition(".")[2] != type(model.estimator_).__name__:
-        raise StackError(
-            f"{path} holds an {type(model.estimator_).__name__}, expected {custom.estimator}",
-            f"{again} again",
-        )
+    if custom is not None:
+        kind = type(model.estimator_)
+        stored = f"{kind.__module__}.{kind.__qualname__}"
+        if _root_and_name(stored) != _root_and_name(custom.estimator):
+            raise StackError(f"{path} holds {stored}, expected {custom.estimator}", f"{again} again")
     return loaded
+
+
+def _root_and_name(path: str) -> tuple[str, str]:
+    """Return package and name of a class: a package may offer it elsewhere than where it is defined."""
+    return path.partition(".")[0], path.rpartition(".")[2]
 
 
 def _file(model: MetaLearner, stem: Path) -> Path:

@@ -209,8 +209,11 @@ def test_nothing_is_imported_for_a_file_that_is_not_trusted(tmp_path: Path) -> N
     strange = config("no_such_package.Model")
     with pytest.raises(StackError, match=r"not trusted: sklearn\.tree"):
         load_meta("own", strange, tmp_path / "model", rows.columns)
-    with pytest.raises(StackError, match="an ExtraTreesClassifier, expected no_such_package"):
+    with pytest.raises(StackError, match=r"holds sklearn\..*\.ExtraTreesClassifier, expected no_such"):
         load_meta("own", strange, tmp_path / "model", rows.columns, ("no_such_package",))
+    namesake = config("no_such_package.ExtraTreesClassifier")
+    with pytest.raises(StackError, match=r"expected no_such_package\.ExtraTreesClassifier"):
+        load_meta("own", namesake, tmp_path / "model", rows.columns, ("no_such_package",))
 
 
 def test_a_tree_that_points_outside_itself_is_refused(tmp_path: Path) -> None:
@@ -357,9 +360,12 @@ def test_what_ours_raise_is_a_bug() -> None:
 
 def test_a_config_vouches_for_the_package_that_it_names() -> None:
     """For an installed one, by its section or its path; never for ours, or for Python's own modules."""
-    own = config("sklearn.ensemble.ExtraTreesClassifier")
+    own, path = config("sklearn.ensemble.ExtraTreesClassifier"), "lightgbm.LGBMClassifier"
     assert trusted_by_config("own", own) == ("sklearn",)
-    assert trusted_by_config("lightgbm.LGBMClassifier", StackConfig()) == ("lightgbm",)
+    assert trusted_by_config(path, StackConfig(meta=[path])) == ("lightgbm",)
+    compared = StackConfig.model_validate({"compare": {"meta": [path]}})
+    assert trusted_by_config(path, compared) == ("lightgbm",)
+    assert trusted_by_config(path, StackConfig()) == trusted_by_config(path, own) == ()
     assert trusted_by_config("svm", StackConfig()) == ()
     assert trusted_by_config("own", config("subprocess.Popen")) == ()
     assert trusted_by_config("own", config("no_such_package.Model")) == ()
