@@ -58,9 +58,9 @@ def _print(bench: Any, as_json: bool, *tables: Table, lines: Sequence[str] = ())
 
 @click.group()
 def bench() -> None:
-    """Benchmark this machine against common alternatives.
+    """Benchmark each stage on this machine against common alternatives.
 
-    Each ends in about two minutes, 'gpu' in about nine; ask for more with --minutes.
+    A benchmark takes about two minutes, 'gpu' about nine; --minutes changes that.
     """
 
 
@@ -95,7 +95,7 @@ def images(config: Config, as_json: bool, **options: Any) -> None:
 )
 @JSON
 def train(config: Config, as_json: bool, **options: Any) -> None:
-    """Time stage one on CONFIG's images, and say what holds it back."""
+    """Time stage one on CONFIG's images, and name the bottleneck."""
     from stacker.bench.train import LOADER, OURS, bench_train
     from stacker.cli.tables.bench import describe_size, timings_table
 
@@ -112,7 +112,7 @@ def train(config: Config, as_json: bool, **options: Any) -> None:
 @_minutes()
 @JSON
 def cache(config: Config, as_json: bool, **options: Any) -> None:
-    """Time stage two on CONFIG's images, beside a bare forward pass and the grad-cam package."""
+    """Time stage two on CONFIG's images against a bare forward pass and the grad-cam package."""
     from stacker.bench.cache import bench_cache
     from stacker.cli.tables.bench import costs_table, deviations_table
 
@@ -137,11 +137,11 @@ def cache(config: Config, as_json: bool, **options: Any) -> None:
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(),
-    help="Where the table is written meanwhile, at 2 bytes per value; default: here.",
+    help="Where the table is stored temporarily, at 2 bytes per value; default: here.",
 )
 @JSON
 def stack(as_json: bool, **options: Any) -> None:
-    """Time stage three on a generated table that is read from disk, beside XGBoost in memory."""
+    """Time stage three on a generated table that is read from disk against XGBoost in memory."""
     from stacker.bench.stack import bench_stack
     from stacker.cli.tables.bench import fits_table
 

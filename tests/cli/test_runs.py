@@ -112,7 +112,9 @@ def test_a_copied_run_stands_on_its_own(finished: Config, tmp_path: Path, data: 
     part = next(copy.glob("cache/test_resnet/*/part-00000.h5"))
     part.unlink()
     done = call("cache", "verify", copy)
-    expect_refusal(done, 1, f"1 of 2 caches of {copy} are not", f"'stacker cache {copy}/config.yaml'")
+    expect_refusal(
+        done, 1, f"1 of 2 caches of {copy} have problems", f"'stacker cache {copy}/config.yaml'"
+    )
     assert call("cache", config).exit_code == 0
     assert part.exists()
     assert load_config(config, ["run=other"]).run_path == copy.parent / "other"

@@ -92,7 +92,7 @@ def test_the_reason_of_any_model_is_given() -> None:
     figure = roc_figure(both | {"mean": perfect}, HOW, "malignant", "test", *SPLIT)
     assert bands(figure) == 1
     assert "Band: 95 %" in title_of(figure)
-    assert "No interval: all cases alike" in title_of(figure)
+    assert "No interval: no variation between cases" in title_of(figure)
 
 
 def test_roc_of_three_classes_has_a_curve_for_each() -> None:
