@@ -326,7 +326,7 @@ def _refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 
 def _strangers(path: Path) -> bool:
     """Say whether a folder holds anything that a look at the data does not leave behind."""
-    known = {"audit.json", "audit.md", "figures", "run.json", ".run.lock"}
+    known = {"audit.json", "audit.md", "figures", "run.json", ".run.lock", ".run.lock.lock"}
     return path.exists() and any(
         entry.name not in known and entry.suffix != ".tmp" for entry in path.iterdir()
     )

@@ -35,7 +35,7 @@ def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
     assert open_run(run.path).config == run.config
     with pytest.raises(RunError, match=r"images\.size: was 32, is 48"):
         create_run(make_config(images={"size": 48}))
-    with pytest.raises(RunError, match=r"data\.positive was None, is 'benign'"):
+    with pytest.raises(RunError, match=r"data\.positive: was None, is 'benign'"):
         create_run(make_config(data={"positive": "benign"}))
     changed = make_config(stack={"meta": ["mlp"]})
     assert create_run(changed).config == changed
@@ -105,6 +105,15 @@ def test_a_strange_folder_is_not_taken_for_a_run(make_config: MakeConfig, tmp_pa
         create_run(config)
     with pytest.raises(RunError, match="not a run directory"):
         open_run(tmp_path)
+
+
+def test_what_an_audit_leaves_is_no_stranger(make_config: MakeConfig) -> None:
+    """A run begins in a folder that has a report and a lock, on Windows beside the logbook's."""
+    config = make_config()
+    config.run_path.mkdir(parents=True)
+    for name in ("audit.md", "run.json", ".run.lock", ".run.lock.lock"):
+        (config.run_path / name).write_text("{}")
+    assert create_run(config).path == config.run_path
 
 
 def test_logbook_merges_entries(make_config: MakeConfig) -> None:
