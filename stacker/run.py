@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from stacker.config.changes import changes, listed
 from stacker.config.learners import RULES
 from stacker.config.load import load_config
 from stacker.config.root import Config
-from stacker.data.folds import Fold, Folds, load_folds
+from stacker.data.folds import Fold, Folds, fold_name, load_folds
 from stacker.data.manifest import Manifest, load_manifest
 from stacker.data.store import Pixels, open_store
 from stacker.errors import RunError, plural
@@ -146,6 +147,12 @@ class Run:
     def jobs(self) -> list[tuple[str, Fold]]:
         """Return the base models of the run: every backbone in every fold."""
         return [(name, fold) for name in self.config.backbones for fold in self.folds.folds]
+
+    def planned(self) -> list[BaseModel]:
+        """Return the base models of the run by its config alone, without a look at its split."""
+        folds = self.config.folds
+        names = ["holdout"] if folds.protocol == "holdout" else map(fold_name, map(str, range(folds.k)))
+        return [BaseModel(*pair) for pair in product(self.config.backbones, names)]
 
     def pixels(self) -> Pixels:
         """Return the decoded images in the manifest's order."""
@@ -327,7 +334,7 @@ def _refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 
 def _strangers(path: Path) -> bool:
     """Say whether a folder holds anything that a look at the data does not leave behind."""
-    known = {"audit.json", "audit.md", "figures", "run.json", ".run.lock"}
+    known = {"audit.json", "audit.md", "figures", "run.json", ".run.lock", ".run.lock.lock"}
     return path.exists() and any(
         entry.name not in known and entry.suffix != ".tmp" for entry in path.iterdir()
     )

@@ -18,7 +18,7 @@ FLOORS = (  # a room imports from the floors before its own; rooms of one floor 
     {"files", "config", "scores"},
     {"data", "synthetic"},
     {"run", "backbones"},
-    {"caches", "runs"},
+    {"caches", "overview"},
     {"figures", "maps"},
     {"training", "stacking"},
     {"pipeline", "prediction", "audit", "bench"},
@@ -76,6 +76,18 @@ def test_inner_rooms_know_little_of_the_room_around_them() -> None:
             assert all(module.startswith(inner) for module in outer - known), name
     for name in (name for name in FILES if name.startswith("training/") and "/tuning/" not in name):
         assert not any(module.startswith("training/tuning") for module in imports(FILES[name])), name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_models_come_from_the_zoo(name: str) -> None:
+    """One file imports timm and torchvision: imported elsewhere first, they load torch's compiler."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
+    assert name == "backbones/zoo.py" or not found & {"timm", "torchvision"}
 
 
 def test_commands_import_nothing_at_the_top() -> None:

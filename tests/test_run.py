@@ -107,6 +107,15 @@ def test_a_strange_folder_is_not_taken_for_a_run(make_config: MakeConfig, tmp_pa
         open_run(tmp_path)
 
 
+def test_what_an_audit_leaves_is_no_stranger(make_config: MakeConfig) -> None:
+    """A run begins in a folder that has a report and a lock, on Windows beside the logbook's."""
+    config = make_config()
+    config.run_path.mkdir(parents=True)
+    for name in ("audit.md", "run.json", ".run.lock", ".run.lock.lock"):
+        (config.run_path / name).write_text("{}")
+    assert create_run(config).path == config.run_path
+
+
 def test_logbook_merges_entries(make_config: MakeConfig) -> None:
     """Each stage adds to run.json and keeps what others wrote."""
     run = create_run(make_config())

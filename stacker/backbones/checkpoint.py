@@ -66,10 +66,10 @@ class _Undrawn(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch, if it does not merely write numbers into a tensor."""
+        """Call a function of torch, if it does not merely write numbers into a tensor without memory."""
         given = kwargs or {}
-        if func in DRAWING:
-            return args[0] if args else given["tensor"]
+        if func in DRAWING and (tensor := args[0] if args else given["tensor"]).is_meta:
+            return tensor
         return func(*args, **given)
 
 

@@ -54,10 +54,9 @@ def trained_on(name: str, settings: WeightsConfig) -> list[str]:
     if path is None or path.suffix != ".safetensors":
         return []
     try:
-        facts = json.loads(read_metadata(path).get("stacker", "{}"))
-    except (ValueError, OSError):
+        return list(json.loads(read_metadata(path).get("stacker", "{}")).get("training_cases", []))
+    except (OSError, ValueError, TypeError, AttributeError):
         return []  # whoever loads it will say so
-    return list(facts.get("training_cases", []))
 
 
 def read_facts(path: Path) -> dict[str, Any]:

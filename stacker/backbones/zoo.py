@@ -4,25 +4,30 @@ Importing them loads `torch._dynamo` and sympy, which take as long as torch itse
 `torch.compile`: torchvision's RoI align takes one small name from `torch._dynamo.utils`, and both mark
 some functions by `torch.compiler.disable`. While they are imported, a stand-in lies in the place of that
 module, and functions are marked as torch marks those of its optimizers, which loads the compiler when
-one is called. The stand-in gives way as soon as anything else is asked of the compiler, so that at worst
-nothing is gained.
+one is called. The stand-in gives way as soon as anything else is asked of the compiler. Where all this
+fails with another version of torch, timm or torchvision, they are imported as usual, with the compiler.
+Every other file takes timm from here.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.abc import MetaPathFinder
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
 import torch
 
+log = logging.getLogger(__name__)
 COMPILER = "torch._dynamo"
 UTILS = f"{COMPILER}.utils"
 LATER: Any = getattr(torch, "_disable_dynamo", None)  # how torch marks its own functions
+HEAVY = ("timm", "torchvision.models")
 
 
 class _StandIn(ModuleType):
@@ -63,10 +68,19 @@ def _disable_later(fn: Callable[..., Any] | None = None, recursive: bool = True,
     return LATER(fn, recursive)
 
 
+def _knows_later() -> bool:
+    """Say whether torch marks functions in the way that is known here."""
+    try:
+        signature(LATER).bind(len, True)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 @contextmanager
 def without_compiler() -> Iterator[None]:
     """Keep torch's compiler out of what is imported in the block, where it is not loaded yet."""
-    if COMPILER in sys.modules or LATER is None:
+    if COMPILER in sys.modules or not _knows_later():
         yield
         return
     watch = _GivesWay()
@@ -81,17 +95,46 @@ def without_compiler() -> Iterator[None]:
         _give_way()
 
 
-with without_compiler():
-    import timm
-    from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-    from timm.models.vgg import VGG
-    from torchvision.models import AlexNet as TorchvisionAlexNet
+def _import_lightly() -> None:
+    """Import what is heavy without the compiler; what fails is left to the plain imports below."""
+    try:
+        with without_compiler():
+            for name in HEAVY:
+                import_module(name)
+    except Exception:  # whatever other versions raise
+        log.debug("timm and torchvision are imported with torch's compiler", exc_info=True)
+
+
+_import_lightly()
+
+import timm  # noqa: E402
+from timm.data.loader import PrefetchLoader, fast_collate  # noqa: E402
+from timm.models import (  # noqa: E402
+    build_model_with_cfg,
+    generate_default_cfgs,
+    group_parameters,
+    register_model,
+)
+from timm.models.vgg import VGG  # noqa: E402
+from timm.utils import ModelEmaV3  # noqa: E402
+from torchvision.models import AlexNet as TorchvisionAlexNet  # noqa: E402
+
+
+def optimizers() -> Any:
+    """Return timm's module of optimizers; they load the compiler, which a prediction can do without."""
+    return import_module("timm.optim")
+
 
 __all__ = [
     "VGG",
+    "ModelEmaV3",
+    "PrefetchLoader",
     "TorchvisionAlexNet",
     "build_model_with_cfg",
+    "fast_collate",
     "generate_default_cfgs",
+    "group_parameters",
+    "optimizers",
     "register_model",
     "timm",
     "without_compiler",

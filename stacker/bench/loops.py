@@ -17,15 +17,13 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from timm.data.loader import PrefetchLoader, fast_collate
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from stacker.backbones.devices import Machine, Subset, autocast
+from stacker.backbones.zoo import PrefetchLoader, fast_collate, optimizers, timm
 from stacker.bench.timing import is_rough, seconds
 from stacker.bench.train import COMPILED, OURS, STILL, SYNTHETIC, begin, train_epoch
 from stacker.bench.usage import Usage
@@ -129,7 +127,7 @@ class TimmLoop:
         self.model.to(device, memory_format=torch.channels_last).train()
         recipe = TrainConfig()
         decay = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-        self.optimizer = create_optimizer_v2(self.model, opt=recipe.optimizer, **decay)
+        self.optimizer = optimizers().create_optimizer_v2(self.model, opt=recipe.optimizer, **decay)
         self.loaders: dict[int, PrefetchLoader] = {}
 
     def __call__(self, part: Subset) -> None:

@@ -19,7 +19,7 @@ def runs(folder: Path, as_json: bool) -> None:
     Outdated results are listed below the table. FOLDER may also be a single run.
     """
     from stacker.cli.tables.runs import remarks, runs_table
-    from stacker.runs import list_runs
+    from stacker.overview import list_runs
 
     found = list_runs(folder)
     if as_json:

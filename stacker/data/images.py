@@ -212,7 +212,7 @@ def open_array(path: Path, name: str) -> Any:
         raise DataError(
             f"{path} cannot be read as HDF5 with a dataset '{name}': {error}", "download it again"
         ) from None
-    if offset is None:
+    if offset is None or not hasattr(os, "pread"):  # Windows has no pread
         return dataset
     return ContiguousArray(path, offset, dataset.shape, dataset.dtype)
 

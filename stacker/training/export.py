@@ -18,7 +18,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from stacker import __version__
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.checkpoint import load_checkpoint
 from stacker.backbones.weights import model_settings
+from stacker.backbones.zoo import timm
 from stacker.data.folds import fold_name
 from stacker.errors import BackboneError, ConfigError, install_extra, require_one_of
 from stacker.files import digest, file_sha256, publish, write_json

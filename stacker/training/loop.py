@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import one_hot
 
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.devices import Batch, Machine, Subset, autocast, rng_state, set_rng_state
+from stacker.backbones.zoo import ModelEmaV3
 from stacker.config.training import TrainConfig
 from stacker.errors import BackboneError
 from stacker.training.augment import draw_order, mix, vary

@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models import group_parameters
-from timm.models.vgg import VGG
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
 
 from stacker.backbones.alexnet import AlexNet
+from stacker.backbones.zoo import VGG, group_parameters, optimizers
 from stacker.config.training import Trainable, TrainConfig
 from stacker.errors import BackboneError, ConfigError, require_one_of
 
@@ -85,8 +83,8 @@ def set_trainable(model: Any, wanted: Trainable) -> int:
 def require_optimizer(backbone: str, recipe: TrainConfig) -> None:
     """Raise ConfigError for an optimizer that timm does not have, or that needs second derivatives."""
     # no resume file could hold the lists that Kron keeps
-    listed = list_optimizers(exclude_filters=["bnb*", "fused*", "kron*"])
-    known = [name for name in listed if not get_optimizer_info(name).second_order]
+    listed = optimizers().list_optimizers(exclude_filters=["bnb*", "fused*", "kron*"])
+    known = [name for name in listed if not optimizers().get_optimizer_info(name).second_order]
     try:
         require_one_of("optimizer", [recipe.optimizer], known)
     except ConfigError as error:
@@ -102,7 +100,7 @@ def make_optimizer(model: nn.Module, recipe: TrainConfig) -> torch.optim.Optimiz
     special: dict[str, bool] = {"fused": True} if recipe.optimizer in FUSED else {}
     if recipe.momentum == 0 and recipe.optimizer == "sgd":
         special["nesterov"] = False  # there is nothing to look ahead with
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+    optimizer: torch.optim.Optimizer = optimizers().create_optimizer_v2(
         model,
         opt=recipe.optimizer,
         lr=recipe.lr,

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from stacker.backbones import backbone as backbones
 from stacker.backbones.backbone import create
 from stacker.backbones.checkpoint import load_checkpoint, save_checkpoint
-from stacker.config.training import BackboneConfig
+from stacker.backbones.sources import trained_on
+from stacker.backbones.zoo import timm
+from stacker.config.training import BackboneConfig, WeightsConfig
 from stacker.errors import BackboneError, ConfigError
 from stacker.maps.cam import look
 from stacker.training.optimizer import stages
@@ -161,3 +163,28 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(BackboneError, match="not a base model"):
         load_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_numbers_are_written_where_there_is_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A constant that a model computes on the CPU while it is built is computed when it is loaded."""
+    base = create("test_resnet", 2, RANDOM, (32, 32))
+    save_checkpoint(tmp_path / "one.safetensors", base, {"classes": ["benign", "malignant"]})
+    built, constants = timm.create_model, []
+
+    def build(name: str, **settings: Any) -> Any:
+        constants.append(torch.full((1,), 2.0, device="cpu").mul_(3).item())
+        return built(name, **settings)
+
+    monkeypatch.setattr(timm, "create_model", build)
+    load_checkpoint(tmp_path / "one.safetensors")
+    assert constants == [6.0]
+
+
+@pytest.mark.parametrize("stated", ['["a"]', "7", "{", '{"training_cases": 7}'])
+def test_metadata_of_other_programs_names_no_cases(stated: str, tmp_path: Path) -> None:
+    """Whatever stands there, it is not ours, and the file may still be started from."""
+    path = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={"stacker": stated})
+    assert trained_on("test_resnet", WeightsConfig(weights=str(path))) == []

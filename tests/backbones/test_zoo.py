@@ -84,3 +84,34 @@ except ImportError:
 assert sys.meta_path == finders and torch.compiler.disable is disable
 assert "torch._dynamo.utils" not in sys.modules
 """)
+
+
+def test_marks_that_are_not_known_are_left_alone() -> None:
+    """A torch that marks functions otherwise has timm imported as ever, and nothing fails later."""
+    run("""
+import sys, torch
+known = torch._disable_dynamo
+torch._disable_dynamo = lambda fn=None, *, recursive=True: known(fn, recursive)
+from stacker.backbones.zoo import timm
+assert "torch._dynamo" in sys.modules
+model = timm.create_model("naflexvit_base_patch16_gap", depth=1, embed_dim=64, num_heads=2).eval()
+assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+""")
+
+
+def test_what_fails_without_the_compiler_is_imported_with_it() -> None:
+    """Whatever the failure is, a plain import follows, which raises what is really wrong."""
+    run("""
+import sys, torch
+class Breaks:
+    def find_spec(self, name, *_):
+        if name == "torchvision.ops" and "torch._dynamo.utils" in sys.modules:
+            sys.meta_path.remove(self)
+            raise RuntimeError(name)
+breaks = Breaks()
+sys.meta_path.insert(0, breaks)
+from stacker.backbones.zoo import timm
+assert breaks not in sys.meta_path
+assert "torch._dynamo" in sys.modules
+assert timm.create_model("test_resnet").eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+""")

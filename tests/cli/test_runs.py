@@ -13,7 +13,7 @@ import yaml
 from stacker.config.load import load_config
 from stacker.config.root import Config
 from stacker.files import read_json, write_json
-from stacker.runs import look
+from stacker.overview import look
 from tests.commands import call, expect_refusal
 
 

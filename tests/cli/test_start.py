@@ -28,6 +28,9 @@ COMMANDS = {  # each with what it may not load; RUN, CONFIG, IMAGE and OUT are p
     "stack CONFIG": TORCH | COMPILER | FITTING,
     "predict RUN IMAGE --meta logistic --no-overlays": FITTING | COMPILER | SCIPY,
     "predict RUN IMAGE --meta mlp --no-overlays": FITTING | COMPILER | SCIPY,
+    "runs RUN": ALL,
+    "train CONFIG": ALL,
+    "features RUN --importance logistic": ALL,
     "cache verify RUN": FITTING | COMPILER | SCIPY | DRAWING,
 }
 CODE = """

@@ -20,7 +20,7 @@ from stacker.errors import ConfigError, DataError
 from stacker.figures import heatmaps
 from stacker.figures.canvas import save_figure
 from stacker.figures.heatmaps import SheetColumn, SheetRow, draw, heatmap_sheet
-from stacker.figures.localisation import pointing_and_mass
+from stacker.figures.localisation import localise, pointing_and_mass
 from stacker.run import BaseModel, reopen
 
 
@@ -175,6 +175,14 @@ def test_drawing_refuses_what_is_not_there(finished: Config) -> None:
     trained = run.manifest.images[run.manifest.rows_of("case", run.folds.folds[0].train)[0]]
     with pytest.raises(ConfigError, match="is not cached"):
         draw(run, caches, [trained.id])
+
+
+def test_maps_of_all_classes_are_localised(finished: Config) -> None:
+    """Eigen-CAM has one map, which is compared with the masks of every class."""
+    cam = finished.cam.model_copy(update={"methods": ["eigencam"]})
+    run = reopen(finished.model_copy(update={"cam": cam}))
+    pipeline.cache(run)
+    assert localise(run)["test_resnet"]["maps"] > 0
 
 
 def test_masks_that_match_no_image_are_refused_first(finished: Config, tmp_path: Path) -> None:

@@ -293,7 +293,8 @@ def test_a_stack_of_a_package_that_is_gone_stops_nothing(
     metrics = pipeline.stack(reopen(finished), ["logistic"])
     assert "logistic" in metrics["test"]
     assert "gone_package.Classifier" not in metrics["test"]
-    assert "fitted with other settings: thesis (not understood); gone_package.Class" in caplog.text
+    assert f"{folder}/thesis is left out: its stack.json is damaged; delete the folder" in caplog.text
+    assert "fitted with other settings: gone_package.Classifier" in caplog.text
 
 
 def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:

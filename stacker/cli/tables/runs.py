@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from stacker.cli.tables.common import make_table, number
-from stacker.runs import Overview, state
+from stacker.overview import Overview, state
 
 
 def runs_table(runs: Sequence[Overview]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from stacker.data.images import open_array
 from stacker.errors import DataError
 from tests.datasets import (
     CHUNKED,
@@ -143,3 +145,14 @@ def test_pcam_as_it_is_downloaded_is_refused_with_advice(tmp_path: Path) -> None
     (tmp_path / "camelyonpatch_level_2_split_test_x.h5.gz").write_bytes(b"")
     with pytest.raises(DataError, match=r"test_x\.h5\.gz is compressed; unpack it first \(gunzip\)"):
         pcam(tmp_path)
+
+
+def test_arrays_are_read_where_there_is_no_pread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has none: there HDF5 reads what lies in one piece."""
+    monkeypatch.delattr(os, "pread")
+    pixels = write_part(tmp_path, "train")
+    array = open_array(next(tmp_path.glob("*_x.h5")), "x")
+    np.testing.assert_array_equal(array[1:3], pixels[1:3])
+    np.testing.assert_array_equal(array[4], pixels[4])

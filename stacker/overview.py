@@ -16,7 +16,7 @@ from typing import Any
 from stacker.config.root import Config
 from stacker.errors import RunError, StackerError, plural
 from stacker.files import read_json
-from stacker.run import FROZEN, BaseModel, Run, StackName, open_run
+from stacker.run import FROZEN, Run, StackName, open_run
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def look(path: Path) -> Overview:
     except StackerError as error:
         return Overview(path.name, str(path), error.what)
     images, cases = _counts(run)
-    models = [base for base in run.kept_models() if base in planned(run)]
+    planned = run.planned()
     stacks = sorted(file.parent.name for file in path.glob("stack/*/stack.json"))
     return Overview(
         run=path.name,
@@ -86,21 +86,14 @@ def look(path: Path) -> Overview:
         cases=cases,
         protocol=_protocol(run.config),
         backbones=tuple(run.config.backbones),
-        planned=len(planned(run)),
-        base_models=len(models),
-        caches=len([base for base in run.kept_caches() if base in planned(run)]),
+        planned=len(planned),
+        base_models=len([base for base in run.kept_models() if base in planned]),
+        caches=len([base for base in run.kept_caches() if base in planned]),
         stacks=tuple(stacks),
         compared=bool(board),
         best=_best(metrics, board),
         notes=tuple(_notes(run, metrics, board)),
     )
-
-
-def planned(run: Run) -> list[BaseModel]:
-    """Return the base models that a run's config asks for."""
-    folds = run.config.folds
-    names = ["holdout"] if folds.protocol == "holdout" else [f"fold{n}" for n in range(folds.k)]
-    return [BaseModel(backbone, name) for backbone in run.config.backbones for name in names]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -148,7 +141,7 @@ def _best(metrics: Mapping[str, Any], board: Mapping[str, Any]) -> Best | None:
 
 def _notes(run: Run, metrics: Mapping[str, Any], board: Mapping[str, Any]) -> list[str]:
     """Return what is out of date, and what is ignored."""
-    wanted = {str(base) for base in planned(run)}
+    wanted = {str(base) for base in run.planned()}
     notes = [
         f"{what} was computed with other base models than the config lists: run '{again}'"
         for what, found, again in (
