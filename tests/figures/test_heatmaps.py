@@ -20,7 +20,7 @@ from stacker.errors import ConfigError, DataError
 from stacker.figures import heatmaps
 from stacker.figures.canvas import save_figure
 from stacker.figures.heatmaps import SheetColumn, SheetRow, draw, heatmap_sheet
-from stacker.figures.localisation import pointing_and_mass
+from stacker.figures.localisation import localise, pointing_and_mass
 from stacker.run import BaseModel, reopen
 
 
@@ -50,6 +50,16 @@ def test_a_map_that_knows_nothing_has_the_mask_s_area() -> None:
     """A flat map's mass inside is the share of the image that the mask covers."""
     mask = np.random.default_rng(0).random((40, 40)) < 0.3
     assert pointing_and_mass(np.ones((7, 7)), mask)[1] == pytest.approx(mask.mean())
+
+
+def test_maps_that_know_no_class_are_scored(finished: Config) -> None:
+    """A first method with one map for all classes is held against the masks of every class."""
+    cam = finished.cam.model_copy(update={"methods": ["eigencam"], "lower": 0})
+    run = reopen(finished.model_copy(update={"cam": cam}))
+    pipeline.cache(run)
+    scores = localise(run)
+    assert set(scores) == set(run.config.backbones)
+    assert all(0 <= each["mass_inside"] <= 1 and each["maps"] for each in scores.values())
 
 
 def test_unsigned_sheet_hides_what_speaks_against() -> None:
