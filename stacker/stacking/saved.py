@@ -207,7 +207,7 @@ def fitted_names(run: Run) -> list[StackName]:
 
 
 def strange_folders(run: Run) -> list[str]:
-    """Return the folders of stacks that do not say of themselves what they are called."""
+    """Return the folders whose stack.json is damaged, or says another name than the folder has."""
     return [folder.name for folder, name in _folders(run) if name is None]
 
 

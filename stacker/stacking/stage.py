@@ -197,7 +197,12 @@ def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
 
 def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
     """Return what the stacks say that are of the present settings and caches; mention the others."""
-    says, others = {}, [f"{folder} (not understood)" for folder in strange_folders(run)]
+    for folder in strange_folders(run):
+        path = run.path / "stack" / folder
+        log.warning(
+            "%s is left out: its stack.json cannot be read or is of another stack; delete %s", path, path
+        )
+    says, others = {}, []
     for name in fitted_names(run):
         folder, label = run.stack_folder(str(name)), run.stack_label(name)
         why = _outdated(run, caches, read_json(folder / "stack.json"))
