@@ -166,8 +166,11 @@ def test_a_row_says_what_was_predicted_and_what_is_true(
     share = float(said[f"p_{said['predicted']}"])
     words = f"true class: {said['label']}; predicted: {said['predicted']} {share:.2f} (logistic)"
     assert titles == [f"{image}\n{words}"]
+    only = finished.stack.model_copy(update={"features": ["logits"], "meta": ["logistic"]})
+    draw(reopen(finished.model_copy(update={"stack": only})), caches, [image])
+    assert titles.pop() == f"{image}\ntrue class: {said['label']}"
     (run.path / "predictions.csv").unlink()
-    draw(run, caches, [image])
+    draw(reopen(finished), caches, [image])
     assert titles[1] == f"{image}\ntrue class: {said['label']}"
 
 
