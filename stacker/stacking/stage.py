@@ -197,8 +197,7 @@ def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
 
 def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
     """Return what the stacks say that are of the present settings and caches; mention the others."""
-    for folder in strange_folders(run):
-        path = run.path / "stack" / folder
+    for path in (run.path / "stack" / strange for strange in strange_folders(run)):
         log.warning(
             "%s is left out: its stack.json cannot be read or is of another stack; delete %s", path, path
         )
