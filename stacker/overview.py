@@ -16,7 +16,7 @@ from typing import Any
 from stacker.config.root import Config
 from stacker.errors import RunError, StackerError, plural
 from stacker.files import read_json
-from stacker.run import FROZEN, Run, StackName, open_run
+from stacker.run import FROZEN, Run, open_run
 
 
 @dataclass(frozen=True)
@@ -150,19 +150,12 @@ def _notes(run: Run, metrics: Mapping[str, Any], board: Mapping[str, Any]) -> li
         )
         if found and {n for n in found.get("base_models", wanted) if not n.endswith(FROZEN)} != wanted
     ]
-    if not notes and not all(_is_scored(run, *stack) for stack in metrics.get("stacks", {}).items()):
+    if not notes and not all(run.has_scored(label, metrics) for label in metrics.get("stacks", {})):
         again = f"stacker stack {run.path}/config.yaml"
         notes.append(f"metrics.json does not match the stacks of this run: run '{again}'")
     on_disk = {file.parent.parent.name for file in run.path.glob("models/*/*/model.safetensors")}
     idle = sorted(on_disk - set(run.config.backbones) - set(run.config.frozen))
     return notes + [f"models/{name} is ignored: it is not in the config" for name in idle]
-
-
-def _is_scored(run: Run, label: str, stack: Mapping[str, Any]) -> bool:
-    """Say whether a stack of metrics.json is still the one of this name, and still there."""
-    same = run.stack_name(label) == StackName.of(stack["meta"], stack["features"])
-    file = run.stack_folder(label) / "stack.json"
-    return same and file.exists() and bool(_read(file).get("digest") == stack["digest"])
 
 
 def state(overview: Overview) -> str:

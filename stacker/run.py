@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -192,6 +192,18 @@ class Run:
     def stack_folder(self, name: str) -> Path:
         """The folder of one stack, by its full name or that of its meta-learner."""
         return self.path / "stack" / self.stack_name(name).folder
+
+    def has_scored(self, label: str, metrics: Mapping[str, Any]) -> bool:
+        """Say whether the scores that metrics.json has of a label are of the stack that lies there."""
+        scored = metrics.get("stacks", {}).get(label)
+        file = self.stack_folder(label) / "stack.json"
+        try:
+            stated = read_json(file).get("digest")
+        except (OSError, ValueError):  # missing or damaged
+            return False
+        if scored is None or stated != scored["digest"]:
+            return False
+        return self.stack_name(label) == StackName.of(scored["meta"], scored["features"])
 
     def record(self, section: str, entry: dict[str, Any]) -> None:
         """Merge an entry into a section of run.json, the run's logbook."""

@@ -26,6 +26,7 @@ from stacker.errors import ConfigError, require_one_of
 from stacker.figures.canvas import LEAK_COLOUR, SHOWN_DOTS, Sheet
 from stacker.figures.evidence import fit, lay_over, scale_bar, spread, unit_of
 from stacker.figures.lettering import font_of, shorten
+from stacker.files import read_json
 from stacker.run import BaseModel, Run
 
 CELL, GAP = 1.65, 0.08  # inches: four columns fill the width of a page
@@ -142,7 +143,13 @@ def _means(caches: Sequence[Cache], image_ids: Sequence[str], dataset: str) -> l
 
 
 def _said_of(run: Run, image_ids: Sequence[str]) -> dict[str, str]:
-    """Return what the run's first meta-learner predicted for the images, where it is known."""
+    """Return what the run's first meta-learner predicted for the images, where it is known.
+
+    What an earlier stack of the same name predicted is not told.
+    """
+    path = run.path / "metrics.json"
+    metrics = read_json(path) if path.exists() else {}
+    first = [name for name in run.config.stack.meta if run.has_scored(name, metrics)]
     said: dict[str, dict[str, str]] = defaultdict(dict)
     for path in (run.path / "predictions.csv", run.path / "out_of_fold.csv"):
         if path.exists():
@@ -154,7 +161,7 @@ def _said_of(run: Run, image_ids: Sequence[str]) -> dict[str, str]:
     return {
         image_id: f"{by_model[name]} ({name})"
         for image_id, by_model in said.items()
-        for name in [name for name in run.config.stack.meta if name in by_model][:1]
+        for name in [name for name in first if name in by_model][:1]
     }
 
 

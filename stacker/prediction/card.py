@@ -57,10 +57,10 @@ def model_card(run: Run, meta: str, facts: Mapping[str, Any]) -> str:
         *_what_it_is(run, meta, facts),
         *("## Intended use", USE),
         *("## Data", *_data(run)),
-        *("## Base models", *_recipes(run)),
+        *("## Base models", *_recipes(run, facts["backbones"])),
         *("## Split", *_split(run)),
         *("## Scores", *_scores(metrics, meta)),
-        *_confusion(run, meta, facts["classes"]),
+        *(_confusion(run, meta, facts["classes"]) if metrics else ()),
         *("## Decisions", *_decision(run, facts)),
         *("## Limits", "\n".join(_limits(run, metrics, meta))),
         *("## How to use it", HOW),
@@ -70,10 +70,10 @@ def model_card(run: Run, meta: str, facts: Mapping[str, Any]) -> str:
 
 
 def _metrics(run: Run, meta: str) -> dict[str, Any] | None:
-    """Return the run's scores, if it has any of this stack."""
+    """Return the run's scores, if it has any of this stack, and not of an earlier one of its name."""
     path = run.path / "metrics.json"
     metrics: dict[str, Any] = read_json(path) if path.exists() else {}
-    return metrics if meta in metrics.get("test", {}) else None
+    return metrics if run.has_scored(meta, metrics) else None
 
 
 def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
@@ -124,11 +124,11 @@ def _data(run: Run) -> Iterator[str]:
     yield LICENCE
 
 
-def _recipes(run: Run) -> Iterator[str]:
-    """Yield how each backbone was trained, by the settings that matter most."""
+def _recipes(run: Run, backbones: Sequence[str]) -> Iterator[str]:
+    """Yield how each backbone of a stack was trained, by the settings that matter most."""
     rows = []
-    for name, settings in run.config.backbones.items():
-        recipe, weights = run.config.recipe(name), settings.weights
+    for name in (name for name in backbones if name in run.config.backbones):
+        recipe, weights = run.config.recipe(name), run.config.backbones[name].weights
         start = weights if weights in ("hub", "random") else Path(weights).name
         rate = f"{recipe.optimizer}, {recipe.lr:g}, {recipe.schedule}"
         trained = "all" if recipe.trainable == "all" else str(recipe.trainable)
@@ -137,6 +137,9 @@ def _recipes(run: Run) -> Iterator[str]:
     header = ("weights at the start", "trained layers", "epochs", "batch", "optimizer, rate, schedule")
     yield _table(("backbone", *header, "loss", "balance"), rows)
     yield "`config.yaml` has all other settings."
+    gone = [name for name in backbones if name not in run.config.backbones]
+    if gone:
+        yield f"The settings of {_listed(gone)} are no longer in the config of the run."
 
 
 def _cases(images: Iterable[Image]) -> int | str:

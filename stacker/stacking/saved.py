@@ -22,6 +22,7 @@ it is empty). Numbers are read back to the last bit.
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ from stacker.stacking.learners.matrix import InMemory
 from stacker.stacking.learners.registry import load_meta, save_meta, trusted_by_config
 from stacker.stacking.preparation import Preparation, read_arrays
 
+log = logging.getLogger(__name__)
 CENTRES = "centres.npz"
 KEYS = ("labels", "cases", "raw", "parts")  # of what is said of a part of the split
 
@@ -178,6 +180,11 @@ def load_stack(run: Run, name: str, trusted: Sequence[str] = ()) -> Stack:
     finish = Finish.from_dict(facts["finish"])
     case_finish = Finish.from_dict(facts["case_finish"]) if facts["case_finish"] else finish
     blocks = resolve(facts["features"], config)
+    if not run.packed and set(facts["backbones"]) != set(run.config.backbones):
+        log.warning(
+            "%s was fitted on %s, and the config has %s: run 'stacker run CONFIG' to fit it on these",
+            *(label, ", ".join(facts["backbones"]), ", ".join(run.config.backbones)),
+        )
     return Stack(label, facts, blocks, members, read_arrays(folder / CENTRES), finish, case_finish)
 
 
@@ -207,7 +214,7 @@ def fitted_names(run: Run) -> list[StackName]:
 
 
 def strange_folders(run: Run) -> list[str]:
-    """Return the folders of stacks that do not say of themselves what they are called."""
+    """Return the folders whose stack.json is damaged, or says another name than the folder has."""
     return [folder.name for folder, name in _folders(run) if name is None]
 
 

@@ -197,10 +197,11 @@ def baselines(caches: Caches, tables: Tables, run: Run) -> dict[str, Says]:
 
 def _fitted_says(run: Run, caches: Caches) -> dict[str, Says]:
     """Return what the stacks say that are of the present settings and caches; mention the others."""
+    for path in (run.path / "stack" / strange for strange in strange_folders(run)):
+        log.warning(
+            "%s is left out: its stack.json cannot be read or is of another stack; delete %s", path, path
+        )
     says, others = {}, []
-    for strange in strange_folders(run):
-        path = run.path / "stack" / strange
-        log.warning("%s is left out: its stack.json is damaged; delete the folder", path)
     for name in fitted_names(run):
         folder, label = run.stack_folder(str(name)), run.stack_label(name)
         why = _outdated(run, caches, read_json(folder / "stack.json"))

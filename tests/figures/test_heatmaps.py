@@ -52,6 +52,16 @@ def test_a_map_that_knows_nothing_has_the_mask_s_area() -> None:
     assert pointing_and_mass(np.ones((7, 7)), mask)[1] == pytest.approx(mask.mean())
 
 
+def test_maps_that_know_no_class_are_scored(finished: Config) -> None:
+    """A first method with one map for all classes is held against the masks of every class."""
+    cam = finished.cam.model_copy(update={"methods": ["eigencam"], "lower": 0})
+    run = reopen(finished.model_copy(update={"cam": cam}))
+    pipeline.cache(run)
+    scores = localise(run)
+    assert set(scores) == set(run.config.backbones)
+    assert all(0 <= each["mass_inside"] <= 1 and each["maps"] for each in scores.values())
+
+
 def test_unsigned_sheet_hides_what_speaks_against() -> None:
     """A negative map leaves the picture as it is, and colours it when signs are asked for."""
     row = SheetRow("grey", np.full((32, 32, 3), 128, np.uint8))
@@ -156,8 +166,11 @@ def test_a_row_says_what_was_predicted_and_what_is_true(
     share = float(said[f"p_{said['predicted']}"])
     words = f"true class: {said['label']}; predicted: {said['predicted']} {share:.2f} (logistic)"
     assert titles == [f"{image}\n{words}"]
+    only = finished.stack.model_copy(update={"features": ["logits"], "meta": ["logistic"]})
+    draw(reopen(finished.model_copy(update={"stack": only})), caches, [image])
+    assert titles.pop() == f"{image}\ntrue class: {said['label']}"
     (run.path / "predictions.csv").unlink()
-    draw(run, caches, [image])
+    draw(reopen(finished), caches, [image])
     assert titles[1] == f"{image}\ntrue class: {said['label']}"
 
 

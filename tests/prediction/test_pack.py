@@ -393,3 +393,38 @@ def test_the_card_says_what_is_wrong_with_a_split(run: Run) -> None:
     assert "predicts the same class for every test image" in model_card(run, "logistic", facts)
     path.unlink()
     assert "has not been scored" in model_card(run, "logistic", facts)
+
+
+def test_the_card_has_no_scores_of_another_stack(run: Run) -> None:
+    """Where `stack.features` has changed, metrics.json and predictions.csv are of what had the name."""
+    settings = run.config.model_dump()
+    settings["stack"] |= {"features": ["logits"], "meta": ["logistic"]}
+    before = (run.path / "metrics.json").read_bytes(), (run.path / "predictions.csv").read_bytes()
+    pipeline.stack(run, ["logistic: logits"])
+    other = reopen(Config.model_validate(settings))
+    for name, content in zip(("metrics.json", "predictions.csv"), before, strict=True):
+        (run.path / name).write_bytes(content)
+    card = model_card(other, "logistic", stack_facts(other, "logistic"))
+    assert "has not been scored with the run's current settings" in card
+    assert "### Test images by true and predicted class" not in card
+    assert "| `logistic` |" not in card
+
+
+def test_a_stack_of_other_backbones_is_told(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By predict and by pack, and the card has the backbones of the stack, not those of the config."""
+    open_predictor(run)
+    assert "was fitted on" not in caplog.text
+    kept = {"test_resnet": run.config.backbones["test_resnet"]}
+    changed = replace(run, config=run.config.model_copy(update={"backbones": kept}))
+    expected = "logistic was fitted on test_resnet, test_efficientnet, and the config has test_resnet:"
+    for opens in (open_predictor, lambda run: pack(run, tmp_path / "packed")):
+        caplog.clear()
+        opens(changed)
+        assert expected in caplog.text
+    card = (tmp_path / "packed" / "MODEL_CARD.md").read_text()
+    assert "The settings of `test_efficientnet` are no longer in the config" in card
+    more = dict.fromkeys(("other", *run.config.backbones), run.config.backbones["test_resnet"])
+    grown = replace(run, config=run.config.model_copy(update={"backbones": more}))
+    assert "| `other` |" not in model_card(grown, "logistic", stack_facts(run, "logistic"))

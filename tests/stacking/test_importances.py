@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.svm import SVC
 
 from stacker import pipeline
 from stacker.config.load import load_config
@@ -159,6 +160,17 @@ def test_a_stack_of_other_columns_in_each_fold_is_written(
     rows = read_importances(run, "logistic")
     assert {row["fit"] for row in rows} == {f"fold{n}-0" for n in range(3)}
     assert sum(share.share for share in by_block(rows)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("classes", "known"), [(2, True), (3, False)])
+def test_coefficients_of_pairs_are_not_those_of_classes(classes: int, known: bool) -> None:
+    """Of three classes a linear machine has three rows, too: of the pairs, not of the classes."""
+    rows = np.random.default_rng(0).standard_normal((60, 4))
+    model: Any = build("ada", CONFIG, 0, [f"b/logits/{n}" for n in range(4)])
+    model.estimator_ = SVC(kernel="linear").fit(rows, np.arange(60) % classes)
+    model.classes_ = np.arange(classes)
+    assert len(model.estimator_.coef_) == (1 if classes == 2 else 3)
+    assert (model.importances() is not None) == known
 
 
 def test_what_tells_nothing_has_no_file(tmp_path: Path) -> None:

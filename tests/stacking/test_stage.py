@@ -293,8 +293,20 @@ def test_a_stack_of_a_package_that_is_gone_stops_nothing(
     metrics = pipeline.stack(reopen(finished), ["logistic"])
     assert "logistic" in metrics["test"]
     assert "gone_package.Classifier" not in metrics["test"]
-    assert f"{folder}/thesis is left out: its stack.json is damaged; delete the folder" in caplog.text
-    assert "fitted with other settings: gone_package.Classifier" in caplog.text
+    assert "fitted with other settings: gone_package.Class" in caplog.text
+    assert f"is of another stack; delete {folder / 'thesis'}" in caplog.text
+
+
+def test_a_damaged_stack_is_named_with_what_to_do(
+    finished: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not called one of other settings, which a fit with --meta would replace."""
+    folder = finished.run_path / "stack" / "mlp@maps+logits"
+    (folder / "stack.json").write_text("{")
+    metrics = pipeline.stack(reopen(finished), ["logistic"])
+    assert "mlp" not in metrics["test"]
+    assert f"its stack.json cannot be read or is of another stack; delete {folder}" in caplog.text
+    assert "fitted with other settings" not in caplog.text
 
 
 def test_meta_learners_can_be_added_one_by_one(finished: Config) -> None:

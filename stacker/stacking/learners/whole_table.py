@@ -113,7 +113,12 @@ class WholeTable(MetaLearner, ClassifierMixin, BaseEstimator):  # type: ignore[m
             return self.estimator_.predict_proba(rows)
 
     def importances(self) -> tuple[str, np.ndarray] | None:
-        """Return coefficients or impurity-based importances, by scikit-learn's names for them."""
+        """Return coefficients or impurity-based importances, by scikit-learn's names for them.
+
+        None for coefficients of pairs of classes (one against one), even if as many as classes.
+        """
+        if len(self.classes_) > 2 and hasattr(self.estimator_, "decision_function_shape"):
+            return None
         for name, kind in IMPORTANCES.items():
             values = getattr(self.estimator_, name, None)
             if values is not None:
