@@ -116,7 +116,8 @@ class Run:
         if self.manifest_file.exists():  # a pack has no images, and a run that begins has none yet
             lines += [self.manifest.describe(), self.folds.label]
         models, caches = len(self.kept_models()), len(self.kept_caches())
-        stacks = sorted(file.parent.name for file in self.path.glob("stack/*/stack.json"))
+        folders = [file.parent.name for file in self.path.glob("stack/*/stack.json")]
+        stacks = sorted(self.stack_label(self.stack_name(folder)) for folder in folders)
         done = f"{plural(models, 'base model')}, {plural(caches, 'cache')}"
         lines.append(f"{done}, stacks: {', '.join(stacks) or 'none'}")
         return "\n  ".join(lines)
