@@ -102,7 +102,7 @@ def test_little_memory_is_shared_by_slices(
     with caplog.at_level(logging.WARNING, "stacker"):
         best, _ = trained(device, torch.float32, RECIPE.model_copy(update={"epochs": 1}))
     assert best["accumulate"] == 2
-    assert "a batch of 8 now passes in 2 slices" in caplog.text
+    assert "a batch of 8 is now processed in 2 slices" in caplog.text
 
 
 def test_a_training_may_be_the_first_to_use_a_gpu(device: torch.device) -> None:

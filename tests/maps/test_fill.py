@@ -106,7 +106,7 @@ def test_caching_needs_its_base_models(finished: Config) -> None:
     path = run.model_file("test_resnet", "holdout")
     other = run.model_file("test_efficientnet", "holdout")
     path.write_bytes(other.read_bytes())
-    with pytest.raises(RunError, match="was trained for another run"):
+    with pytest.raises(RunError, match="was trained with other data or settings than this run"):
         pipeline.cache(run)
     path.unlink()
     with pytest.raises(RunError, match="run 'stacker train CONFIG' first"):

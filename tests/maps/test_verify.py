@@ -82,7 +82,7 @@ def test_damage_is_found_named_and_mended(finished: Config, damage: str) -> None
     assert len(problems["test_resnet/holdout"]) == 1
     assert str(path) in problems["test_resnet/holdout"][0]
     expect_refusal(
-        call("cache", "verify", finished.run_path), 1, f"1 of 2 caches of {finished.run_path} are not"
+        call("cache", "verify", finished.run_path), 1, f"1 of 2 caches of {finished.run_path} have"
     )
     expect_refusal(
         call("stack", finished.run_path / "config.yaml", "--meta", "logistic", *ANEW), 1, str(folder)

@@ -334,7 +334,7 @@ def test_answers_that_are_not_numbers_are_a_failure(
     """Where every trial fails there is no best one, and the last reason is told."""
     config = make_search()
     monkeypatch.setattr(tune_score, "logits_of", lambda *a: logits_of(*a) * np.nan)
-    with pytest.raises(BackboneError, match=r"none of 2 trials .* not numbers"):
+    with pytest.raises(BackboneError, match=r"none of 2 trials .* not finite"):
         tune(config, 2, [])
     assert not (config.run_path / "tune" / "best.yaml").exists()
 
