@@ -88,20 +88,20 @@ def predict(
     the exit code is then 1.
     """
     from stacker.prediction.inputs import STDIN, find_inputs
-    from stacker.prediction.predictor import open_predictor
     from stacker.prediction.rows import choose_format, make_layout
     from stacker.prediction.tally import Tally
     from stacker.prediction.unpack import is_pack, opened
+    from stacker.stacking.saved import choose_stack
 
     format_name = choose_format(wanted, output)
     with opened(run_folder) as run:
-        on_device = _on_device(run, device)
+        name = choose_stack(run, meta)
         inputs = find_inputs(images, run.config.data, sys.stdin if STDIN in images else ())
         drawn = overlays if overlays is not None else out is not None or len(inputs) <= MOST_DRAWN
         folder = out or (
             _beside(output or Path(run_folder.name)) if is_pack(run_folder) else run.path / "predictions"
         )
-        predictor = open_predictor(on_device, meta, abstain, folder if drawn else None, trusted)
+        predictor = _predictor(run, device, name, abstain, folder if drawn else None, trusted)
         tally = Tally(predictor.no_cases)
         width = shutil.get_terminal_size((WIDTH, 24)).columns if _on_terminal(output) else None
         layout = make_layout(format_name, predictor.stack.classes, map(str, predictor.bases), width)
@@ -132,6 +132,20 @@ def _summarise(tally: Tally, facts: Mapping[str, Any], folder: Path) -> None:
         click.echo(f"{plural(tally.overlays, 'overlay')} in {folder}", err=True)
     if tally.skipped:
         raise Failure("\n  ".join(tally.skips()), 1)
+
+
+def _predictor(
+    run: Run,
+    device: str | None,
+    name: str,
+    abstain: float | None,
+    overlays: Path | None,
+    trusted: tuple[str, ...],
+) -> Predictor:
+    """Load torch and the stack; the arguments were checked before, as that takes seconds."""
+    from stacker.prediction.predictor import open_predictor
+
+    return open_predictor(_on_device(run, device), name, abstain, overlays, trusted)
 
 
 def _on_device(run: Run, device: str | None) -> Run:

@@ -23,6 +23,9 @@ SIGNED = (
     "1a61b2 3974bc 5386c6 6d98cf 87aad8 a1bde1 bbcfe8 d6e1ef f3f3f3 eedcd4 e5c5b7 dcaf9b d2997f c78364 "
     "bb6c48 ae562a a13f00"
 )
+LOGITS = "logits per cell"
+# In all cells together: evidence that changes no probability by more than 0.0025 is drawn as none.
+NEGLIGIBLE = 0.01
 IN_LOGITS = ("gradcam", "xgradcam", "hirescam", "shapleycam", "layercam", "gradcamelementwise")
 
 
@@ -39,7 +42,16 @@ TABLES = {False: colour_table(POSITIVE), True: colour_table(SIGNED)}
 
 def unit_of(method: str) -> str:
     """Return what the values of a method's maps are measured in."""
-    return "logits per cell" if method in IN_LOGITS else "no unit"
+    return LOGITS if method in IN_LOGITS else "no unit"
+
+
+def limit_of(map_hw: np.ndarray, heat_HW: np.ndarray, unit: str) -> float:
+    """Return the end of a map's scale, its largest value; 0 where there is no evidence to draw.
+
+    A map in logits has none where all its cells with that value would add up to less than NEGLIGIBLE.
+    """
+    limit = max(0.0, float(heat_HW.max()))
+    return 0.0 if unit == LOGITS and limit * map_hw.size < NEGLIGIBLE else limit
 
 
 def upsample(map_hw: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

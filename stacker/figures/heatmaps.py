@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +81,7 @@ def draw(
         if maps in cache.maps:
             by_backbone[base.backbone].append(cache)
     manifest, by_id = run.manifest, {image.id: image for image in run.manifest.images}
-    backbones = list(backbones) or list(by_backbone)
+    backbones = list(backbones) or sorted(by_backbone, key=_by_config(run))
     classes = list(classes) or [manifest.classes[-1]]
     require_one_of("backbone", backbones, sorted(by_backbone))
     require_one_of("class", classes, manifest.classes)
@@ -95,6 +95,12 @@ def draw(
     rows = [_row(by_id[image_id], run, said.get(image_id, "")) for image_id in image_ids]
     warning = run.folds.label if run.folds.leaks else ""
     return heatmap_sheet(rows, columns, run.config.images, signed, warning)
+
+
+def _by_config(run: Run) -> Callable[[str], int]:
+    """Return a key that sorts backbones as the config has them, and others after these."""
+    order = list(run.config.backbones)
+    return lambda name: order.index(name) if name in order else len(order)
 
 
 def _columns(

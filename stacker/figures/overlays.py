@@ -15,7 +15,7 @@ import PIL.Image
 from PIL import ImageDraw
 
 from stacker.config.data import ImagesConfig
-from stacker.figures.evidence import fit, frame_of, lay_over, scale_bar, spread
+from stacker.figures.evidence import fit, frame_of, lay_over, limit_of, scale_bar, spread
 from stacker.figures.lettering import Font, font_of, shorten
 from stacker.files import publish
 
@@ -122,7 +122,7 @@ def draw_sheet(
     _place(sheet, grid, grid.corner(0, top), ("", "image"), pixels, images)
     for number, panel in enumerate(panels, start=1):
         heat = spread(panel.map_hw, pixels.shape[:2], images)
-        limit = float(heat.max())
+        limit = limit_of(panel.map_hw, heat, panel.unit)
         corner = grid.corner(number, top)
         over = lay_over(pixels, heat, limit, signed=False)
         _place(sheet, grid, corner, panel.caption, over, images)

@@ -41,10 +41,15 @@ KINDS = {  # of entries: their colour, their marker, and what the legend calls t
 }
 
 
+def _grid(count: int) -> tuple[int, int]:
+    """Return lines and columns for some panels: at most four in a line, and about as many in each."""
+    lines = math.ceil(count / 4)
+    return lines, math.ceil(count / lines)
+
+
 def _panels(count: int, width: float, height: float, more: float = 0) -> tuple[Figure, list[Axes]]:
-    """Return a figure of some panels, at most four in a row, with room for a title above."""
-    columns = min(4, count)
-    lines = math.ceil(count / columns)
+    """Return a figure of some panels with room for a title above."""
+    lines, columns = _grid(count)
     figure = Figure(figsize=(max(5.2, width * columns), height * lines + more), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel().tolist()
     for axis in axes[count:]:
@@ -179,8 +184,7 @@ def reliability_figure(
 ) -> Figure:
     """Return how often each model is right where it is so sure, and below it how often it is so sure."""
     shown = _without_constant(models)
-    columns = min(4, len(shown))
-    lines = math.ceil(len(shown) / columns)
+    lines, columns = _grid(len(shown))
     size = (max(5.2, 2.9 * columns), 3.9 * lines + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[3, 1] * lines)

@@ -45,8 +45,9 @@ def draw_curves(epochs: Sequence[dict[str, Any]], best: int, name: str) -> Figur
             axes.plot(numbers, values, color=colour, marker="o", markersize=3, linewidth=1.3, label=line)
         axes.axvline(best, color=GREY, linestyle="--", linewidth=1)
         axes.set(xlabel="epoch", ylabel=label)
+        axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
         if subject == "Loss":
-            axes.set_ylim(bottom=0)
+            _from_zero(axes)
         else:
             axes.set_ylim(-0.03, 1.03)
         if len(lines) > 1:
@@ -57,15 +58,21 @@ def draw_curves(epochs: Sequence[dict[str, Any]], best: int, name: str) -> Figur
     kept = next(epoch for epoch in epochs if epoch["epoch"] == best)
     last.axvline(kept["lr_by_step"][-1][0], color=GREY, linestyle="--", linewidth=1)
     last.set(xlabel="step (one batch each)", ylabel="learning rate of the last layers")
-    last.set_ylim(bottom=0)
+    _from_zero(last)
     _trim(last, "Learning rate")
     return figure
+
+
+def _from_zero(axes: Axes) -> None:
+    """Let a panel begin at zero and end above its highest point, which the frame would cut."""
+    top = axes.dataLim.ymax
+    axes.set_ylim(0, 1.05 * top if 0 < top < np.inf else 1)
 
 
 def _trim(axes: Axes, title: str) -> None:
     """Give a panel its title, whole numbers below and a light grid."""
     axes.set_title(title, fontsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.tick_params(labelsize=8)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_fontsize(8)

@@ -52,7 +52,7 @@ def draw(
     mean = f", mean of {len(stack.folds)} folds" if len(stack.folds) > 1 else ""
     title = (
         image.path.name,
-        said + (f"; true class: {image.label}" if image.label else ""),
+        said + (f"; true class: {image.label}" if image.label in stack.classes else ""),
         f"maps: {of_class}{mean}",
     )
     return overlays.draw(image.path.stem, title, pixels, images, panels)

@@ -25,6 +25,7 @@ import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import numpy as np
 from stacker.caches.format import Rows
 from stacker.config.stacking import StackConfig
 from stacker.data.manifest import Manifest
-from stacker.errors import RunError, StackError
+from stacker.errors import ConfigError, RunError, StackError
 from stacker.files import digest, publish, read_json, write_arrays, write_json
 from stacker.run import Run, StackName
 from stacker.scores.predictions import Finish, Predictions, by_case, mean_over_folds
@@ -232,16 +233,24 @@ def _folders(run: Run) -> Iterator[tuple[Path, StackName | None]]:
 def choose_stack(run: Run, text: str | None) -> str:
     """Return the stack that a text names, or the first of `stack.meta` that is fitted, or any other.
 
-    Raise ConfigError for a meta-learner that nobody knows, RunError where nothing is fitted.
+    Raise ConfigError for a meta-learner that nobody knows, RunError where it, or any, is not fitted.
     """
+    fitted = [run.stack_label(name) for name in fitted_names(run)]
     if text is not None:
         name = run.stack_name(text)
+        if fitted and not run.config.stack.knows(name.meta):
+            near = get_close_matches(text, fitted, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ConfigError(
+                f"no meta-learner '{name.meta}'", f"{hint}this run has fitted: {', '.join(fitted)}"
+            )
         run.config.stack.require(name.meta)
-        return run.stack_label(name)
-    names = fitted_names(run)
-    if not names:
+        label = run.stack_label(name)
+        stack_facts(run, label)
+        return label
+    if not fitted:
         raise RunError(f"{run.path}: no meta-learner is fitted yet", "run 'stacker stack CONFIG' first")
-    return run.stack_label(names[0])
+    return fitted[0]
 
 
 def _save_says(folder: Path, says: Says) -> None:

@@ -74,7 +74,7 @@ def finetune(
             "lr": training.schedule.rate(training.step - 1),
             "lr_by_step": training.schedule.course(first, training.step),
             "accumulate": training.accumulate,
-            "images_per_second": round(len(order) / seconds, 1),
+            "images_per_second": round(len(order) / seconds, 2),
             **_memory(machine.device),
         }
         training.end_epoch(epoch)

@@ -38,6 +38,11 @@ State = dict[str, Tensor]
 COLLAPSED = 3  # epochs in a row with one answer for all images before it is called a collapse
 
 
+def _speed(rate: float) -> str:
+    """Return a rate for the log: two significant digits below 10, whole numbers from there on."""
+    return f"{rate:.2g}" if rate < 10 else f"{rate:.0f}"
+
+
 class Watch:
     """Everything that is written down about one training."""
 
@@ -56,9 +61,9 @@ class Watch:
         self._keep(epoch)
         gpu = f"  {epoch['gpu_gb']:.1f} GB" if "gpu_gb" in epoch else ""
         log.info(
-            "train %s: epoch %d/%d  loss %.3f  val loss %.3f  acc %.3f  AUC %.3f  %.0f img/s%s",
+            "train %s: epoch %d/%d  loss %.3f  val loss %.3f  acc %.3f  AUC %.3f  %s img/s%s",
             *(self.name, epoch["epoch"], self.total, epoch["train_loss"], epoch["val_loss"]),
-            *(epoch["val_accuracy"], epoch["val_auc"], epoch["images_per_second"], gpu),
+            *(epoch["val_accuracy"], epoch["val_auc"], _speed(epoch["images_per_second"]), gpu),
         )
         if not math.isfinite(epoch["val_loss"]):
             log.warning("train %s: the validation loss is %s", self.name, epoch["val_loss"])

@@ -106,12 +106,18 @@ def test_set_changes_a_setting(write_config: WriteConfig, tmp_path: Path) -> Non
 def test_predict_takes_a_meta_learner_that_is_fitted(
     finished: Config, data: Path, tmp_path: Path
 ) -> None:
-    """Without --meta it is the first of stack.meta that is there; with none, the error says so."""
+    """Without --meta it is the first of stack.meta; an error suggests and lists only fitted ones."""
     good = next((data / "histology_slides").rglob("*.png"))
     stacks = finished.run_path / "stack"
     for name in ("logistic", "mlp"):
         (stacks / f"{name}@maps+logits" / "stack.json").unlink()
     assert call("predict", finished.run_path, good, "--out", tmp_path / "out").exit_code == 0
+    for name, code, text in (
+        ("xgbost", 2, "did you mean 'xgboost'? this run has fitted: xgboost"),
+        ("logstic", 2, "no meta-learner 'logstic'; this run has fitted: xgboost"),
+        ("logistic", 1, "is fitted; fitted are: xgboost"),
+    ):
+        expect_refusal(call("predict", finished.run_path, good, "--meta", name), code, text)
     (stacks / "xgboost@maps+logits" / "stack.json").unlink()
     expect_refusal(call("predict", finished.run_path, good), 1, "no meta-learner is fitted yet")
 

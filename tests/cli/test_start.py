@@ -62,3 +62,18 @@ def test_a_command_loads_what_it_needs(
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stderr.splitlines()[-1]))
     assert loaded & COMMANDS[command] == set()
+
+
+@pytest.mark.parametrize("words", ["no*such.png", "IMAGE --meta xgbost", "IMAGE --meta svm"])
+def test_predict_refuses_before_it_loads_torch(words: str, finished: Config, data: Path) -> None:
+    """An image or a stack that is not there is reported at once."""
+    image = str(next((data / "histology_slides").rglob("*.png")))
+    arguments = [image if word == "IMAGE" else word for word in words.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, "predict", str(finished.run_path), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (1, 2), done.stderr
+    assert set(json.loads(done.stderr.splitlines()[-1])) & ALL == set()

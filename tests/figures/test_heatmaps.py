@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,24 @@ def test_a_row_says_what_was_predicted_and_what_is_true(
     (run.path / "predictions.csv").unlink()
     draw(reopen(finished), caches, [image])
     assert titles[1] == f"{image}\ntrue class: {said['label']}"
+
+
+def test_backbones_stand_in_the_order_of_the_config(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in every table; folders, and so caches, are sorted by name."""
+    run = reopen(finished)
+    caches, names = find_caches(run), list(run.config.backbones)
+    titles: list[str] = []
+    monkeypatch.setattr(
+        heatmaps, "heatmap_sheet", lambda _, columns, *__: titles.extend(c.title for c in columns)
+    )
+    for order in (names, names[::-1]):
+        backbones = {name: run.config.backbones[name] for name in order}
+        changed = replace(run, config=run.config.model_copy(update={"backbones": backbones}))
+        draw(changed, caches, sample(caches, 1, 0))
+    drawn = [title.split("\n")[0] for title in titles]
+    assert drawn == names + names[::-1]
 
 
 def test_drawing_refuses_what_is_not_there(finished: Config) -> None:

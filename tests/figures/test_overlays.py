@@ -118,6 +118,24 @@ def test_a_sheet_shows_the_picture_as_it_is(size: tuple[int, int], count: int) -
     assert (sheet[-3:] == 255).all()
 
 
+@pytest.mark.parametrize(
+    ("unit", "value", "coloured"),
+    [
+        ("logits per cell", 8.2e-6, False),
+        ("logits per cell", 0.02, True),
+        ("logits per cell", -1.0, False),
+        ("no unit", 8.2e-6, True),
+        ("no unit", 0.0, False),
+    ],
+)
+def test_negligible_evidence_has_no_colour(unit: str, value: float, coloured: bool) -> None:
+    """In logits the size of a map counts, in other methods only whether there is any."""
+    picture = np.full((60, 60, 3), 128, np.uint8)
+    panels = [Panel(("net", "benign 0.50"), unit, np.full((7, 7), value))]
+    sheet = np.asarray(draw_sheet(["a.png"], picture, ImagesConfig(size=32), panels)).astype(int)
+    assert (np.ptp(sheet, axis=2) > 0).any() == coloured
+
+
 def test_a_file_is_a_photograph_in_full_colour(tmp_path: Path) -> None:
     """No palette; files of one name are numbered."""
     overlays = Overlays(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,24 @@ def test_a_leaderboard_has_a_legend_of_its_kinds() -> None:
     assert len(looks) == len(names)
     without = leaderboard_figure(board(), ["mlp", "mean"]).legends[0]
     assert "rule" not in [text.get_text() for text in without.get_texts()]
+
+
+@pytest.mark.parametrize(
+    ("count", "lines"), [(1, [1]), (4, [4]), (5, [3, 2]), (6, [3, 3]), (9, [3, 3, 3]), (10, [4, 4, 2])]
+)
+def test_panels_fill_their_lines_evenly(count: int, lines: list[int]) -> None:
+    """Five are three and two, not four and one."""
+    one = models()["mean"]
+    shown = {f"model{n}": one for n in range(count)}
+    figures = [
+        (confusion_figure(shown, HOW, "test", *SPLIT), 1),
+        (roc_figure(shown, HOW, "malignant", "test", *SPLIT), 1),
+        (reliability_figure(shown, HOW, "malignant", "test", *SPLIT), 2),
+    ]
+    for figure, axes_per_panel in figures:
+        rows: Counter[int] = Counter()
+        for axis in figure.axes:
+            place = axis.get_subplotspec()
+            assert place is not None
+            rows[place.rowspan.start // axes_per_panel] += axis.get_visible()
+        assert [rows[line] // axes_per_panel for line in sorted(rows)] == lines

@@ -49,6 +49,23 @@ def test_the_kept_epoch_is_marked_in_every_panel() -> None:
     assert marks == [2, 2, 2, 2, 2, 19]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_few_epochs_have_whole_numbers_and_no_point_is_cut(count: int) -> None:
+    """Nobody trains half an epoch; a loss that hardly moves keeps its distance from the frame."""
+    epochs = [epoch(number) | {"train_loss": 0.7, "val_loss": 0.701} for number in range(1, count + 1)]
+    *panels, last = draw_curves(epochs, 1, "resnet50/fold0").axes
+    for axes in panels:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks
+        assert all(float(tick).is_integer() for tick in ticks)
+        assert (low, high) == (0.5, count + 0.5)
+    for axes in (panels[0], last):
+        assert axes.get_ylim()[1] >= 1.04 * axes.dataLim.ymax
+    unknown = [epoch(1) | {"train_loss": np.nan, "val_loss": np.nan}]
+    assert draw_curves(unknown, 1, "resnet50/fold0").axes[0].get_ylim() == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("trials", "caution"),
     [(4, "4 complete trials: too few to rank settings"), (40, "40 complete trials")],

@@ -23,6 +23,7 @@ from stacker.backbones.checkpoint import load_checkpoint
 from stacker.config.root import Config
 from stacker.data.manifest import Image
 from stacker.errors import BackboneError, ConfigError, StackError
+from stacker.figures.overlays import Overlays
 from stacker.maps.extract import Arrays
 from stacker.prediction.inputs import Input
 from stacker.prediction.predictor import Predictor, open_predictor
@@ -299,6 +300,19 @@ def test_overlays_are_drawn_for_few_images_and_where_they_are_wanted(
     asked = call("predict", ready.run_path, tests_of[0].path, twin, "--out", tmp_path / "out")
     assert asked.exit_code == 0
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_an_overlay_names_a_true_class_only_if_it_is_one(
+    ready: Config, tests_of: list[Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label that is no class of the stack is rejected, and not printed either."""
+    titles: list[str] = []
+    monkeypatch.setattr(Overlays, "draw", lambda _, __, title, *___: titles.append(title[1]))
+    for label in ("benign", "Benign"):
+        table = tmp_path / "images.csv"
+        table.write_text(f"path,label\n{tests_of[0].path},{label}\n")
+        assert call("predict", ready.run_path, table, "--overlays").exit_code == 0
+    assert [title.partition("; true class: ")[2] for title in titles] == ["benign", ""]
 
 
 def test_what_is_no_number_is_no_prediction(
