@@ -35,7 +35,7 @@ def test_a_run_refuses_another_config(make_config: MakeConfig) -> None:
     assert open_run(run.path).config == run.config
     with pytest.raises(RunError, match=r"images\.size: was 32, is 48"):
         create_run(make_config(images={"size": 48}))
-    with pytest.raises(RunError, match=r"data\.positive: was None, is 'benign'"):
+    with pytest.raises(RunError, match=r"data\.positive: was null, is 'benign'"):
         create_run(make_config(data={"positive": "benign"}))
     changed = make_config(stack={"meta": ["mlp"]})
     assert create_run(changed).config == changed

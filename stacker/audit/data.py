@@ -103,7 +103,7 @@ def check_split(
 def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity) -> Iterable[Finding]:
     """Find parts that lack a class, and test and validation parts with few cases of one."""
     few_means = {
-        "test": "confidence intervals by case will be wide",
+        "test": f"below {FEW_CASES} cases of a class, scores have no confidence interval",
         "validation": "too few to choose an epoch, so training keeps the last one",
     }
     for part, rows in parts.items():
@@ -114,7 +114,8 @@ def check_parts(manifest: Manifest, parts: Parts, name: str, severity: Severity)
         few = [f"{number} of '{label}'" for label, number in cases if number < FEW_CASES]
         if few and part in few_means:
             text = f"{name}: {part} has only {first_few(few)} (cases): {few_means[part]}"
-            yield finding("note", f"few {part} cases", text, "add cases, or say so in the paper")
+            own_test: Severity = "warning" if part == "test" and severity == "error" else "note"
+            yield finding(own_test, f"few {part} cases", text, "add cases, or say so in the paper")
         if lacking:
             text = f"{name}: {part} ({len(rows)} images) has no {first_few(lacking)}"
             if part == "validation":
@@ -178,7 +179,7 @@ def check_sizes(manifest: Manifest) -> Iterable[Finding]:
     if few:
         listed = few if len(few) > SHOWN else []
         text = f"{len(few)} classes have fewer than {FEW_CASES} cases" if listed else ", ".join(few)
-        text += ": intervals will be wide, and scores depend on the random split"
+        text += ": too few for confidence intervals, and scores depend on the random split"
         yield finding("warning", "few cases", text, "add cases, or say so in the paper", listed)
     images = np.bincount(manifest.labels)
     if images.max() > 10 * images.min():

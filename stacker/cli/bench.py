@@ -71,7 +71,10 @@ def bench() -> None:
 @_minutes()
 @JSON
 def images(config: Config, as_json: bool, **options: Any) -> None:
-    """Time how fast CONFIG's images load, from the packed store and by decoding their files."""
+    """Time how fast CONFIG's images load, from the packed store and by decoding their files.
+
+    All ways deliver shuffled batches; from the store, the pixels are copied out of a memory-mapped file.
+    """
     from stacker.bench.images import STORE, bench_images
     from stacker.cli.tables.bench import describe_size, timings_table
 

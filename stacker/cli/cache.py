@@ -81,8 +81,7 @@ def info(run: Run, as_json: bool) -> None:
     if any(summary.flagged for summary in of_caches):
         show(flags_table(of_caches))
     lines = (", ".join(f"{k} {v}" for k, v in summary.versions.items()) for summary in of_caches)
-    for line in dict.fromkeys(lines):
-        click.echo(f"made by {line}")
+    show(*(f"made by {line}" for line in dict.fromkeys(lines)))
 
 
 @cache.command()

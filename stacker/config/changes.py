@@ -25,7 +25,10 @@ def listed(lines: Sequence[str]) -> str:
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return repr(flat[key]) if key in flat else "not set"
+    """Return a value nearly as YAML writes it."""
+    if key not in flat:
+        return "not set"
+    return "null" if flat[key] is None else repr(flat[key])
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

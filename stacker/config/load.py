@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from stacker.config.root import Config
-from stacker.errors import ConfigError
+from stacker.errors import ConfigError, plural
 
 RUN_FILES = ("run.json", "manifest.csv")  # which a folder has that is a run
 
@@ -29,7 +29,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"no config file at {path}; give the path of a YAML file") from None
+        raise _no_file(path) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -42,14 +42,37 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(raw).model_copy(update=place)
     except ValidationError as error:
-        faults = [explain(dict(fault)) for fault in error.errors()]
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        raise ConfigError("\n  ".join([f"{path}: {count} in the config", *faults])) from None
+        raise _refusal(path, error, [override.partition("=")[0] for override in overrides]) from None
+
+
+def _no_file(path: Path) -> ConfigError:
+    """Say that there is no config file, or that the path is a run, which has one."""
+    if _is_run(path):
+        return ConfigError(f"{path} is a run, not a config file; give {path / 'config.yaml'}")
+    return ConfigError(f"no config file at {path}; give the path of a YAML file")
+
+
+def _refusal(path: Path, error: ValidationError, changed: Sequence[str]) -> ConfigError:
+    """List the faults; those in keys that were changed by --set are not blamed on the file."""
+    lines, of_file = [], False
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        from_set = any(f"{where}.".startswith(f"{key}.") for key in changed)
+        of_file |= not from_set
+        lines.append("--set " * from_set + explain(dict(fault)))
+    heading = f"{path}: {plural(len(lines), 'fault')} in the config"
+    if not of_file:
+        heading = f"{plural(len(lines), 'fault')} in the settings given by --set"
+    return ConfigError("\n  ".join([heading, *lines]))
+
+
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).exists() for name in RUN_FILES)
 
 
 def _place_of_run(path: Path) -> dict[str, Any]:
     """Return `artifacts` and `run` of the run directory that a config lies in; empty outside of one."""
-    if path.name != "config.yaml" or not all(path.with_name(n).exists() for n in RUN_FILES):
+    if path.name != "config.yaml" or not _is_run(path.parent):
         return {}
     folder = path.parent if path.parent.name not in ("", "..") else path.parent.resolve()
     return {"artifacts": folder.parent, "run": folder.name}

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from stacker.backbones.backbone import Backbone
 from stacker.backbones.devices import Machine, Subset, autocast
 from stacker.config.training import TrainConfig
-from stacker.errors import BackboneError
+from stacker.errors import BackboneError, plural
 from stacker.scores.metrics import scores
 
 log = logging.getLogger(__name__)
@@ -149,9 +149,9 @@ def settle(recipe: TrainConfig, validation: Subset, name: str) -> TrainConfig:
     if fewest >= FEWEST_CASES:
         return recipe
     log.info(
-        "%s: only %d validation cases of %s, and %d are needed to choose the best epoch: all %d epochs "
-        "are run and the last is kept",
-        *(name, fewest, validation.name_of(label), FEWEST_CASES, recipe.epochs),
+        "%s: only %s of %s, and %d are needed to choose the best epoch: training runs to its end, and "
+        "the last epoch is kept",
+        *(name, plural(fewest, "validation case"), validation.name_of(label), FEWEST_CASES),
     )
     return recipe.model_copy(update={"monitor": "last", "patience": None})
 

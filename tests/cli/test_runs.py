@@ -10,10 +10,12 @@ from pathlib import Path
 
 import yaml
 
+from stacker.cli.tables.runs import runs_table
 from stacker.config.load import load_config
 from stacker.config.root import Config
 from stacker.files import read_json, write_json
-from stacker.overview import look
+from stacker.overview import Overview, look
+from tests.cli.tables.test_models import printed
 from tests.commands import call, expect_refusal
 
 
@@ -42,6 +44,14 @@ def test_runs_are_listed(finished: Config, tmp_path: Path) -> None:
     assert small["notes"] == []
     expect_refusal(call("runs", tmp_path / "nowhere"), 1, "no such folder")
     assert "no run in" in call("runs", tmp_path / "artifacts" / "thesis").stderr
+
+
+def test_backbones_are_not_broken() -> None:
+    """On a narrow terminal each stands on its own line, whole, without a comma."""
+    names = ("resnet18", "efficientnet_b0")
+    run = Overview("tiny", "a/tiny", data="breakhis", images=422, cases=81, backbones=names)
+    words = [word for line in printed(runs_table([run]), 80) for word in line.split()]
+    assert set(names) <= set(words)
 
 
 def test_listing_loads_nothing_heavy(finished: Config) -> None:

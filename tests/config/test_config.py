@@ -154,6 +154,32 @@ def test_malformed_override_is_refused(write_config: Callable[..., Path], overri
         load_config(write_config(), (override,))
 
 
+def test_a_fault_of_an_override_is_not_blamed_on_the_file(write_config: Callable[..., Path]) -> None:
+    """What --set gave is marked, below a section too; the file is named only for its own faults."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_config(), ("train.epoch=3", "images={sise: 48}"))
+    heading, *faults = str(caught.value).splitlines()
+    assert heading == "2 faults in the settings given by --set"
+    assert sorted(fault.split(": ")[0].strip() for fault in faults) == [
+        "--set images.sise",
+        "--set train.epoch",
+    ]
+    path = write_config(train={"epocs": 3})
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ("train.lr=-1",))
+    heading, *faults = str(caught.value).splitlines()
+    assert heading == f"{path}: 2 faults in the config"
+    assert sorted(fault.split(": ")[0].strip() for fault in faults) == ["--set train.lr", "train.epocs"]
+
+
+def test_a_run_in_place_of_a_config_is_told_its_config(finished: Config) -> None:
+    """The commands that take a RUN and those that take a CONFIG are easily mixed up."""
+    run = finished.run_path
+    with pytest.raises(ConfigError) as caught:
+        load_config(run)
+    assert str(caught.value) == f"{run} is a run, not a config file; give {run / 'config.yaml'}"
+
+
 @pytest.mark.parametrize("text", ["run: [", "just text", "- a\n- b", ""])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     """Broken YAML, text, a list and an empty file are refused with the path."""

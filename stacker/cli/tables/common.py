@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
@@ -59,7 +59,7 @@ def shortened(name: str, width: int, gap: str = "…") -> str:
 def make_table(
     title: str | Text,
     headings: Iterable[str | Text | Column],
-    rows: Iterable[Sequence[str | Name]] = (),
+    rows: Iterable[Sequence[RenderableType]] = (),
     caption: str | None = None,
     **options: Any,
 ) -> Table:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.table import Table
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
 
-from stacker.cli.tables.common import make_table, number
+from stacker.cli.tables.common import Name, make_table, number
 from stacker.overview import Overview, state
+
+LONGEST = 18  # characters of a backbone's name that are shown
 
 
 def runs_table(runs: Sequence[Overview]) -> Table:
@@ -20,7 +23,7 @@ def runs_table(runs: Sequence[Overview]) -> Table:
             number("images"),
             number("cases"),
             "protocol",
-            "backbones",
+            Column("backbones", no_wrap=True, max_width=LONGEST),
             "state",
             "best model",
         ],
@@ -29,10 +32,12 @@ def runs_table(runs: Sequence[Overview]) -> Table:
     )
 
 
-def _row(run: Overview) -> list[str]:
+def _row(run: Overview) -> list[RenderableType]:
+    """Return the cells of a run; its backbones stand one below the other."""
     counts = [f"{run.images:,}", "not known" if run.cases is None else str(run.cases)]
     best = "-" if run.best is None else f"{run.best.name} {run.best.value:.3f}"
-    return [run.run, run.data, *counts, run.protocol, ", ".join(run.backbones), state(run), best]
+    backbones = Group(*map(Name, run.backbones))
+    return [run.run, run.data, *counts, run.protocol, backbones, state(run), best]
 
 
 def remarks(runs: Sequence[Overview]) -> Iterator[str]:

@@ -125,6 +125,8 @@ def _gain_tables(metrics: Mapping[str, Any]) -> Iterator[ModelsTable]:
     """Yield, for each part, what each first model gains over the second, on the same images."""
     rows = metrics["differences"]
     parts = list(dict.fromkeys(row.get("part") for row in rows))
+    sure = {row.get("part") for row in rows if row["interval"]}
+    noted = [part for part in parts if part in sure][-1:]
     for part in parts:
         known = {
             (row["first"], row["second"], row["score"]): row for row in rows if row.get("part") == part
@@ -135,7 +137,7 @@ def _gain_tables(metrics: Mapping[str, Any]) -> Iterator[ModelsTable]:
             f"{where}gain by image, paired by {metrics['unit']}",
             [f"{first} over {second}" for first, second in pairs],
             {f"image {SHORT[s]}": [_gain(known[(*pair, s)]) for pair in pairs] for s in USUAL},
-            ["An interval that includes 0: no significant difference."] if part == parts[-1] else [],
+            ["An interval that includes 0: no significant difference."] if part in noted else [],
             first="model",
             sign="+",
         )

@@ -67,7 +67,9 @@ def named_pictures(
         raise DataError(
             f"{len(strangers)} of {len(matches)} PNG files in {tree} are not named as in {name} "
             f"(e.g. {example}): {first_few([path.name for path in strangers])}",
-            "move them elsewhere",
+            f"data.format or data.path is wrong: these are no {name} images"
+            if 2 * len(strangers) > len(matches)
+            else "move them elsewhere",
         )
     others = [path.name for path in pictures if path.suffix != ".png"]
     if others:

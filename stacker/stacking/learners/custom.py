@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from importlib import import_module
 from importlib.metadata import packages_distributions
 from typing import Any
@@ -19,10 +20,14 @@ def find_class(path: str) -> type:
     try:
         kind = getattr(import_module(module_name), name)
     except ModuleNotFoundError as error:
-        package = (error.name or module_name).split(".")[0]
+        missing = error.name or module_name
+        package = missing.split(".")[0]
+        what = f"{path} cannot be imported: there is no module {missing}"
+        if package in sys.modules:  # it was imported on the way to its part
+            raise StackError(f"{what}, though {package} is installed; fix the path") from error
         raise StackError(
-            f"{path} cannot be imported: there is no module {error.name}; install the package that has "
-            f"it (often: pip install {package}) into the environment of stacker, or fix the path"
+            f"{what}; install the package that has it (often: pip install {package}) into the "
+            "environment of stacker, or fix the path"
         ) from error
     except ImportError as error:
         raise StackError(f"{path} cannot be imported: {error}; fix its installation") from error

@@ -61,6 +61,24 @@ def test_a_model_that_predicts_one_class_is_marked_by_image_and_by_case(metrics:
     assert "(!)" not in "\n".join(printed(scores_table(metrics), 120))
 
 
+def test_intervals_are_explained_where_there_are_some(metrics: dict[str, Any]) -> None:
+    """Once, below the last table of gains that has one; below tables without any, not at all."""
+    row = {"score": "auc", "difference": 0.1, "interval": None, "withheld": "few cases"}
+    rows = [row | {"part": part, "first": "mlp", "second": "mean"} for part in ("development", "test")]
+    rows = [each | {"score": score} for each in rows for score in ("auc", "accuracy")]
+
+    def shown() -> str:
+        tables = score_tables({**metrics, "differences": rows})
+        return "\n".join(line for table in tables for line in printed(table, 120))
+
+    assert "includes 0" not in shown()
+    rows[0]["interval"] = (-0.1, 0.3)
+    before, _, after = shown().partition("An interval that includes 0")
+    assert "out of fold: gain by image" in before
+    assert "Test cases: gain by image" in after
+    assert "includes 0" not in after[1:]
+
+
 def test_long_names_lose_their_middle() -> None:
     """Both ends stay, and short names are as they were."""
     assert shortened("logistic", 8) == "logistic"

@@ -139,6 +139,16 @@ def test_a_stranger_in_idc_is_refused(tmp_path: Path, name: str) -> None:
         read_manifest(DataConfig(format="idc", path=tmp_path))
 
 
+def test_pictures_of_another_format_are_called_so(tmp_path: Path) -> None:
+    """A few strangers may be moved; where most are, the format is not that of the data."""
+    draw(idc_tree(tmp_path) / "a.png")
+    with pytest.raises(DataError, match="move them elsewhere"):
+        read_manifest(DataConfig(format="idc", path=tmp_path))
+    tree(tmp_path / "others", "SOB_B_A-14-22549AB-100-001.png")
+    with pytest.raises(DataError, match=r"1 of 1 PNG files .*; data\.format or data\.path is wrong"):
+        read_manifest(DataConfig(format="idc", path=tmp_path / "others"))
+
+
 def test_the_doubled_idc_archive_is_read_once(tmp_path: Path) -> None:
     """The archive holds everything again below IDC_regular_ps50_idx5."""
     idc_tree(tmp_path)

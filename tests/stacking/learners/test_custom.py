@@ -175,7 +175,7 @@ def test_groups_go_to_whom_they_concern() -> None:
     ("path", "parameters", "reason"),
     [
         ("no_such_package.Model", {}, "pip install no_such_package"),
-        ("sklearn.no_such_part.Model", {}, "no module sklearn.no_such_part"),
+        ("sklearn.no_such_part.Model", {}, "no_such_part, though sklearn is installed; fix"),
         ("sklearn.ensemble.NoSuchTrees", {}, "has no NoSuchTrees; fix the path"),
         ("sklearn.base.clone", {}, "expected the class"),
         ("sklearn.svm.LinearSVC", {}, "has no predict_proba"),
