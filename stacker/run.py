@@ -1,15 +1,9 @@
 """A run: one directory, begun once with its images and its split, and reopened by every later command.
 
-    artifacts/<run>/config.yaml run.json manifest.csv folds.json
-                    models/<backbone>/<fold>/model.safetensors metrics.jsonl curves.png tensorboard/
-                    cache/<backbone>/<fold>/part-00000.h5 ... index.h5
-                    stack/<meta-learner>@<features>/...
-                    metrics.json predictions.csv figures/*.png
-
-The images and the split are frozen, and so is the recipe of every base model that is there: a config of
-the same name that says otherwise is refused, and so is a run whose files another version of the program
-laid out. Backbones and meta-learners may come and go with the config: what is there is kept, what is no
-longer in the config is ignored.
+`docs/files.md` lists its files. The images and the split are frozen, and so is the recipe of every base
+model that is there: a config of the same name that says otherwise is refused, and so is a run whose files
+another version of the program laid out. Backbones and meta-learners may come and go with the config: what
+is there is kept, what is no longer in the config is ignored.
 """
 
 from __future__ import annotations

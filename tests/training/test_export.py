@@ -187,7 +187,7 @@ def test_what_onnx_cannot_do_is_refused(run: Run, monkeypatch: pytest.MonkeyPatc
             export(run, "test_resnet", "holdout", "onnx")
     with monkeypatch.context() as patch:
         patch.setattr(exports, "LARGEST_ONNX", 1000)
-        with pytest.raises(BackboneError, match="more than the .* of an ONNX file"):
+        with pytest.raises(BackboneError, match=r"more than the .* of an ONNX file"):
             export(run, "test_resnet", "holdout", "onnx")
     assert not list((run.path / "export").iterdir())
 
