@@ -1,9 +1,9 @@
 """A run: one directory, begun once with its images and its split, and reopened by every later command.
 
 `docs/files.md` lists its files. The images and the split are frozen, and so is the recipe of every base
-model that is there: a config of the same name that says otherwise is refused, and so is a run whose files
-another version of the program laid out. Backbones and meta-learners may come and go with the config: what
-is there is kept, what is no longer in the config is ignored.
+model that is there: a config of the same name that says otherwise is refused, and so is a run whose
+files another version of the program laid out. Backbones and meta-learners may come and go with the
+config: what is there is kept, what is no longer in the config is ignored.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,19 +34,16 @@ def test_check_prints_and_writes(write_config: WriteConfig, tmp_path: Path) -> N
     assert call("train", write_config(train={"epochs": 1})).exit_code == 0
 
 
-def test_exit_code_by_severity(write_config: WriteConfig) -> None:
+def test_exit_code_by_severity(write_config: WriteConfig, tmp_path: Path) -> None:
     """Errors fail; warnings fail under --strict; a wrong config is 2."""
     leaking = write_config(folds={"group": "image"})
     expect_refusal(call("check", leaking), 1, "error")
-    warned = write_config(data={"on_error": "skip"})
-    root = load_config(warned).data.path
-    (root / "histology_slides" / "SOB_B_A-14-99999-100-001.png").write_bytes(b"no picture")
-    try:
-        assert call("check", warned).exit_code == 0
-        expect_refusal(call("check", warned, "--strict"), 1, "warning")
-        assert "unreadable images" in call("check", warned, "--json").stdout
-    finally:
-        (root / "histology_slides" / "SOB_B_A-14-99999-100-001.png").unlink()
+    images = shutil.copytree(load_config(leaking).data.path, tmp_path / "copy")
+    (images / "histology_slides" / "SOB_B_A-14-99999-100-001.png").write_bytes(b"no picture")
+    warned = write_config(data={"path": str(images), "on_error": "skip"})
+    assert call("check", warned).exit_code == 0
+    expect_refusal(call("check", warned, "--strict"), 1, "warning")
+    assert "unreadable images" in call("check", warned, "--json").stdout
     expect_refusal(call("check", warned, "--set", "data.formt=idc"), 2, "did you mean 'format'?")
 
 

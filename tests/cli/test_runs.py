@@ -82,7 +82,7 @@ def test_what_is_out_of_date_is_called_so(finished: Config) -> None:
     assert "metrics.json does not match the stacks of this run" in look(run).notes[0]
     change(run, stack__features=["maps", "logits"])
     (run / "stack" / "mlp@maps+logits" / "stack.json").write_text("{")
-    assert "metrics.json is of other stacks than" in look(run).notes[0]
+    assert "metrics.json does not match the stacks of this run" in look(run).notes[0]
     shutil.rmtree(run / "stack" / "mlp@maps+logits")
     assert "metrics.json does not match the stacks of this run" in look(run).notes[0]
     change(run, backbones={"test_resnet": {"weights": "random"}, "test_vit": {"weights": "random"}})
