@@ -161,7 +161,8 @@ def test_perturbing_methods_say_what_they_cost_first(
     with caplog.at_level("WARNING", "stacker"):
         pipeline.cache(run)
     assert "cache test_resnet/holdout: scorecam takes" in caplog.text
-    assert "seconds for the" in caplog.text
+    assert "s per image, " in caplog.text
+    assert "for the 36 images to do" in caplog.text
 
 
 def test_too_many_lower_layers_are_refused(finished: Config) -> None:
