@@ -308,7 +308,7 @@ def _refuse_another_config(path: Path, before: Config, now: Config) -> None:
     if lines:
         folders = " and ".join(f"models/{name}" for name, found in changed.items() if found)
         raise RunError(
-            f"{path} has base models that were trained with other settings; restore these settings, choose "
+            f"{path} has base models that were trained with other settings; set these back, choose "
             f"another name for the run (--set run=NAME), or delete {folders} to train again:"
             f"{listed(list(dict.fromkeys(lines)))}"
         )
@@ -334,7 +334,7 @@ def _refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any]) -> 
     lines = changes(before, now)
     if lines:
         raise RunError(
-            f"{path} was made with other settings; restore these settings, choose another name for the run "
+            f"{path} was made with other settings; set these back, choose another name for the run "
             f"(--set run=NAME), or delete the folder:{listed(lines)}"
         )
 

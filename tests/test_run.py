@@ -173,10 +173,7 @@ def test_a_changed_recipe_names_every_setting(finished: Config) -> None:
     with pytest.raises(RunError) as refused:
         reopen(with_backbones(finished, recipes))
     lines = str(refused.value).splitlines()
-    assert (
-        "trained with other settings; restore these settings, choose another name for the run"
-        in lines[0]
-    )
+    assert "trained with other settings; set these back, choose another name for the run" in lines[0]
     assert "delete models/test_resnet to train again" in lines[0]
     assert sorted(lines[1:]) == [
         "  backbones.test_resnet.train.augment.flips: was True, is False",
