@@ -56,7 +56,9 @@ def find_caches(run: Run) -> dict[BaseModel, Cache]:
     incomplete = [str(base) for base in begun if base not in complete]
     again = f"stacker cache {run.path}/config.yaml"
     if not complete:
-        state = f"none of {plural(len(incomplete), 'cache')} is complete" if begun else "no cache yet"
+        state = (
+            f"none of {plural(len(incomplete), 'cache')} is complete" if incomplete else "no cache yet"
+        )
         raise CacheError(f"{run.path}: {state}", f"run '{again}'")
     if incomplete:
         log.warning("left out, incomplete: %s (run '%s')", first_few(incomplete), again)
